@@ -1,0 +1,1 @@
+//! Settings: what was written, then what it means.

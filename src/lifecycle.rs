@@ -1,0 +1,1 @@
+//! Drain: stop taking work, finish what is owed, until a deadline.

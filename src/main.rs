@@ -1,0 +1,3 @@
+//! The binary: parse, load, run, exit code.
+
+fn main() {}

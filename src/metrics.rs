@@ -1,0 +1,1 @@
+//! Counters and gauges, resolved once and handed down.

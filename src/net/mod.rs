@@ -1,0 +1,1 @@
+//! Ground floor of the network: streams, listeners, the thread's read buffer.

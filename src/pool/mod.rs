@@ -1,0 +1,1 @@
+//! The pool: checkout, lease, budget, reaper; knows no protocol.

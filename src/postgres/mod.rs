@@ -1,0 +1,1 @@
+//! Postgres: one client's session over the few backends of a transaction pool.

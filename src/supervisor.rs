@@ -1,0 +1,1 @@
+//! The wrapped child process of `tidegate run`.
