@@ -1,0 +1,223 @@
+//! A throwaway Postgres: `initdb` once per target directory, then a copy for each server.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::pg::{Connection, Login};
+use super::process::Process;
+use super::{eventually, ports};
+
+pub const USER: &str = "app";
+pub const PASSWORD: &str = "app-secret";
+pub const DATABASE: &str = "app";
+
+/// Databases and roles that every server has: `app`/`app-secret` by SCRAM in the databases `app` and
+/// `other`; the superuser `postgres` without a password, to look behind the curtain.
+const ROLES: &str = "create role app login password 'app-secret'; \
+     create role reader login password 'reader-secret'; \
+     create database app owner app; create database other owner app";
+
+const HBA: &str = "local all all trust\n\
+     host all postgres 127.0.0.1/32 trust\n\
+     host all all 127.0.0.1/32 scram-sha-256\n";
+
+pub struct Postgres {
+    data: TempDir,
+    port: u16,
+    server: Option<Process>,
+}
+
+impl Postgres {
+    /// A running server.
+    pub fn start() -> Self {
+        let mut server = Self::stopped();
+        server.resume();
+        server
+    }
+
+    /// A server that has a port and data but does not run yet.
+    pub fn stopped() -> Self {
+        let data = copy_of_template();
+        Self { data, port: ports::free(), server: None }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{}/{DATABASE}", self.port)
+    }
+
+    pub fn url_with(&self, user: &str, password: &str, database: &str) -> String {
+        format!("postgres://{user}:{password}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Starts a server that is stopped, and waits until it takes logins.
+    pub fn resume(&mut self) {
+        let mut server = launch(self.data.path(), self.port);
+        let login = superuser("postgres");
+        eventually("Postgres takes logins", || {
+            let gone = server.exited();
+            assert!(gone.is_none(), "Postgres ended: {gone:?}\n{}", server.output());
+            Connection::try_open(self.port, &login).ok()
+        });
+        self.server = Some(server);
+    }
+
+    /// Stops it in the fast way: sessions are told 57P01.
+    pub fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let status = server.end(Signal::INT, Duration::from_secs(15));
+            assert!(status.is_some(), "Postgres did not stop:\n{}", server.output());
+        }
+    }
+
+    pub fn restart(&mut self) {
+        self.stop();
+        self.resume();
+    }
+
+    /// As the application would connect without tidegate.
+    pub fn direct(&self) -> Connection {
+        Connection::open(self.port, &Login::app())
+    }
+
+    pub fn superuser(&self) -> Connection {
+        Connection::open(self.port, &superuser(DATABASE))
+    }
+
+    /// How many sessions of `user` the server has now.
+    pub fn sessions_of(&self, user: &str) -> usize {
+        let sql = format!("select count(*) from pg_stat_activity where usename = '{user}'");
+        self.superuser().one(&sql).parse().expect("a count")
+    }
+
+    pub fn log(&self) -> String {
+        self.server.as_ref().map(Process::output).unwrap_or_default()
+    }
+}
+
+fn superuser(database: &str) -> Login {
+    Login { user: "postgres".into(), database: database.into(), ..Login::app() }
+}
+
+fn launch(data: &Path, port: u16) -> Process {
+    let mut command = as_server_user(&tool("postgres"));
+    command.arg("-D").arg(data).args(["-p", &port.to_string()]);
+    command.arg("-c").arg(format!("unix_socket_directories={}", data.display()));
+    for setting in [
+        "listen_addresses=127.0.0.1",
+        "fsync=off",
+        "full_page_writes=off",
+        "shared_buffers=16MB",
+        "max_connections=60",
+        "max_prepared_transactions=4",
+        "autovacuum=off",
+        "wal_level=minimal",
+        "max_wal_senders=0",
+        "log_line_prefix=%m %u@%d ",
+    ] {
+        command.args(["-c", setting]);
+    }
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.env("LC_ALL", "C").env("TZ", "UTC");
+    Process::start(command, Signal::QUIT)
+}
+
+fn copy_of_template() -> TempDir {
+    let template = template();
+    let data = tempfile::Builder::new().prefix("tidegate-pg-").tempdir().expect("a temp dir");
+    run(Command::new("cp").arg("-r").arg(template.join(".")).arg(data.path()));
+    hand_over(data.path());
+    data
+}
+
+/// The template's path; made by whichever test process comes first, while the others wait.
+fn template() -> PathBuf {
+    let home = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    fs::create_dir_all(&home).expect("the target directory can be written");
+    let lock = File::create(home.join("postgres.lock")).expect("a lock file");
+    lock.lock().expect("a lock");
+    let template = home.join("postgres-template-2");
+    if !template.exists() {
+        let made = initialise();
+        let fresh = home.join("postgres-template.new");
+        if fresh.exists() {
+            fs::remove_dir_all(&fresh).expect("an unfinished template can go");
+        }
+        run(Command::new("cp").arg("-r").arg(made.path()).arg(&fresh));
+        fs::rename(&fresh, &template).expect("same directory");
+    }
+    template
+}
+
+fn initialise() -> TempDir {
+    let data = tempfile::Builder::new().prefix("tidegate-pg-").tempdir().expect("a temp dir");
+    hand_over(data.path());
+    let mut initdb = as_server_user(&tool("initdb"));
+    initdb.arg("-D").arg(data.path());
+    run(initdb
+        .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"])
+        .args(["--wal-segsize=1", "--no-sync"]));
+    fs::write(data.path().join("pg_hba.conf"), HBA).expect("our own directory");
+    hand_over(data.path());
+    let port = ports::free();
+    let mut server = launch(data.path(), port);
+    let mut connection = eventually("the new Postgres takes logins", || {
+        Connection::try_open(port, &superuser("postgres")).ok()
+    });
+    for sql in ROLES.split("; ") {
+        connection.query(sql).expect_no_error();
+    }
+    drop(connection);
+    assert!(server.end(Signal::INT, Duration::from_secs(15)).is_some(), "{}", server.output());
+    data
+}
+
+/// Postgres refuses to run as root: there it runs as nobody.
+fn as_server_user(program: &Path) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(program);
+    command
+}
+
+fn hand_over(directory: &Path) {
+    run(Command::new("chmod").arg("0700").arg(directory));
+    if rustix::process::geteuid().is_root() {
+        run(Command::new("chown").args(["-R", "nobody:nogroup"]).arg(directory));
+    }
+}
+
+/// Debian keeps the server's programs out of PATH, a directory for each major version.
+fn tool(name: &str) -> PathBuf {
+    let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|version| version.path().join("bin").join(name))
+        .filter(|path| path.exists())
+        .collect();
+    found.sort();
+    found.pop().unwrap_or_else(|| PathBuf::from(name))
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| {
+        panic!("{command:?}: {error}; bin/setup installs what the tests need")
+    });
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

@@ -1,0 +1,96 @@
+//! A throwaway Redis.
+
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::process::Process;
+use super::resp::{Connection, Value};
+use super::{eventually, ports};
+
+pub const PASSWORD: &str = "redis-secret";
+
+pub struct Redis {
+    directory: TempDir,
+    port: u16,
+    password: Option<&'static str>,
+    server: Option<Process>,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        Self::started(None)
+    }
+
+    pub fn with_password() -> Self {
+        Self::started(Some(PASSWORD))
+    }
+
+    /// A server that has a port but does not run yet.
+    pub fn stopped() -> Self {
+        let directory =
+            tempfile::Builder::new().prefix("tidegate-redis-").tempdir().expect("a temp dir");
+        Self { directory, port: ports::free(), password: None, server: None }
+    }
+
+    fn started(password: Option<&'static str>) -> Self {
+        let mut server = Self { password, ..Self::stopped() };
+        server.resume();
+        server
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn url(&self) -> String {
+        let password = self.password.map(|word| format!(":{word}@")).unwrap_or_default();
+        format!("redis://{password}127.0.0.1:{}/0", self.port)
+    }
+
+    pub fn resume(&mut self) {
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
+        command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
+        command.arg("--dir").arg(self.directory.path());
+        if let Some(password) = self.password {
+            command.args(["--requirepass", password]);
+        }
+        let mut server = Process::start(command, Signal::KILL);
+        eventually("Redis answers", || {
+            let gone = server.exited();
+            assert!(gone.is_none(), "Redis ended: {gone:?}\n{}", server.output());
+            Connection::try_open(self.port)?.try_command(&["PING"])
+        });
+        self.server = Some(server);
+    }
+
+    pub fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let status = server.end(Signal::KILL, Duration::from_secs(10));
+            assert!(status.is_some(), "Redis did not stop:\n{}", server.output());
+        }
+    }
+
+    pub fn restart(&mut self) {
+        self.stop();
+        self.resume();
+    }
+
+    /// A connection past tidegate, logged in where a password is set.
+    pub fn direct(&self) -> Connection {
+        let mut connection = Connection::open(self.port);
+        if let Some(password) = self.password {
+            assert_eq!(connection.command(&["AUTH", password]), Value::simple("OK"));
+        }
+        connection
+    }
+
+    /// The connections that the server has now, without the one that asks.
+    pub fn connections(&self) -> usize {
+        let list = self.direct().command(&["CLIENT", "LIST"]).text();
+        list.lines().filter(|line| line.contains("id=")).count() - 1
+    }
+}
