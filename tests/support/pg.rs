@@ -153,6 +153,8 @@ pub struct Connection {
     /// BackendKeyData as the server gave it.
     pub key: Vec<u8>,
     pub parameters: Vec<(String, String)>,
+    /// How many NegotiateProtocolVersion came.
+    pub negotiated: usize,
 }
 
 impl Connection {
@@ -173,7 +175,13 @@ impl Connection {
         stream.set_nodelay(true).expect("a socket option");
         stream.set_read_timeout(Some(DEADLINE)).expect("a socket option");
         stream.set_write_timeout(Some(DEADLINE)).expect("a socket option");
-        Ok(Self { stream, buffer: Vec::new(), key: Vec::new(), parameters: Vec::new() })
+        Ok(Self {
+            stream,
+            buffer: Vec::new(),
+            key: Vec::new(),
+            parameters: Vec::new(),
+            negotiated: 0,
+        })
     }
 
     /// Answers what the server asks after a startup packet, until ReadyForQuery.
@@ -190,7 +198,8 @@ impl Connection {
                 b'K' => self.key = frame.body,
                 b'E' => return Err(frame.refusal()),
                 b'Z' => return Ok(()),
-                b'N' | b'v' => {}
+                b'v' => self.negotiated += 1,
+                b'N' => {}
                 other => panic!("unexpected in a greeting: {:?}", char::from(other)),
             }
         }

@@ -198,7 +198,7 @@ fn hand_over(directory: &Path) {
 }
 
 /// Debian keeps the server's programs out of PATH, a directory for each major version.
-fn tool(name: &str) -> PathBuf {
+pub fn tool(name: &str) -> PathBuf {
     let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
