@@ -1,0 +1,403 @@
+//! Redis through tidegate: what clients may say, how few connections carry it, and the bad days.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::redis::{PASSWORD, Redis};
+use support::resp::{Connection, Value, encode};
+use support::tidegate::{Setup, Tidegate};
+use support::{eventually, within};
+
+fn before(server: &Redis, pool_size: usize) -> Tidegate {
+    Setup::new().redis(server).pool_size(pool_size).wait_ms(5_000).start()
+}
+
+#[test]
+fn commands_bring_the_same_bytes_as_directly() {
+    let server = Redis::start();
+    let gate = before(&server, 2);
+    let commands: &[&[&str]] = &[
+        &["PING"],
+        &["PING", "words"],
+        &["SET", "k", "v"],
+        &["GET", "k"],
+        &["GET", "missing"],
+        &["INCR", "n"],
+        &["INCR", "k"],
+        &["LPUSH", "l", "a", "b", "c"],
+        &["LRANGE", "l", "0", "-1"],
+        &["HSET", "h", "f", "1", "g", "2"],
+        &["HGETALL", "h"],
+        &["ZADD", "z", "1.5", "m"],
+        &["ZSCORE", "z", "m"],
+        &["SADD", "s", "x"],
+        &["SMEMBERS", "s"],
+        &["EVAL", "return {1, {2, 'three'}, redis.status_reply('OK')}", "0"],
+        &["EVAL", "return redis.error_reply('MY own')", "0"],
+        &["NOSUCHCOMMAND", "x"],
+        &["SET", "k"],
+        &["GET", "h"],
+        &["TYPE", "z"],
+        &["OBJECT", "ENCODING", "n"],
+        &["ECHO", ""],
+        &["SETRANGE", "big", "1000000", "x"],
+        &["GET", "big"],
+        &["DEL", "k", "n", "l", "h", "z", "s", "big"],
+    ];
+    for protocol in ["2", "3"] {
+        let mut direct = server.direct();
+        let mut pooled = gate.redis_client();
+        for connection in [&mut direct, &mut pooled] {
+            connection.command(&["HELLO", protocol]);
+        }
+        for command in commands {
+            let wanted = direct.command(command);
+            server.direct().command(&["FLUSHALL"]);
+            // The same history for both: replay it directly, then ask through the pool.
+            for earlier in commands.iter().take_while(|earlier| earlier != &command) {
+                direct.command(earlier);
+            }
+            let got = pooled.command(command);
+            assert_eq!(got, wanted, "{command:?} in RESP{protocol}");
+        }
+        server.direct().command(&["FLUSHALL"]);
+    }
+}
+
+#[test]
+fn two_hundred_clients_share_the_pool() {
+    let server = Redis::start();
+    let gate = before(&server, 4);
+    let mut clients: Vec<_> = (0..200).map(|_| gate.redis_client()).collect();
+    let mut most = 0;
+    for round in 0..3 {
+        for (n, client) in clients.iter_mut().enumerate() {
+            client.send(&encode(&["SET", &format!("k{n}"), &format!("{round}-{n}")]));
+        }
+        for client in &mut clients {
+            assert_eq!(client.reply(), Value::simple("OK"));
+        }
+        for (n, client) in clients.iter_mut().enumerate() {
+            assert_eq!(client.command(&["GET", &format!("k{n}")]).text(), format!("{round}-{n}"));
+        }
+        most = most.max(server.connections());
+    }
+    assert!((1..=4).contains(&most), "{most} connections");
+    assert_eq!(gate.redis_metric("tidegate_clients", &[]), 200.0);
+}
+
+#[test]
+fn redis_benchmark_sees_no_error() {
+    let server = Redis::start();
+    let gate = before(&server, 4);
+    for pipeline in ["1", "16"] {
+        let output = std::process::Command::new("redis-benchmark")
+            .args(["-h", "127.0.0.1", "-p", &gate.redis_port().to_string(), "-c", "50"])
+            .args(["-n", "20000", "-t", "get,set,incr,lpush,lrange_100,mset", "-q", "-P", pipeline])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success() && !said.to_lowercase().contains("err"), "{said}");
+    }
+    assert!(server.connections() <= 4);
+}
+
+#[test]
+fn pipelines_keep_their_order() {
+    let server = Redis::start();
+    let gate = before(&server, 2);
+    let mut one = gate.redis_client();
+    let mut two = gate.redis_client();
+    let echo = |word: &str, n: usize| encode(&["ECHO", &format!("{word}{n}")]);
+    for (client, word) in [(&mut one, "a"), (&mut two, "b")] {
+        let bytes: Vec<u8> = (0..3_000).flat_map(|n| echo(word, n)).collect();
+        client.send(&bytes);
+    }
+    for n in 0..3_000 {
+        assert_eq!(one.reply(), Value::bulk(&format!("a{n}")));
+        assert_eq!(two.reply(), Value::bulk(&format!("b{n}")));
+    }
+}
+
+#[test]
+fn bytes_may_be_cut_anywhere_and_commands_may_be_inline() {
+    let server = Redis::start();
+    let gate = before(&server, 1);
+    let mut client = gate.redis_client();
+    let commands =
+        [encode(&["SET", "cut", "a\r\nb"]), b"GET cut\r\n".to_vec(), b"PING\r\n".to_vec()];
+    for byte in commands.concat() {
+        client.send(&[byte]);
+    }
+    assert_eq!(client.reply(), Value::simple("OK"));
+    assert_eq!(client.reply(), Value::bulk("a\r\nb"));
+    assert_eq!(client.reply(), Value::simple("PONG"));
+}
+
+#[test]
+fn transactions_are_whole_and_watch_works() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    let mut client = gate.redis_client();
+    let mut rival = gate.redis_client();
+    let block = [&["MULTI"][..], &["INCR", "n"], &["INCR", "n"], &["EXEC"]];
+    let replies = client.pipeline(&block);
+    assert_eq!(replies[3].words(), ["1", "2"]);
+
+    for client in [&mut client, &mut rival] {
+        assert_eq!(client.command(&["MULTI"]), Value::simple("OK"));
+    }
+    assert_eq!(client.command(&["SET", "x", "mine"]), Value::simple("QUEUED"));
+    assert_eq!(rival.command(&["SET", "x", "theirs"]), Value::simple("QUEUED"));
+    assert_eq!(rival.command(&["DISCARD"]), Value::simple("OK"));
+    assert_eq!(client.command(&["EXEC"]).words(), ["OK"]);
+    assert_eq!(rival.command(&["GET", "x"]), Value::bulk("mine"));
+
+    assert_eq!(client.command(&["WATCH", "x"]), Value::simple("OK"));
+    assert_eq!(rival.command(&["SET", "x", "changed"]), Value::simple("OK"));
+    let replies = client.pipeline(&[&["MULTI"], &["SET", "x", "late"], &["EXEC"]]);
+    assert_eq!(replies[2], Value::Null, "the watched key changed");
+    assert_eq!(client.command(&["EXEC"]).error().split(' ').next(), Some("ERR"));
+    let broken = client.pipeline(&[&["MULTI"], &["SET", "x"], &["EXEC"]]);
+    assert!(broken[2].error().starts_with("EXECABORT"), "{broken:?}");
+}
+
+#[test]
+fn a_client_killed_in_a_transaction_leaves_nothing() {
+    let server = Redis::start();
+    let gate = before(&server, 1);
+    for words in [&[&["WATCH", "x"][..], &["MULTI"], &["SET", "x", "half"]][..], &[&["MULTI"]]] {
+        let mut victim = gate.redis_client();
+        victim.pipeline(words);
+        victim.hang_up();
+        let mut next = gate.redis_client();
+        assert_eq!(next.command(&["SET", "y", "1"]), Value::simple("OK"), "not QUEUED");
+        assert_eq!(next.command(&["GET", "x"]), Value::Null);
+        assert!(next.command(&["EXEC"]).error().contains("EXEC without MULTI"));
+    }
+}
+
+#[test]
+fn subscribers_hear_and_others_work_on() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    let mut listener = gate.redis_client();
+    let mut speaker = gate.redis_client();
+    assert_eq!(listener.command(&["SUBSCRIBE", "news"]).words(), ["subscribe", "news", "1"]);
+    assert_eq!(speaker.command(&["PUBLISH", "news", "flood"]), Value::Integer(1));
+    assert_eq!(listener.reply().words(), ["message", "news", "flood"]);
+    assert_eq!(listener.command(&["PING"]).words(), ["pong", ""]);
+    assert!(listener.command(&["GET", "x"]).error().contains("allowed"), "RESP2 says no");
+    assert_eq!(listener.command(&["PSUBSCRIBE", "w*"]).words(), ["psubscribe", "w*", "2"]);
+    assert_eq!(listener.command(&["UNSUBSCRIBE", "news"]).words(), ["unsubscribe", "news", "1"]);
+    assert_eq!(listener.command(&["PUNSUBSCRIBE"]).words(), ["punsubscribe", "w*", "0"]);
+    assert_eq!(listener.command(&["SET", "x", "1"]), Value::simple("OK"));
+    assert_eq!(speaker.command(&["PUBLISH", "news", "nobody"]), Value::Integer(0));
+
+    let mut modern = gate.redis_client();
+    modern.command(&["HELLO", "3"]);
+    let told = modern.command(&["SUBSCRIBE", "news"]);
+    assert_eq!(
+        told,
+        Value::Push(vec![Value::bulk("subscribe"), Value::bulk("news"), Value::Integer(1)])
+    );
+    assert_eq!(modern.command(&["GET", "x"]), Value::bulk("1"), "RESP3 mixes both");
+    speaker.command(&["PUBLISH", "news", "tide"]);
+    assert_eq!(modern.reply().words(), ["message", "news", "tide"]);
+    modern.hang_up();
+    eventually("nobody listens any more", || {
+        (speaker.command(&["PUBLISH", "news", "x"]) == Value::Integer(0)).then_some(())
+    });
+}
+
+#[test]
+fn a_blocking_pop_waits_without_holding_up_others() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    let mut worker = gate.redis_client();
+    worker.send(&encode(&["BLPOP", "queue", "10"]));
+    let mut other = gate.redis_client();
+    for n in 0..20 {
+        assert_eq!(other.command(&["ECHO", &n.to_string()]), Value::bulk(&n.to_string()));
+    }
+    assert_eq!(other.command(&["RPUSH", "queue", "job"]), Value::Integer(1));
+    assert_eq!(worker.reply().words(), ["queue", "job"]);
+    let asked = Instant::now();
+    assert_eq!(worker.command(&["BLPOP", "queue", "0.3"]), Value::Null);
+    assert!(asked.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_worker_killed_while_it_waits_takes_no_job_with_it() {
+    let server = Redis::start();
+    let gate = before(&server, 2);
+    let mut dying = gate.redis_client();
+    dying.send(&encode(&["BLPOP", "queue", "0"]));
+    let mut admin = server.direct();
+    eventually("it waits", || {
+        let info = admin.command(&["INFO", "clients"]).text();
+        info.contains("blocked_clients:1").then_some(())
+    });
+    dying.hang_up();
+    eventually("nobody waits any more", || {
+        let info = admin.command(&["INFO", "clients"]).text();
+        info.contains("blocked_clients:0").then_some(())
+    });
+    let mut client = gate.redis_client();
+    client.command(&["RPUSH", "queue", "job"]);
+    assert_eq!(client.command(&["LPOP", "queue"]), Value::bulk("job"));
+}
+
+#[test]
+fn what_belongs_to_the_session_stays_with_it() {
+    let server = Redis::start();
+    let gate = before(&server, 2);
+    let mut one = gate.redis_client();
+    let mut two = gate.redis_client();
+    assert_eq!(one.command(&["SELECT", "3"]), Value::simple("OK"));
+    assert_eq!(one.command(&["SET", "where", "three"]), Value::simple("OK"));
+    assert_eq!(two.command(&["GET", "where"]), Value::Null);
+    assert_eq!(two.command(&["SET", "where", "nought"]), Value::simple("OK"));
+    assert_eq!(one.command(&["GET", "where"]), Value::bulk("three"));
+    assert!(one.command(&["SELECT", "99"]).error().starts_with("ERR"));
+
+    assert_eq!(one.command(&["CLIENT", "SETNAME", "first"]), Value::simple("OK"));
+    assert_eq!(one.command(&["CLIENT", "GETNAME"]), Value::bulk("first"));
+    assert_eq!(two.command(&["CLIENT", "GETNAME"]).text().replace("(nil)", ""), "");
+    assert_ne!(one.command(&["CLIENT", "ID"]), two.command(&["CLIENT", "ID"]));
+    assert_eq!(one.command(&["CLIENT", "SETINFO", "LIB-NAME", "probe"]), Value::simple("OK"));
+    assert!(one.command(&["CLIENT", "INFO"]).text().contains("name=first"));
+
+    let hello = two.command(&["HELLO", "3", "SETNAME", "second"]);
+    assert!(matches!(hello, Value::Map(_)), "{hello:?}");
+    assert_eq!(two.command(&["CLIENT", "GETNAME"]), Value::bulk("second"));
+    assert!(two.command(&["HELLO", "9"]).error().starts_with("NOPROTO"));
+    assert_eq!(one.command(&["RESET"]), Value::simple("RESET"));
+    assert_eq!(one.command(&["GET", "where"]), Value::bulk("nought"));
+    assert_eq!(one.command(&["QUIT"]), Value::simple("OK"));
+    assert!(one.closed());
+}
+
+#[test]
+fn the_upstream_password_is_asked_for() {
+    let server = Redis::with_password();
+    let gate = before(&server, 1);
+    let mut client = gate.redis_client();
+    assert!(client.command(&["GET", "x"]).error().starts_with("NOAUTH"));
+    assert!(client.command(&["AUTH", "guess"]).error().starts_with("WRONGPASS"));
+    assert_eq!(client.command(&["AUTH", PASSWORD]), Value::simple("OK"));
+    assert_eq!(client.command(&["SET", "x", "1"]), Value::simple("OK"));
+    let mut modern = gate.redis_client();
+    let hello = modern.command(&["HELLO", "3", "AUTH", "default", PASSWORD]);
+    assert!(matches!(hello, Value::Map(_)), "{hello:?}");
+    assert_eq!(modern.command(&["GET", "x"]), Value::bulk("1"));
+    assert!(!gate.output().contains(PASSWORD), "{}", gate.output());
+}
+
+#[test]
+fn a_slow_reader_stalls_nobody_and_is_bounded() {
+    let server = Redis::start();
+    let mut gate = before(&server, 2);
+    let mut quick = gate.redis_client();
+    quick.command(&["SETRANGE", "big", "1000000", "x"]);
+    let mut slow = gate.redis_client();
+    slow.stream().set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let asked: Vec<u8> = (0..300).flat_map(|_| encode(&["GET", "big"])).collect();
+    // It asks for 300 MB and reads nothing; whether all its words are taken is not its business.
+    let _maybe_cut = std::io::Write::write_all(&mut slow.stream(), &asked);
+    for n in 0..200 {
+        let asked = Instant::now();
+        assert_eq!(quick.command(&["ECHO", &n.to_string()]), Value::bulk(&n.to_string()));
+        assert!(asked.elapsed() < Duration::from_secs(3), "the slow reader stalls others");
+    }
+    let resident = gate.resident_kib();
+    assert!(resident < 150_000, "{resident} KiB are kept for one slow reader");
+    gate.assert_alive();
+}
+
+#[test]
+fn redis_restarts_and_later_commands_work() {
+    let mut server = Redis::start();
+    let mut gate = before(&server, 2);
+    let mut idle = gate.redis_client();
+    assert_eq!(idle.command(&["SET", "x", "1"]), Value::simple("OK"));
+    let mut waiting = gate.redis_client();
+    waiting.send(&encode(&["BLPOP", "never", "0"]));
+    let mut admin = server.direct();
+    eventually("it waits", || {
+        let info = admin.command(&["INFO", "clients"]).text();
+        info.contains("blocked_clients:1").then_some(())
+    });
+    server.restart();
+    let told = waiting.reply();
+    assert!(told.error().to_lowercase().contains("lost"), "says what happened: {told:?}");
+    assert_eq!(idle.command(&["GET", "x"]), Value::Null, "an idle client notices nothing");
+    assert_eq!(waiting.command(&["SET", "y", "2"]), Value::simple("OK"), "and the other goes on");
+    gate.assert_alive();
+}
+
+#[test]
+fn upstream_down_commands_wait_and_then_say_so() {
+    let mut server = Redis::stopped();
+    let mut gate = Setup::new().redis(&server).pool_size(1).wait_ms(900).start();
+    let mut client = gate.redis_client();
+    let asked = Instant::now();
+    let told = client.command(&["GET", "x"]);
+    assert!(told.error().contains("REDIS_URL"), "{told:?}");
+    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    gate.assert_alive();
+    server.resume();
+    within(Duration::from_secs(10), "it works once Redis is up", || {
+        (client.command(&["SET", "x", "1"]) == Value::simple("OK")).then_some(())
+    });
+}
+
+#[test]
+fn garbage_and_absurd_lengths_end_their_own_session_only() {
+    let server = Redis::start();
+    let mut gate = before(&server, 1);
+    let mut bystander = gate.redis_client();
+    let before = gate.resident_kib();
+    let nested = "*1\r\n".repeat(40_000);
+    for bytes in [
+        "*2147483647\r\n$3\r\nGET\r\n",
+        "*99999999999999999999\r\n",
+        "*-5\r\n",
+        "*1\r\n$2147483647\r\nx",
+        "*1\r\n$-1\r\n",
+        "*1\r\n:5\r\n",
+        "*1\r\n$3\r\nPINGPONG",
+        "$5\r\nhello\r\n",
+        "\0\0\0\0\r\n",
+        nested.as_str(),
+    ] {
+        let mut rude = gate.redis_client();
+        let _cut_off = std::io::Write::write_all(&mut rude.stream(), bytes.as_bytes());
+        let _cut_off = rude.stream().shutdown(std::net::Shutdown::Write);
+        assert!(rude.closed(), "{:?}", bytes.chars().take(40).collect::<String>());
+        assert_eq!(bystander.command(&["PING"]), Value::simple("PONG"));
+    }
+    let grown = gate.resident_kib().saturating_sub(before);
+    assert!(grown < 20_000, "{grown} KiB were reserved for absurd lengths");
+    gate.assert_alive();
+}
+
+#[test]
+fn a_client_killed_in_a_pipeline_leaves_the_lane_in_step() {
+    let server = Redis::start();
+    let gate = before(&server, 1);
+    let mut bystander = gate.redis_client();
+    for cut in [0, 1, 7, 15] {
+        let mut victim = gate.redis_client();
+        let many: Vec<u8> = (0..500).flat_map(|n| encode(&["ECHO", &format!("v{n}")])).collect();
+        victim.send(&many[..many.len() - cut]);
+        victim.hang_up();
+        for n in 0..50 {
+            assert_eq!(bystander.command(&["ECHO", &n.to_string()]), Value::bulk(&n.to_string()));
+        }
+    }
+    let mut fresh: Connection = gate.redis_client();
+    assert_eq!(fresh.command(&["PING"]), Value::simple("PONG"));
+}
