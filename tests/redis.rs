@@ -47,19 +47,13 @@ fn commands_bring_the_same_bytes_as_directly() {
         &["DEL", "k", "n", "l", "h", "z", "s", "big"],
     ];
     for protocol in ["2", "3"] {
-        let mut direct = server.direct();
-        let mut pooled = gate.redis_client();
-        for connection in [&mut direct, &mut pooled] {
-            connection.command(&["HELLO", protocol]);
-        }
-        for command in commands {
-            let wanted = direct.command(command);
-            server.direct().command(&["FLUSHALL"]);
-            // The same history for both: replay it directly, then ask through the pool.
-            for earlier in commands.iter().take_while(|earlier| earlier != &command) {
-                direct.command(earlier);
-            }
-            let got = pooled.command(command);
+        let mut replies = [server.port(), gate.redis_port()].map(|port| {
+            let mut client = Connection::open(port);
+            client.command(&["HELLO", protocol]);
+            commands.iter().map(|command| client.command(command)).collect::<Vec<_>>()
+        });
+        let [direct, pooled] = &mut replies;
+        for ((command, wanted), got) in commands.iter().zip(direct).zip(pooled) {
             assert_eq!(got, wanted, "{command:?} in RESP{protocol}");
         }
         server.direct().command(&["FLUSHALL"]);
@@ -302,7 +296,7 @@ fn a_slow_reader_stalls_nobody_and_is_bounded() {
     let mut gate = before(&server, 2);
     let mut quick = gate.redis_client();
     quick.command(&["SETRANGE", "big", "1000000", "x"]);
-    let mut slow = gate.redis_client();
+    let slow = gate.redis_client();
     slow.stream().set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let asked: Vec<u8> = (0..300).flat_map(|_| encode(&["GET", "big"])).collect();
     // It asks for 300 MB and reads nothing; whether all its words are taken is not its business.
