@@ -1,1 +1,3 @@
 //! Postgres: one client's session over the few backends of a transaction pool.
+
+pub mod message;
