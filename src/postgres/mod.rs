@@ -1,3 +1,5 @@
 //! Postgres: one client's session over the few backends of a transaction pool.
 
+pub mod greeting;
 pub mod message;
+pub mod scram;
