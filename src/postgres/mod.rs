@@ -1,5 +1,6 @@
 //! Postgres: one client's session over the few backends of a transaction pool.
 
 pub mod greeting;
+pub mod login;
 pub mod message;
 pub mod scram;
