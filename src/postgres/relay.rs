@@ -37,6 +37,16 @@ pub struct Line {
     lexer: Option<Box<Lexer>>,
     /// Names clients used that may exist on the server and must not when the next session comes.
     strays: Vec<Box<[u8]>>,
+    farewell: Farewell,
+}
+
+/// Whether the server has said why it ends the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// Not yet.
+    Unsaid,
+    /// With an error of severity FATAL or PANIC.
+    Said,
 }
 
 /// Counts for the metrics.
@@ -166,6 +176,7 @@ impl Line {
             server_rest_verdict: Verdict::Relay,
             lexer: None,
             strays: Vec::new(),
+            farewell: Farewell::Unsaid,
         }
     }
 
@@ -185,6 +196,18 @@ impl Line {
     #[must_use]
     pub fn client_at_boundary(&self) -> bool {
         self.client_rest == 0
+    }
+
+    /// Whether the server's frame has all been read.
+    #[must_use]
+    pub fn server_at_boundary(&self) -> bool {
+        self.server_rest == 0
+    }
+
+    /// Whether the server has said why it ends the connection.
+    #[must_use]
+    pub fn farewell(&self) -> Farewell {
+        self.farewell
     }
 
     /// Whether the client's bytes may pass.
@@ -675,6 +698,88 @@ fn is_parse_rest(rest: &[u8]) -> bool {
     usize::from(u16::from_be_bytes([*high, *low])) * 4 == types.len()
 }
 
+/// What a client's bytes say while its session has no server connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Bytes that are done with: frames no server need see.
+    pub dropped: usize,
+    /// What follows them.
+    pub work: Work,
+}
+
+/// Whether a session without a server connection needs one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Not before this many bytes are there.
+    Wait(usize),
+    /// Now.
+    Ready,
+    /// The end of the refused request has passed: its ReadyForQuery is due.
+    RefusalEnds,
+    /// The client said goodbye.
+    Goodbye,
+}
+
+/// What a session without a server connection does with its client's frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stance {
+    /// Looks for work.
+    Open,
+    /// Drops everything up to the end of a request that was refused.
+    Refusing,
+}
+
+/// Looks at a client's bytes while its session has no server connection: drops what no server need see (the rest of a
+/// COPY that failed, a Flush), and says when there is work. `rest` counts the bytes still to come of a dropped frame.
+/// A frame up to `gather` bytes long is waited for, so that a slow sender holds no connection.
+///
+/// # Errors
+/// [`Violation`] for what can't be a frame.
+pub fn waiting(
+    rest: &mut u32,
+    stance: Stance,
+    input: &[u8],
+    gather: usize,
+) -> Result<Waiting, Violation> {
+    let mut at = 0;
+    loop {
+        let take = (input.len() - at).min(wire::widen(*rest));
+        at += take;
+        *rest -= u32::try_from(take).unwrap_or(*rest);
+        let done = |work| Ok(Waiting { dropped: at, work });
+        let header = match wire::head(&input[at..]) {
+            Head::Short => return done(Work::Wait(HEADER_BYTES)),
+            Head::Absurd { tag } => return Err(absurd(tag)),
+            Head::Frame(header) => header,
+        };
+        match wire::client_body_fits(header) {
+            None => return Err(Violation::Type(header.tag)),
+            Some(false) => return Err(Violation::Length),
+            Some(true) => {}
+        }
+        let ends = matches!(header.tag, b'S' | b'Q' | b'F');
+        match (stance, header.tag) {
+            (_, b'X') => return done(Work::Goodbye),
+            (_, b'd' | b'c' | b'f' | b'H') => {}
+            (Stance::Open, _) => {
+                let whole = header.frame().min(gather);
+                let here = input.len() - at;
+                return done(if here < whole { Work::Wait(whole) } else { Work::Ready });
+            }
+            (Stance::Refusing, _) if ends => {
+                *rest = header.body;
+                let take = (input.len() - at - HEADER_BYTES).min(wire::widen(*rest));
+                *rest -= u32::try_from(take).unwrap_or(*rest);
+                let dropped = at + HEADER_BYTES + take;
+                return Ok(Waiting { dropped, work: Work::RefusalEnds });
+            }
+            (Stance::Refusing, _) => {}
+        }
+        at += HEADER_BYTES;
+        *rest = header.body;
+    }
+}
+
 /// Sorts the server's bytes: what goes to the client is moved to the front of the buffer.
 ///
 /// # Errors
@@ -752,6 +857,11 @@ fn reply(
     match header.tag {
         b'E' | b'G' => {
             undo(line, ledger);
+            // The severity that is never translated; the fields' order is the server's own.
+            let fatal = [&b"\0VFATAL\0"[..], b"\0VPANIC\0"];
+            if fatal.iter().any(|mark| memchr::memmem::find(body, mark).is_some()) {
+                line.farewell = Farewell::Said;
+            }
             // A statement is gone that our map still has: something hidden took it. Parse all anew.
             if memchr::memmem::find(body, b"\0C26000\0").is_some() {
                 line.statements.clear();
