@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getuid, kill_process};
@@ -131,9 +132,15 @@ fn give_away(path: &Path) {
     }
 }
 
-/// A port below the ephemeral range that nobody listens on.
+/// A port below the ephemeral range that nobody listens on, and that no other test here was given.
 pub fn free_port() -> u16 {
-    let first = u16::try_from(std::process::id() % 10_000).unwrap() + 15_000;
-    let mut ports = (first..30_000).chain(15_000..first);
-    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 1_000).unwrap() * 14 + 15_000;
+    loop {
+        let port = first + GIVEN.fetch_add(1, Ordering::Relaxed);
+        assert!(port < 32_000, "no free port");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
