@@ -221,8 +221,8 @@ mod tests {
     #[test]
     fn only_the_right_key_wakes_the_right_session() {
         let registry = CancelRegistry::new(3);
-        let (key, handle) = registry.register(CancelKeys::Short, &[1; 32]);
-        let (long, other) = registry.register(CancelKeys::Long, &[1; 32]);
+        let (key, handle) = registry.register(CancelKeys::Short, &[1; 32]).unwrap();
+        let (long, other) = registry.register(CancelKeys::Long, &[1; 32]).unwrap();
         assert_eq!((key.secret.len(), long.secret.len()), (4, 32));
         let count = Arc::new(Count::default());
         let waker = Waker::from(Arc::clone(&count));
@@ -250,15 +250,15 @@ mod tests {
     #[test]
     fn a_key_ends_with_its_session_and_pids_come_again() {
         let registry = CancelRegistry::new(3);
-        let (key, handle) = registry.register(CancelKeys::Short, &[1; 32]);
+        let (key, handle) = registry.register(CancelKeys::Short, &[1; 32]).unwrap();
         drop(handle);
         assert!(registry.lock().by_pid.is_empty());
         registry.request(&key);
-        let (held, _handle) = registry.register(CancelKeys::Short, &[2; 32]);
+        let (held, _handle) = registry.register(CancelKeys::Short, &[2; 32]).unwrap();
         assert_ne!(held.pid, key.pid);
         registry.lock().last_pid = i32::MAX;
-        let (first, _first) = registry.register(CancelKeys::Short, &[3; 32]);
-        let (second, _second) = registry.register(CancelKeys::Short, &[4; 32]);
+        let (first, _first) = registry.register(CancelKeys::Short, &[3; 32]).unwrap();
+        let (second, _second) = registry.register(CancelKeys::Short, &[4; 32]).unwrap();
         assert_eq!((first.pid, second.pid), (1, 3));
         assert_eq!(held.pid, 2);
         let full = registry.register(CancelKeys::Short, &[5; 32]);
