@@ -11,7 +11,6 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use server::{Certificate, Server, free_port};
 use tempfile::NamedTempFile;
 use tidegate::config::{Host, PostgresUpstream, Secret, SslMode};
-use tidegate::net::Stream;
 use tidegate::pool::{ConnectError, Fault};
 use tidegate::postgres::connect::{Dial, Dialled, dial, send_cancel};
 use tidegate::postgres::message::{ErrorFields, next_frame, query};
@@ -43,27 +42,43 @@ async fn refusal(upstream: PostgresUpstream) -> (Fault, String) {
     (error.fault, error.code)
 }
 
-/// The body of the next frame with this tag; errors are answers too.
-async fn next(stream: &mut Stream, wanted: &[u8]) -> (u8, Vec<u8>) {
-    let mut received = Vec::new();
-    loop {
-        while let Some(frame) = next_frame(&received, 1_000_000).unwrap() {
-            if wanted.contains(&frame.tag) {
-                return (frame.tag, frame.body.to_vec());
-            }
-            let bytes = frame.bytes;
-            received.drain(..bytes);
-        }
-        assert!(stream.read_buf(&mut received).await.unwrap() > 0);
-    }
+/// A conversation with a server: what was read and not yet looked at stays.
+struct Talk {
+    dialled: Dialled,
+    received: Vec<u8>,
 }
 
-/// The one value that `sql` gives.
-async fn ask(dialled: &mut Dialled, sql: &str) -> String {
-    dialled.stream.write_all(&query(sql)).await.unwrap();
-    let (tag, body) = next(&mut dialled.stream, b"DE").await;
-    assert_eq!(tag, b'D', "{}", String::from_utf8_lossy(&body));
-    String::from_utf8(body[6..].to_vec()).unwrap()
+impl Talk {
+    fn new(dialled: Dialled) -> Self {
+        Self { dialled, received: Vec::new() }
+    }
+
+    async fn say(&mut self, sql: &str) {
+        self.dialled.stream.write_all(&query(sql)).await.unwrap();
+    }
+
+    /// The next frame with one of these tags.
+    async fn next(&mut self, wanted: &[u8]) -> (u8, Vec<u8>) {
+        loop {
+            while let Some(frame) = next_frame(&self.received, 1_000_000).unwrap() {
+                let (tag, body, bytes) = (frame.tag, frame.body.to_vec(), frame.bytes);
+                self.received.drain(..bytes);
+                if wanted.contains(&tag) {
+                    return (tag, body);
+                }
+            }
+            assert!(self.dialled.stream.read_buf(&mut self.received).await.unwrap() > 0);
+        }
+    }
+
+    /// The one value that `sql` gives.
+    async fn ask(&mut self, sql: &str) -> String {
+        self.say(sql).await;
+        let (tag, body) = self.next(b"DE").await;
+        assert_eq!(tag, b'D', "{}", String::from_utf8_lossy(&body));
+        self.next(b"Z").await;
+        String::from_utf8(body[6..].to_vec()).unwrap()
+    }
 }
 
 const HBA: &str = "\
@@ -91,11 +106,11 @@ async fn every_authentication_method_and_its_refusals() {
         ("md5er", Some("md5 pass")),
         ("scrammer", Some("scram, p=ss\u{a0}wörd")),
     ] {
-        let mut dialled = reach(upstream(port, user, password)).await.unwrap();
+        let dialled = reach(upstream(port, user, password)).await.unwrap();
         let version = dialled.parameters.iter().find(|(name, _)| name == "server_version");
         assert!(version.is_some(), "{:?}", dialled.parameters);
         assert_eq!((dialled.key.pid > 0, dialled.key.secret.len()), (true, 4));
-        assert_eq!(ask(&mut dialled, "select current_user").await, user);
+        assert_eq!(Talk::new(dialled).ask("select current_user").await, user);
         if user == "truster" {
             continue;
         }
@@ -127,9 +142,9 @@ async fn every_authentication_method_and_its_refusals() {
         sslmode: SslMode::VerifyFull,
         ..upstream(port, "truster", None)
     };
-    let mut dialled = reach(socket).await.unwrap();
-    assert_eq!(ask(&mut dialled, "show statement_timeout").await, "4321ms");
-    assert_eq!(ask(&mut dialled, "show application_name").await, "shop");
+    let mut talk = Talk::new(reach(socket).await.unwrap());
+    assert_eq!(talk.ask("show statement_timeout").await, "4321ms");
+    assert_eq!(talk.ask("show application_name").await, "shop");
     no_tls(port).await;
     cancelling(port).await;
 }
@@ -140,20 +155,20 @@ async fn no_tls(port: u16) {
         assert_eq!(refusal(wanting).await, (Fault::Unreachable, "tls".into()));
     }
     let prefer = PostgresUpstream { sslmode: SslMode::Prefer, ..upstream(port, "truster", None) };
-    let mut dialled = reach(prefer).await.unwrap();
-    assert_eq!(ask(&mut dialled, "select current_user").await, "truster");
+    let mut talk = Talk::new(reach(prefer).await.unwrap());
+    assert_eq!(talk.ask("select current_user").await, "truster");
 }
 
 async fn cancelling(port: u16) {
     let prepared = Dial::new(Arc::new(upstream(port, "truster", None)), Duration::from_secs(10));
     let prepared = prepared.unwrap();
-    let mut dialled = dial(&prepared).await.unwrap();
-    // The row comes out before the sleep ends, so the query is known to run.
-    let slow = "copy (select 1 union all select 2 from pg_sleep(60)) to stdout";
-    dialled.stream.write_all(&query(slow)).await.unwrap();
-    next(&mut dialled.stream, b"H").await;
-    send_cancel(&prepared, &dialled.key).await.unwrap();
-    let answer = tokio::time::timeout(Duration::from_secs(20), next(&mut dialled.stream, b"E"));
+    let mut talk = Talk::new(dial(&prepared).await.unwrap());
+    // A notice is flushed at once, so the query is known to run.
+    let slow = "do $$ begin raise notice 'running'; perform pg_sleep(60); end $$";
+    talk.say(slow).await;
+    talk.next(b"N").await;
+    send_cancel(&prepared, &talk.dialled.key).await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(20), talk.next(b"E"));
     let (_, body) = answer.await.unwrap();
     assert_eq!(ErrorFields::parse(&body).code, "57014");
 }
@@ -241,7 +256,7 @@ async fn every_sslmode() {
             ..upstream(server.port, "secret", Some("pass"))
         };
         let said = match reach(upstream).await {
-            Ok(mut dialled) => Ok(encrypted(&mut dialled).await),
+            Ok(dialled) => Ok(encrypted(dialled).await),
             Err(error) => Err(error.code),
         };
         let expected = expected.map(str::to_owned).map_err(str::to_owned);
@@ -249,7 +264,7 @@ async fn every_sslmode() {
     }
     // What pg_hba.conf allows without TLS alone, `prefer` finds; a wrong password stays wrong.
     let open = PostgresUpstream { sslmode: SslMode::Prefer, ..upstream(server.port, "open", None) };
-    assert_eq!(encrypted(&mut reach(open).await.unwrap()).await, "f");
+    assert_eq!(encrypted(reach(open).await.unwrap()).await, "f");
     let wrong = PostgresUpstream {
         sslmode: SslMode::Prefer,
         ..upstream(server.port, "secret", Some("wrong"))
@@ -257,8 +272,8 @@ async fn every_sslmode() {
     assert_eq!(refusal(wrong).await, (Fault::Rejected, "28P01".into()));
 }
 
-async fn encrypted(dialled: &mut Dialled) -> String {
-    ask(dialled, "select ssl from pg_stat_ssl where pid = pg_backend_pid()").await
+async fn encrypted(dialled: Dialled) -> String {
+    Talk::new(dialled).ask("select ssl from pg_stat_ssl where pid = pg_backend_pid()").await
 }
 
 fn pem_file(pem: &str) -> NamedTempFile {

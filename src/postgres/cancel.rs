@@ -20,14 +20,24 @@ const SHORT_BYTES: usize = 4;
 /// Bytes of a secret in protocol 3.2; as many as Postgres 18 gives.
 const LONG_BYTES: usize = 32;
 
-/// The live sessions by the process id that their clients were told. Bounded by the client limit.
-#[derive(Debug, Default)]
+/// The live sessions by the process id that their clients were told: also the one place that counts
+/// them, so that there are never more than the client limit.
+#[derive(Debug)]
 pub struct CancelRegistry {
     sessions: Mutex<Sessions>,
 }
 
-#[derive(Debug, Default)]
+/// As many clients as allowed have a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{limit} clients have a session, the most allowed")]
+pub struct Full {
+    /// The client limit.
+    pub limit: usize,
+}
+
+#[derive(Debug)]
 struct Sessions {
+    limit: usize,
     by_pid: HashMap<i32, Session, RandomState>,
     last_pid: i32,
 }
@@ -51,6 +61,8 @@ pub struct CancelHandle {
     pid: i32,
     mailbox: Arc<Mailbox>,
     registry: Arc<CancelRegistry>,
+    /// Counted by its owner for as long as the session lives.
+    visit: Option<Arc<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -60,20 +72,23 @@ struct Mailbox {
 }
 
 impl CancelRegistry {
-    /// Nobody yet.
+    /// Room for `limit` sessions.
     #[must_use]
-    pub fn new() -> Arc<Self> {
-        Arc::default()
+    pub fn new(limit: usize) -> Arc<Self> {
+        let sessions = Sessions { limit, by_pid: HashMap::default(), last_pid: 0 };
+        Arc::new(Self { sessions: Mutex::new(sessions) })
     }
 
     /// Makes a key for a new session: for the client, and the handle for its session. `random` is
     /// fresh from the system.
-    #[must_use]
+    ///
+    /// # Errors
+    /// When the client limit is reached.
     pub fn register(
         self: &Arc<Self>,
         keys: CancelKeys,
         random: &[u8; LONG_BYTES],
-    ) -> (BackendKey, CancelHandle) {
+    ) -> Result<(BackendKey, CancelHandle), Full> {
         let (secret, bytes) = match keys {
             CancelKeys::Short => {
                 let [a, b, c, d, ..] = *random;
@@ -82,9 +97,9 @@ impl CancelRegistry {
             CancelKeys::Long => (Secret::Long(Box::new(*random)), random.to_vec()),
         };
         let mailbox = Arc::new(Mailbox::default());
-        let pid = self.lock().insert(Session { secret, mailbox: Arc::clone(&mailbox) });
-        let handle = CancelHandle { pid, mailbox, registry: Arc::clone(self) };
-        (BackendKey { pid, secret: bytes }, handle)
+        let pid = self.lock().insert(Session { secret, mailbox: Arc::clone(&mailbox) })?;
+        let handle = CancelHandle { pid, mailbox, registry: Arc::clone(self), visit: None };
+        Ok((BackendKey { pid, secret: bytes }, handle))
     }
 
     /// Tells the session with this key. Unknown keys are ignored without a word, as in Postgres:
@@ -111,12 +126,15 @@ impl CancelRegistry {
 
 impl Sessions {
     /// Process ids count up and start again at 1; one that is still in use is passed over.
-    fn insert(&mut self, session: Session) -> i32 {
+    fn insert(&mut self, session: Session) -> Result<i32, Full> {
+        if self.by_pid.len() >= self.limit {
+            return Err(Full { limit: self.limit });
+        }
         loop {
             self.last_pid = self.last_pid.checked_add(1).unwrap_or(1);
             if let Entry::Vacant(free) = self.by_pid.entry(self.last_pid) {
                 free.insert(session);
-                return self.last_pid;
+                return Ok(self.last_pid);
             }
         }
     }
@@ -139,6 +157,14 @@ impl CancelHandle {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Holds `visit` as long as the session lives.
+    #[must_use]
+    pub fn holding(self, visit: Option<Arc<()>>) -> Self {
+        let mut handle = self;
+        handle.visit = visit;
+        handle
     }
 
     /// Ready when a cancel was requested since the last [`CancelHandle::clear`]. Wakes the task of
@@ -194,9 +220,9 @@ mod tests {
 
     #[test]
     fn only_the_right_key_wakes_the_right_session() {
-        let registry = CancelRegistry::new();
-        let (key, handle) = registry.register(CancelKeys::Short, &[1; 32]);
-        let (long, other) = registry.register(CancelKeys::Long, &[1; 32]);
+        let registry = CancelRegistry::new(3);
+        let (key, handle) = registry.register(CancelKeys::Short, &[1; 32]).unwrap();
+        let (long, other) = registry.register(CancelKeys::Long, &[1; 32]).unwrap();
         assert_eq!((key.secret.len(), long.secret.len()), (4, 32));
         let count = Arc::new(Count::default());
         let waker = Waker::from(Arc::clone(&count));
@@ -223,17 +249,19 @@ mod tests {
 
     #[test]
     fn a_key_ends_with_its_session_and_pids_come_again() {
-        let registry = CancelRegistry::new();
-        let (key, handle) = registry.register(CancelKeys::Short, &[1; 32]);
+        let registry = CancelRegistry::new(3);
+        let (key, handle) = registry.register(CancelKeys::Short, &[1; 32]).unwrap();
         drop(handle);
         assert!(registry.lock().by_pid.is_empty());
         registry.request(&key);
-        let (held, _handle) = registry.register(CancelKeys::Short, &[2; 32]);
+        let (held, _handle) = registry.register(CancelKeys::Short, &[2; 32]).unwrap();
         assert_ne!(held.pid, key.pid);
         registry.lock().last_pid = i32::MAX;
-        let (first, _first) = registry.register(CancelKeys::Short, &[3; 32]);
-        let (second, _second) = registry.register(CancelKeys::Short, &[4; 32]);
+        let (first, _first) = registry.register(CancelKeys::Short, &[3; 32]).unwrap();
+        let (second, _second) = registry.register(CancelKeys::Short, &[4; 32]).unwrap();
         assert_eq!((first.pid, second.pid), (1, 3));
         assert_eq!(held.pid, 2);
+        let full = registry.register(CancelKeys::Short, &[5; 32]);
+        assert_eq!(full.err(), Some(Full { limit: 3 }));
     }
 }

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getuid, kill_process};
@@ -12,21 +13,21 @@ use tempfile::TempDir;
 /// The user and group `nobody`, as whom Postgres runs when the tests run as root.
 const NOBODY: u32 = 65_534;
 
-pub struct Server {
-    pub port: u16,
+pub(crate) struct Server {
+    pub(crate) port: u16,
     directory: TempDir,
     process: Child,
 }
 
 /// What a server presents to TLS clients.
-pub struct Certificate<'a> {
-    pub chain: &'a str,
-    pub key: &'a str,
+pub(crate) struct Certificate<'a> {
+    pub(crate) chain: &'a str,
+    pub(crate) key: &'a str,
 }
 
 impl Server {
     /// Starts a server with these lines of pg_hba.conf (the unix socket is trusted besides).
-    pub fn start(hba: &str, certificate: Option<&Certificate<'_>>) -> Self {
+    pub(crate) fn start(hba: &str, certificate: Option<&Certificate<'_>>) -> Self {
         let directory = tempfile::Builder::new().prefix("tidegate-pg").tempdir().unwrap();
         give_away(directory.path());
         let data = directory.path().join("data");
@@ -66,12 +67,12 @@ impl Server {
         Self { port, directory, process }
     }
 
-    pub fn socket_directory(&self) -> &Path {
+    pub(crate) fn socket_directory(&self) -> &Path {
         self.directory.path()
     }
 
     /// Runs `sql` as the superuser, once the server is up.
-    pub async fn run(&self, sql: &str) {
+    pub(crate) async fn run(&self, sql: &str) {
         let mut config = tokio_postgres::Config::new();
         config.host_path(self.directory.path()).port(self.port).user("postgres");
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -131,9 +132,15 @@ fn give_away(path: &Path) {
     }
 }
 
-/// A port below the ephemeral range that nobody listens on.
-pub fn free_port() -> u16 {
-    let first = u16::try_from(std::process::id() % 10_000).unwrap() + 15_000;
-    let mut ports = (first..30_000).chain(15_000..first);
-    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+/// A port below the ephemeral range that nobody listens on, and that no other test here was given.
+pub(crate) fn free_port() -> u16 {
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 1_000).unwrap() * 14 + 15_000;
+    loop {
+        let port = first + GIVEN.fetch_add(1, Ordering::Relaxed);
+        assert!(port < 32_000, "no free port");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
