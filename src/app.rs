@@ -6,12 +6,15 @@ mod logging;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::admin;
 use crate::config::{ConfigError, Loaded};
 use crate::lifecycle::{Drain, DrainTrigger};
+use crate::metrics::Metrics;
 use crate::supervisor::{self, Signals, StartError, Supervised};
 
 use listeners::{Bound, Taken};
@@ -76,7 +79,7 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
     let bound = listeners::bind(loaded, taken).await?;
     let variables = bound.local_urls(loaded)?;
     let (trigger, drain) = Drain::new();
-    serve(loaded, bound, &drain)?;
+    serve(bound, &drain)?;
     let code = match work {
         Work::Run(command) => wrap(loaded, command, &variables, &mut signals, &trigger).await?,
         Work::Serve | Work::Check => {
@@ -99,8 +102,10 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
 }
 
 /// Starts everything that listens; each part ends with the drain.
-fn serve(loaded: &Loaded, bound: Bound, drain: &Drain) -> anyhow::Result<()> {
-    let _ = (loaded, bound, drain);
+fn serve(bound: Bound, drain: &Drain) -> anyhow::Result<()> {
+    let metrics = Metrics::new().context("cannot set up the metrics")?;
+    let readiness: admin::Readiness = Arc::new(Vec::new);
+    tokio::spawn(admin::serve(bound.admin, metrics, readiness, drain.clone()));
     Ok(())
 }
 
