@@ -99,3 +99,6 @@ pub fn load(
         warnings: resolved.warnings,
     })
 }
+
+#[cfg(test)]
+mod tests;
