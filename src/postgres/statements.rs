@@ -123,10 +123,12 @@ pub struct ServerStatements {
     clock: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Parsed {
     number: u64,
     used: u64,
+    /// Kept, so that the next session with the same text finds it though no session has it now.
+    _statement: Arc<Statement>,
 }
 
 /// A server-side name, written out.
@@ -176,11 +178,13 @@ impl ServerStatements {
     }
 
     /// A new name for a statement about to be parsed, and the name of one that must be closed to stay in the limit.
-    pub fn name_new(&mut self, id: u64) -> (ServerName, Option<ServerName>) {
+    pub fn name_new(&mut self, statement: &Arc<Statement>) -> (ServerName, Option<ServerName>) {
         let evicted = if self.parsed.len() >= self.limit { self.evict() } else { None };
         self.clock += 1;
         self.next += 1;
-        self.parsed.insert(id, Parsed { number: self.next, used: self.clock });
+        let kept = Arc::clone(statement);
+        let parsed = Parsed { number: self.next, used: self.clock, _statement: kept };
+        self.parsed.insert(statement.id, parsed);
         (ServerName::new(self.nonce, self.next), evicted)
     }
 
@@ -201,8 +205,8 @@ impl ServerStatements {
     }
 
     fn evict(&mut self) -> Option<ServerName> {
-        let (&id, &oldest) = self.parsed.iter().min_by_key(|(_, parsed)| parsed.used)?;
-        self.parsed.remove(&id);
+        let (&id, _) = self.parsed.iter().min_by_key(|(_, parsed)| parsed.used)?;
+        let oldest = self.parsed.remove(&id)?;
         Some(ServerName::new(self.nonce, oldest.number))
     }
 }
@@ -232,15 +236,17 @@ mod tests {
 
     #[test]
     fn least_recently_used_is_evicted_and_names_are_never_reused() {
+        let registry = Registry::default();
+        let [a, b, c] = [b"a", b"b", b"c"].map(|text| registry.lone(text, Quoting::Standard));
         let mut server = ServerStatements::new(7, 2);
-        let (one, _) = server.name_new(1);
-        let (two, evicted) = server.name_new(2);
+        let (one, _) = server.name_new(&a);
+        let (two, evicted) = server.name_new(&b);
         assert_eq!(evicted, None);
-        assert_eq!(server.name_of(1), Some(one));
-        let (three, evicted) = server.name_new(3);
+        assert_eq!(server.name_of(a.id), Some(one));
+        let (three, evicted) = server.name_new(&c);
         assert_eq!(evicted, Some(two));
-        assert_eq!(server.name_of(2), None);
-        let (again, evicted) = server.name_new(2);
+        assert_eq!(server.name_of(b.id), None);
+        let (again, evicted) = server.name_new(&b);
         assert_eq!(evicted, Some(one));
         assert_ne!(again, two);
         assert_ne!(again, three);

@@ -161,7 +161,7 @@ impl Session {
         let around = Surroundings {
             registry: self.pool.connector().registry(),
             settings: &self.settings,
-            understood_bytes: self.limits.understood_frame_bytes,
+            understood_bytes: self.pool.connector().limits().understood_frame_bytes,
         };
         let pins = self.ledger.as_ref().map(|ledger| ledger.pins()).unwrap_or_default();
         let out = backend.to_server.bytes();
@@ -215,7 +215,7 @@ impl Session {
 
     /// The client leaves bytes unread while it holds a connection: not for ever.
     fn stalled(&mut self, cx: &mut Context<'_>) -> Side {
-        let limit = self.limits.slow_reader;
+        let limit = self.pool.connector().limits().slow_reader;
         let rare = self.rare.get_or_insert_default();
         let stall = rare.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         match stall.as_mut().poll(cx) {

@@ -84,7 +84,7 @@ impl Session {
             Poll::Pending => {}
         }
         let parked = self.inbox.as_ref().map_or(0, |inbox| inbox.bytes.len());
-        if parked >= self.limits.parked_bytes {
+        if parked >= self.pool.connector().limits().parked_bytes {
             // The kernel holds the rest; that the client hangs up is seen when the wait is over.
             return match self.client.poll_hangup(cx) {
                 Poll::Ready(()) => Turn::End(End::Vanished),
