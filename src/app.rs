@@ -106,6 +106,12 @@ fn serve(bound: Bound, drain: &Drain) -> anyhow::Result<()> {
     let metrics = Metrics::new().context("cannot set up the metrics")?;
     let readiness: admin::Readiness = Arc::new(Vec::new);
     tokio::spawn(admin::serve(bound.admin, metrics, readiness, drain.clone()));
+    let listeners = (bound.postgres, bound.redis);
+    let drain = drain.clone();
+    tokio::spawn(async move {
+        drain.started().await;
+        drop(listeners);
+    });
     Ok(())
 }
 
