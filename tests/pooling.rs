@@ -220,7 +220,7 @@ fn the_admin_port_tells_what_the_pool_does() {
         page.sum("tidegate_server_connections", &[pool[0], pool[1], ("state", "active")]),
         1.0
     );
-    assert_eq!(page.sum("tidegate_server_limit", &pool), 2.0);
+    assert_eq!(page.sum("tidegate_server_connections_limit", &pool), 2.0);
     assert!(page.sum("tidegate_checkout_wait_seconds_count", &pool) >= 1.0);
     assert_eq!(page.sum("tidegate_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
     for path in ["/healthz", "/readyz"] {
