@@ -1,12 +1,16 @@
 //! Which TLS an upstream asks for, and whether its root certificates can be had.
 
-use super::{ConfigError, PostgresUpstream, RedisTls, RedisUpstream, Settings, SslMode};
+use super::{ConfigError, Host, PostgresUpstream, RedisTls, RedisUpstream, Settings, SslMode};
 use crate::net::{Tls, TlsSettings, Verify};
 
 impl PostgresUpstream {
-    /// The TLS its `sslmode` asks for; `None` for none. `prefer` takes any certificate, as libpq.
+    /// The TLS its `sslmode` asks for; `None` for none. As with libpq, `prefer` takes any
+    /// certificate, and a unix socket has no TLS whatever is asked.
     #[must_use]
     pub fn tls(&self) -> Option<TlsSettings> {
+        if matches!(self.host, Host::Unix(_)) {
+            return None;
+        }
         let verify = match self.sslmode {
             SslMode::Disable => return None,
             SslMode::Prefer | SslMode::Require => Verify::None,
