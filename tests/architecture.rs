@@ -30,6 +30,8 @@ const FLOORS: &[(i32, &[&str])] = &[
             "postgres::backend",
             "postgres::connect",
             "postgres::cancel",
+            "postgres::clean",
+            "postgres::routes",
             "redis::backend",
             "redis::connect",
             "redis::lane",
@@ -50,6 +52,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "postgres::settings",
             "postgres::statements",
             "postgres::sql",
+            "postgres::relay",
             "redis::wire",
             "redis::command",
             "redis::greeting",
@@ -313,7 +316,7 @@ fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(files(&path, extension));
-        } else if path.iter().any(|part| part == "tests.rs" || part == "tests") {
+        } else if path.ends_with("tests.rs") || directory.ends_with("tests") {
             // Tests of a unit may look where its code may not.
         } else if path.extension().is_some_and(|end| end == extension) {
             found.push(path);
