@@ -94,6 +94,6 @@ async fn no_pool_starves_when_there_are_more_pools_than_connections() {
     assert!(served.iter().all(|served| *served > 50), "{served:?}");
     assert!(budget.in_use() <= 2);
     assert!(server.open_most.load(std::sync::atomic::Ordering::SeqCst) <= 2);
-    let switches_most = 10_000 / 100 * 2 + 10;
-    assert!(server.attempts() < switches_most, "{}", server.attempts());
+    // At 7 ms a transaction there would be thousands if each gave its connection to another pool.
+    assert!(server.attempts() < 300, "{}", server.attempts());
 }

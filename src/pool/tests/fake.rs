@@ -183,7 +183,7 @@ pub(super) fn failed(ticket: &mut Ticket<Fake>) -> CheckoutErrorKind {
 
 /// Lets all tasks that can run do so; the clock stands still.
 pub(super) async fn breathe() {
-    for _ in 0..50 {
+    for _ in 0..20 {
         tokio::task::yield_now().await;
     }
 }

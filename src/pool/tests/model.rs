@@ -159,7 +159,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_history_keeps_the_limit_the_order_and_every_permit(history in steps()) {
         let runtime = tokio::runtime::Builder::new_current_thread()
