@@ -13,7 +13,7 @@ pub struct ConfigError {
 impl ConfigError {
     /// `setting` as its writer knows it (variable, flag, file and line); `problem` says what is
     /// allowed.
-    pub(super) fn new(setting: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(setting: impl Into<String>, problem: impl Into<String>) -> Self {
         Self { setting: setting.into(), value: None, problem: problem.into() }
     }
 

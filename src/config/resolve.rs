@@ -395,6 +395,13 @@ fn upstream_texts(
             }
             (Some(None), _) => return Err(ConfigError::new(source, "is not UTF-8 text")),
             (None, None) => {}
+            // Somebody wrote a URL where its variable's name belongs: it is not shown.
+            (None, Some(entry)) if name.contains("://") => {
+                return Err(ConfigError::new(
+                    &entry.source,
+                    "holds a URL; it must hold the names of variables that hold URLs",
+                ));
+            }
             (None, Some(entry)) => {
                 return Err(entry.wrong(format!(
                     "names {name}, which is not set; the value is the names of variables that \

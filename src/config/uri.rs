@@ -1,6 +1,8 @@
 //! Connection URLs, taken apart the way libpq does it: by hand, because a general URL parser refuses
 //! what databases' URLs hold (raw `#` in a password, unix sockets, several hosts).
 
+use std::fmt;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 /// RFC 3986's unreserved characters stay, everything else is coded: safe in each part of a URL.
@@ -9,7 +11,7 @@ const CODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_'
 const CODE_HINT: &str = "characters such as / ? @ : in a user name or a password must be percent-coded (%2F %3F %40 %3A)";
 
 /// A URL in parts, decoded. Knows no scheme's rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Uri {
     pub(super) scheme: String,
     pub(super) user: Option<String>,
@@ -65,27 +67,21 @@ impl Uri {
 
     /// The URL again, for logs: with `***` for the password and for secrets among the options.
     pub(super) fn masked(&self) -> String {
-        let mut masked = self.clone();
-        if masked.password.is_some() {
-            masked.password = Some(String::new());
-        }
-        for (key, value) in &mut masked.query {
-            if key.contains("pass") || key.contains("secret") || key.contains("key") {
-                "***".clone_into(value);
-            }
-        }
-        let text = masked.to_url();
-        if self.password.is_some() { text.replacen(":@", ":***@", 1) } else { text }
+        self.render(|_secret| "***".to_owned())
     }
 
-    /// The URL as text, each part coded again.
+    /// The URL as text, each part coded again. Holds the password.
     pub(super) fn to_url(&self) -> String {
+        self.render(encode)
+    }
+
+    fn render(&self, secret: impl Fn(&str) -> String) -> String {
         let mut text = format!("{}://", self.scheme);
         if self.user.is_some() || self.password.is_some() {
             text.push_str(&encode(self.user.as_deref().unwrap_or_default()));
             if let Some(password) = &self.password {
                 text.push(':');
-                text.push_str(&encode(password));
+                text.push_str(&secret(password));
             }
             text.push('@');
         }
@@ -102,10 +98,18 @@ impl Uri {
             text.push_str(&self.path);
         }
         for (index, (key, value)) in self.query.iter().enumerate() {
+            let is_secret = ["pass", "secret", "key"].iter().any(|word| key.contains(word));
+            let value = if is_secret { secret(value) } else { encode(value) };
             text.push(if index == 0 { '?' } else { '&' });
-            text.push_str(&format!("{}={}", encode(key), encode(value)));
+            text.push_str(&format!("{}={value}", encode(key)));
         }
         text
+    }
+}
+
+impl fmt::Debug for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.masked())
     }
 }
 

@@ -1,0 +1,347 @@
+//! The greeting of one client: its first words, its proof, its settings; ends by spawning the
+//! session. A task of its own, so that its buffers and its size are gone when the session lives.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use prometheus::IntGauge;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::backend::{PgPool, settings_for};
+use super::cancel::{CancelHandle, CancelRegistry};
+use super::greeting::{Greeting, Refusal, Startup, Step};
+use super::message::{
+    BackendKey, ErrorFields, authentication_ok, authentication_sasl, authentication_sasl_continue,
+    authentication_sasl_final, backend_key_data, error_frame, next_frame, parameter_status,
+    parse_sasl_initial, ready_idle,
+};
+use super::routes::{NoRoute, Proof, Route, Routes};
+use super::scram::{self, Exchange, ScramError, Verifier};
+use super::session::{Running, SessionParts};
+use super::settings::Settings;
+use crate::config::PostgresLimits;
+use crate::lifecycle::Drain;
+use crate::metrics::PoolMetrics;
+use crate::net::Stream;
+
+/// Bytes asked of the socket at once.
+const READ_BYTES: usize = 1024;
+/// Longest time to deliver a refusal, and most bytes then read and thrown away.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_BYTES: usize = 64 * 1024;
+
+/// What the greetings of one listener share.
+pub(super) struct Reception {
+    pub(super) routes: Routes,
+    pub(super) limits: Arc<PostgresLimits>,
+    pub(super) login_timeout: Duration,
+    pub(super) cancels: Arc<CancelRegistry>,
+    pub(super) drain: Drain,
+    /// Counts greetings, as nobody knows yet which pool they are for.
+    pub(super) metrics: Arc<PoolMetrics>,
+    pub(super) mock_seed: [u8; 32],
+}
+
+/// Why a greeting ends without a session.
+enum End {
+    /// The client has gone, or has asked for nothing that is answered.
+    Quiet(&'static str),
+    /// The client is told.
+    Told(Box<ErrorFields>),
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        Self::Quiet("the connection broke")
+    }
+}
+
+impl From<ErrorFields> for End {
+    fn from(fields: ErrorFields) -> Self {
+        Self::Told(Box::new(fields))
+    }
+}
+
+/// A gauge that counts this as long as it lives.
+struct Counted(IntGauge);
+
+impl Counted {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Greets one client. Every wait in it is bounded: the client's words by the login timeout, the
+/// settings by the pool's wait.
+pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: SocketAddr) {
+    let _counted = Counted::new(&reception.metrics.clients_greeting);
+    let mut talk = Talk { client, received: BytesMut::new() };
+    let draining = async {
+        reception.drain.started().await;
+        End::from(ErrorFields::fatal("57P03", "tidegate is shutting down; connect again"))
+    };
+    let welcomed = tokio::select! {
+        biased;
+        welcomed = welcome(&reception, &mut talk) => welcomed,
+        end = draining => Err(end),
+    };
+    match welcomed {
+        Ok(welcome) => {
+            reception.metrics.logins.inc();
+            let Welcome { pool, settings, cancel } = welcome;
+            let drain = reception.drain.guard();
+            let Talk { client, received } = talk;
+            let leftover = received.to_vec();
+            let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
+            tokio::spawn(Running::new(parts));
+        }
+        Err(End::Quiet(why)) => tracing::debug!(%peer, why, "a greeting ended"),
+        Err(End::Told(fields)) => {
+            reception.metrics.login_failures.inc();
+            let ErrorFields { code, message, .. } = fields.as_ref();
+            tracing::warn!(%peer, code, message, "refused a client");
+            talk.refuse(&fields).await;
+        }
+    }
+}
+
+/// What a session needs besides its client.
+struct Welcome {
+    pool: Arc<PgPool>,
+    settings: Arc<Settings>,
+    cancel: CancelHandle,
+}
+
+async fn welcome(reception: &Reception, talk: &mut Talk) -> Result<Welcome, End> {
+    let words = admit(reception, talk);
+    let startup = match tokio::time::timeout(reception.login_timeout, words).await {
+        Ok(admitted) => admitted?,
+        Err(_elapsed) => {
+            return Err(ErrorFields::fatal("57014", "canceling authentication due to timeout")
+                .hint(
+                    "Send the startup packet and the password at once, or raise the login timeout.",
+                )
+                .into());
+        }
+    };
+    let random = random()?;
+    let (key, cancel) = reception.cancels.register(startup.keys, &random).map_err(|full| {
+        ErrorFields::fatal("53300", "sorry, too many clients already")
+            .detail(full.to_string())
+            .hint("Close idle clients, make the applications' own pools smaller, or raise the client limit.")
+    })?;
+    let Route { pool, visit } = find(reception, &startup)?;
+    let cancel = cancel.holding(visit);
+    let asked = settings_for(&pool, startup.parameters);
+    let settings = tokio::select! {
+        settings = asked => settings?,
+        () = poll_fn(|cx| talk.client.poll_hangup(cx)) => {
+            return Err(End::Quiet("the client left before there was a server"));
+        }
+    };
+    let mut bytes = Vec::new();
+    for (name, value) in &settings.reported {
+        bytes.extend(parameter_status(name, value));
+    }
+    bytes.extend(backend_key_data(&key));
+    bytes.extend(ready_idle());
+    let sent = tokio::time::timeout(reception.login_timeout, talk.send(&bytes));
+    sent.await.map_err(|_elapsed| End::Quiet("the client does not read"))??;
+    Ok(Welcome { pool, settings, cancel })
+}
+
+/// From the first byte to `AuthenticationOk`.
+async fn admit(reception: &Reception, talk: &mut Talk) -> Result<Startup, End> {
+    let startup = match talk.first_words(reception.limits.startup_bytes).await? {
+        First::Startup(startup) => startup,
+        First::Cancel(key) => {
+            reception.cancels.request(&key);
+            return Err(End::Quiet("was a cancel request"));
+        }
+    };
+    if let Some(negotiation) = &startup.negotiation {
+        talk.send(negotiation).await?;
+    }
+    match reception.routes.proof(&startup.user, &startup.database) {
+        Some(Proof::Nothing) => talk.send(&authentication_ok()).await?,
+        Some(Proof::Password(verifier)) => {
+            prove(reception, talk, &startup.user, verifier).await?;
+        }
+        None => {
+            let mock = Verifier::mock(&startup.user, &reception.mock_seed);
+            prove(reception, talk, &startup.user, &mock).await?;
+        }
+    }
+    Ok(startup)
+}
+
+/// SCRAM-SHA-256, then `AuthenticationOk`.
+async fn prove(
+    reception: &Reception,
+    talk: &mut Talk,
+    user: &str,
+    verifier: &Verifier,
+) -> Result<(), End> {
+    let limit = reception.limits.login_frame_bytes;
+    talk.send(&authentication_sasl(&[scram::MECHANISM])).await?;
+    let initial = talk.password_frame(limit).await?;
+    let (mechanism, first) = parse_sasl_initial(&initial).ok_or_else(|| {
+        ErrorFields::fatal("08P01", "malformed SASL message: it is no SASLInitialResponse")
+    })?;
+    if mechanism != scram::MECHANISM {
+        let message = "client selected an invalid SASL authentication mechanism";
+        return Err(ErrorFields::fatal("08P01", message).into());
+    }
+    let mut nonce = [0; 18];
+    nonce.copy_from_slice(&random()?[..18]);
+    let failed = |error| scram_failure(&error, user);
+    let (exchange, answer) = Exchange::begin(verifier, first, &nonce).map_err(failed)?;
+    talk.send(&authentication_sasl_continue(answer.as_bytes())).await?;
+    let last = talk.password_frame(limit).await?;
+    let answer = exchange.finish(&last).map_err(failed)?;
+    let done = [authentication_sasl_final(answer.as_bytes()), authentication_ok()].concat();
+    Ok(talk.send(&done).await?)
+}
+
+fn scram_failure(error: &ScramError, user: &str) -> ErrorFields {
+    match error {
+        ScramError::WrongPassword => {
+            let message = format!("password authentication failed for user \"{user}\"");
+            ErrorFields::fatal("28P01", message)
+        }
+        ScramError::Malformed(_) | ScramError::Unsupported(_) => {
+            ErrorFields::fatal("08P01", error.to_string())
+        }
+    }
+}
+
+fn find(reception: &Reception, startup: &Startup) -> Result<Route, ErrorFields> {
+    let Startup { user, database, .. } = startup;
+    reception.routes.find(user, database).map_err(|none| match none {
+        NoRoute::Database => {
+            ErrorFields::fatal("3D000", format!("database \"{database}\" does not exist"))
+        }
+        NoRoute::User => ErrorFields::fatal("28000", format!("role \"{user}\" does not exist")),
+        NoRoute::TooMany(limit) => ErrorFields::fatal(
+            "53300",
+            format!(
+                "no pool for user \"{user}\" and database \"{database}\": {limit} pools are in use"
+            ),
+        )
+        .hint("Close clients of other databases, or raise the limit on pools made on demand."),
+    })
+}
+
+fn random() -> Result<[u8; 32], ErrorFields> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        ErrorFields::fatal("58030", format!("the system has no random numbers: {error}"))
+    })?;
+    Ok(bytes)
+}
+
+/// The conversation with a client that has no session yet.
+struct Talk {
+    client: Stream,
+    /// Received and not consumed: at most one frame within its limit, and [`READ_BYTES`].
+    received: BytesMut,
+}
+
+enum First {
+    Startup(Startup),
+    Cancel(BackendKey),
+}
+
+impl Talk {
+    async fn first_words(&mut self, most_bytes: usize) -> Result<First, End> {
+        let mut greeting = Greeting::new(most_bytes);
+        loop {
+            match greeting.step(&self.received).map_err(refusal)? {
+                Step::NeedMore => self.read().await?,
+                Step::Decline { bytes } => {
+                    let _request = self.received.split_to(bytes);
+                    self.send(b"N").await?;
+                }
+                Step::Cancel(key) => return Ok(First::Cancel(key)),
+                Step::Startup { bytes, startup } => {
+                    let _packet = self.received.split_to(bytes);
+                    return Ok(First::Startup(startup));
+                }
+            }
+        }
+    }
+
+    /// The body of the client's next frame, which must be of the password family.
+    async fn password_frame(&mut self, most_bytes: usize) -> Result<Vec<u8>, End> {
+        loop {
+            // The type is judged before the length: a wrong frame is not waited for.
+            match self.received.first() {
+                None | Some(b'p') => {}
+                Some(b'X') => return Err(End::Quiet("the client said goodbye")),
+                Some(other) => {
+                    let message = format!("expected SASL response, got message type {other}");
+                    return Err(ErrorFields::fatal("08P01", message).into());
+                }
+            }
+            let frame = next_frame(&self.received, most_bytes)
+                .map_err(|error| ErrorFields::fatal("08P01", error.to_string()))?;
+            if let Some(frame) = frame {
+                let (body, bytes) = (frame.body.to_vec(), frame.bytes);
+                let _frame = self.received.split_to(bytes);
+                return Ok(body);
+            }
+            self.read().await?;
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), End> {
+        self.received.reserve(READ_BYTES);
+        if self.client.read_buf(&mut self.received).await? == 0 {
+            return Err(End::Quiet("the client left"));
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.client.write_all(bytes).await?;
+        self.client.flush().await
+    }
+
+    /// Says why and closes. Reads on until the client closes too: closing over unread bytes would
+    /// reset the connection, and the client might never see the words.
+    async fn refuse(&mut self, fields: &ErrorFields) {
+        let said = tokio::time::timeout(LAST_WORDS, async {
+            self.send(&error_frame(fields)).await?;
+            self.client.shutdown().await?;
+            let mut read = 0;
+            let mut discarded = [0; 1024];
+            while read < LAST_BYTES {
+                match self.client.read(&mut discarded).await? {
+                    0 => break,
+                    bytes => read += bytes,
+                }
+            }
+            io::Result::Ok(())
+        });
+        // Gone or too slow: there is nobody to tell.
+        let _unheard = said.await;
+    }
+}
+
+fn refusal(refusal: Refusal) -> End {
+    match refusal {
+        Refusal::Fatal(fields) => End::Told(fields),
+        Refusal::Silent(why) => End::Quiet(why),
+    }
+}

@@ -1,0 +1,257 @@
+//! Which pool serves a (user, database), and how the client proves that it may use it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use foldhash::fast::RandomState;
+use postgres_protocol::password::scram_sha_256;
+
+use super::backend::{PgConnect, PgPool};
+use super::connect::Dial;
+use super::scram::Verifier;
+use crate::config::{Auth, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret};
+use crate::lifecycle::Drain;
+use crate::metrics::{Metrics, Protocol};
+use crate::net::TlsError;
+use crate::pool::{Budget, Pool, PoolSettings};
+
+/// By how many per cent lifetimes differ, so that connections opened together don't close together.
+const JITTER_PERCENT: u32 = 10;
+
+/// The pools behind one listener.
+pub struct Routes {
+    /// Those of the configuration, in its order; the first is the one for `any`.
+    fixed: Vec<Fixed>,
+    any: Option<Any>,
+    auth: Auth,
+    foundry: Foundry,
+}
+
+struct Fixed {
+    user: String,
+    database: String,
+    proof: Proof,
+    pool: Arc<PgPool>,
+}
+
+/// How a client proves that it may use a pool.
+#[derive(Clone, Debug)]
+pub enum Proof {
+    /// Not at all: `trust`, or the upstream URL has no password that one could know.
+    Nothing,
+    /// By the upstream URL's password.
+    Password(Verifier),
+}
+
+/// Pools made on demand.
+struct Any {
+    dial: Dial,
+    budget: Arc<Budget>,
+    limit: usize,
+    made: Mutex<MadePools>,
+}
+
+/// By user and database.
+type MadePools = HashMap<(String, String), Made, RandomState>;
+
+struct Made {
+    pool: Arc<PgPool>,
+    /// Held by each session besides: nobody uses the pool when this is the only one.
+    visits: Arc<()>,
+}
+
+/// A pool found for a client.
+pub struct Route {
+    /// The pool.
+    pub pool: Arc<PgPool>,
+    /// Must live as long as the session: it keeps a pool made on demand.
+    pub visit: Option<Arc<()>>,
+}
+
+/// Why there is no pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoute {
+    /// The user is known, the database is not.
+    Database,
+    /// Neither is known.
+    User,
+    /// No more pools may be made on demand; with the limit.
+    TooMany(usize),
+}
+
+/// What it takes to make pools. The budgets are per upstream server, whatever listener leads there.
+#[derive(Clone)]
+pub(super) struct Foundry {
+    settings: Arc<PostgresSettings>,
+    metrics: Arc<Metrics>,
+    drain: Drain,
+    budgets: Arc<Mutex<Budgets>>,
+}
+
+/// By upstream server.
+type Budgets = HashMap<(Host, u16), Arc<Budget>, RandomState>;
+
+impl Foundry {
+    pub(super) fn new(settings: &PostgresSettings, metrics: &Arc<Metrics>, drain: Drain) -> Self {
+        Self {
+            settings: Arc::new(settings.clone()),
+            metrics: Arc::clone(metrics),
+            drain,
+            budgets: Arc::default(),
+        }
+    }
+
+    fn budget(&self, upstream: &PostgresUpstream) -> Arc<Budget> {
+        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = (upstream.host.clone(), upstream.port);
+        let budget = budgets.entry(server).or_insert_with(|| Budget::new(self.settings.pool_size));
+        Arc::clone(budget)
+    }
+
+    fn pool(&self, name: String, dial: Dial, budget: Arc<Budget>) -> Arc<PgPool> {
+        let settings = &self.settings;
+        let metrics = self.metrics.pool(Protocol::Postgres, &name);
+        let pool_settings = PoolSettings {
+            name,
+            wait: settings.wait,
+            queue_limit: settings.queue_limit,
+            connect_timeout: settings.connect_timeout,
+            lifetime: settings.server_lifetime,
+            idle: settings.server_idle,
+            jitter_percent: JITTER_PERCENT,
+        };
+        let connect = PgConnect::new(dial, Arc::new(settings.limits.clone()));
+        Pool::new(connect, pool_settings, budget, metrics)
+    }
+
+    /// Keeps house in a pool until it is closed, which the drain's deadline does at the latest.
+    pub(super) fn spawn_reaper(&self, pool: &Arc<PgPool>) {
+        let (pool, drain) = (Arc::clone(pool), self.drain.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = pool.run_reaper() => {}
+                () = drain.deadline() => pool.close(),
+            }
+        });
+    }
+}
+
+impl Routes {
+    /// Makes the listener's pools; spawns nothing.
+    ///
+    /// # Errors
+    /// When an upstream's root certificates cannot be had.
+    pub(super) fn new(listener: &PostgresListener, foundry: Foundry) -> Result<Self, TlsError> {
+        let settings = Arc::clone(&foundry.settings);
+        let mut fixed = Vec::with_capacity(listener.upstreams.len());
+        let mut any = None;
+        for upstream in &listener.upstreams {
+            let dial = Dial::new(Arc::clone(upstream), settings.connect_timeout)?;
+            let budget = foundry.budget(upstream);
+            if settings.any && any.is_none() {
+                any = Some(Any {
+                    dial: dial.clone(),
+                    budget: Arc::clone(&budget),
+                    limit: settings.limits.any_pools,
+                    made: Mutex::default(),
+                });
+            }
+            fixed.push(Fixed {
+                user: upstream.user.clone(),
+                database: upstream.database.clone(),
+                proof: proof(settings.auth, upstream.password.as_ref()),
+                pool: foundry.pool(upstream.name.clone(), dial, budget),
+            });
+        }
+        Ok(Self { fixed, any, auth: settings.auth, foundry })
+    }
+
+    /// The pools of the configuration.
+    pub(super) fn fixed(&self) -> impl Iterator<Item = &Arc<PgPool>> {
+        self.fixed.iter().map(|fixed| &fixed.pool)
+    }
+
+    /// What this user must prove; `None` if nobody knows its password. The password of the named
+    /// database counts, and another of the user's if there is no such database: whether there is one
+    /// is for those who know a password.
+    #[must_use]
+    pub fn proof(&self, user: &str, database: &str) -> Option<&Proof> {
+        let mine = || self.fixed.iter().filter(|fixed| fixed.user == user);
+        let exact = mine().find(|fixed| fixed.database == database);
+        let known = exact.or_else(|| mine().next()).map(|fixed| &fixed.proof);
+        match (known, self.auth) {
+            // As in Postgres: trusted first, and told later that there is no such role.
+            (None, Auth::Trust) => Some(&Proof::Nothing),
+            (known, _) => known,
+        }
+    }
+
+    /// The pool for a client that has proved itself. May make one, so call it inside the runtime.
+    ///
+    /// # Errors
+    /// When there is none and none can be made.
+    pub fn find(&self, user: &str, database: &str) -> Result<Route, NoRoute> {
+        let exact =
+            self.fixed.iter().find(|fixed| fixed.user == user && fixed.database == database);
+        if let Some(fixed) = exact {
+            return Ok(Route { pool: Arc::clone(&fixed.pool), visit: None });
+        }
+        match &self.any {
+            Some(any) => self.make(any, user, database),
+            None if self.fixed.iter().any(|fixed| fixed.user == user) => Err(NoRoute::Database),
+            None => Err(NoRoute::User),
+        }
+    }
+
+    fn make(&self, any: &Any, user: &str, database: &str) -> Result<Route, NoRoute> {
+        let mut made = any.lock();
+        let name = (user.to_owned(), database.to_owned());
+        if let Some(known) = made.get(&name) {
+            return Ok(known.route());
+        }
+        if made.len() >= any.limit {
+            let unused = made.iter().find(|(_, made)| Arc::strong_count(&made.visits) == 1);
+            let Some(unused) = unused.map(|(name, _)| name.clone()) else {
+                return Err(NoRoute::TooMany(any.limit));
+            };
+            if let Some(unused) = made.remove(&unused) {
+                unused.pool.close();
+            }
+        }
+        let upstream = any.dial.upstream();
+        // The URL's password is its user's alone; other users must be trusted by the server.
+        let password = upstream.password.clone().filter(|_| upstream.user == user);
+        let dial = any.dial.entered_as(user, database, password);
+        let pool = self.foundry.pool(format!("{user}@{database}"), dial, Arc::clone(&any.budget));
+        self.foundry.spawn_reaper(&pool);
+        let new = Made { pool, visits: Arc::new(()) };
+        let route = new.route();
+        made.insert(name, new);
+        Ok(route)
+    }
+}
+
+impl Any {
+    fn lock(&self) -> MutexGuard<'_, MadePools> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Made {
+    fn route(&self) -> Route {
+        Route { pool: Arc::clone(&self.pool), visit: Some(Arc::clone(&self.visits)) }
+    }
+}
+
+fn proof(auth: Auth, password: Option<&Secret>) -> Proof {
+    match (auth, password) {
+        (Auth::Trust, _) | (Auth::Password, None) => Proof::Nothing,
+        // PBKDF2 once at start; logins then cost a few HMACs. What
+        // postgres-protocol writes always parses; if it ever did not, the door stays closed.
+        (Auth::Password, Some(password)) => {
+            let stored = scram_sha_256(password.expose().as_bytes());
+            let closed = || Verifier::mock("", &[0; 32]);
+            Proof::Password(Verifier::parse(&stored).unwrap_or_else(closed))
+        }
+    }
+}

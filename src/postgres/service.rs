@@ -1,0 +1,151 @@
+//! The Postgres side as a whole: accepts clients, greets each in a task of its own, keeps the pools.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::sync::Semaphore;
+
+use super::cancel::CancelRegistry;
+use super::greet::{Reception, greet};
+use super::routes::{Foundry, Routes};
+use crate::config::{Auth, PostgresListener, PostgresSettings};
+use crate::lifecycle::Drain;
+use crate::metrics::{Metrics, Protocol};
+use crate::net::Listener;
+use crate::pool::Reachability;
+
+/// Clients that may be in their greeting beyond the client limit, so that a full house can still
+/// say that it is full, and cancel requests get through.
+const GREETINGS_BEYOND_LIMIT: usize = 100;
+
+/// The Postgres side. Made once by the composition root.
+pub struct Service {
+    listeners: Vec<Hall>,
+    drain: Drain,
+}
+
+/// One listener's share.
+struct Hall {
+    reception: Arc<Reception>,
+    foundry: Foundry,
+    greetings: Arc<Semaphore>,
+}
+
+impl Service {
+    /// Makes the pools of every listener; opens nothing and spawns nothing.
+    ///
+    /// # Errors
+    /// When root certificates cannot be had, a setting would let strangers in, or the system has no
+    /// random numbers.
+    pub fn new(
+        settings: &PostgresSettings,
+        metrics: &Arc<Metrics>,
+        drain: Drain,
+    ) -> anyhow::Result<Self> {
+        let limits = &settings.limits;
+        let cancels = CancelRegistry::new(limits.client_limit);
+        let most = limits.client_limit.saturating_add(GREETINGS_BEYOND_LIMIT);
+        let greetings = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+        let foundry = Foundry::new(settings, metrics, drain.clone());
+        let mut mock_seed = [0; 32];
+        getrandom::fill(&mut mock_seed).context("the system has no random numbers")?;
+        let mut listeners = Vec::with_capacity(settings.listeners.len());
+        for listener in &settings.listeners {
+            check_access(settings, listener)?;
+            let Some(first) = listener.upstreams.first() else {
+                bail!("the Postgres listener {} leads to no upstream", listener.listen);
+            };
+            let reception = Arc::new(Reception {
+                routes: Routes::new(listener, foundry.clone())?,
+                limits: Arc::new(limits.clone()),
+                login_timeout: settings.login_timeout,
+                cancels: Arc::clone(&cancels),
+                drain: drain.clone(),
+                metrics: metrics.pool(Protocol::Postgres, &first.name),
+                mock_seed,
+            });
+            let (foundry, greetings) = (foundry.clone(), Arc::clone(&greetings));
+            listeners.push(Hall { reception, foundry, greetings });
+        }
+        Ok(Self { listeners, drain })
+    }
+
+    /// Accepts clients on the listener with this index in the settings, until the drain starts or
+    /// the socket is of no use any more. Greetings and sessions run in tasks of their own: call it
+    /// inside the runtime.
+    pub fn serve(
+        &self,
+        listener_index: usize,
+        listener: Listener,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let drain = self.drain.clone();
+        let hall = self.listeners.get(listener_index).map(|hall| {
+            let Hall { reception, foundry, greetings } = hall;
+            (Arc::clone(reception), foundry.clone(), Arc::clone(greetings))
+        });
+        async move {
+            let Some((reception, foundry, greetings)) = hall else { return };
+            reception.routes.fixed().for_each(|pool| foundry.spawn_reaper(pool));
+            loop {
+                let accepted = tokio::select! {
+                    biased;
+                    () = drain.started() => return,
+                    accepted = listener.accept() => accepted,
+                };
+                let (client, peer) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::error!(%error, "the Postgres listener broke; no new clients");
+                        return;
+                    }
+                };
+                // Never waited for: slow greeters must not keep a cancel request out.
+                let Ok(permit) = Arc::clone(&greetings).try_acquire_owned() else {
+                    tracing::warn!(%peer, "too many clients in their greeting; closed one");
+                    reception.metrics.login_failures.inc();
+                    continue;
+                };
+                let reception = Arc::clone(&reception);
+                tokio::spawn(async move {
+                    greet(reception, client, peer).await;
+                    drop(permit);
+                });
+            }
+        }
+    }
+
+    /// Each configured pool's name and whether its server can be reached, for /readyz. Pools made on
+    /// demand are not in it: a client that names a database that is not there must not make us unready.
+    #[must_use]
+    pub fn readiness(&self) -> Vec<(String, Reachability)> {
+        let pools = self.listeners.iter().flat_map(|hall| hall.reception.routes.fixed());
+        pools.map(|pool| (pool.settings().name.clone(), pool.state())).collect()
+    }
+}
+
+/// What would let strangers in is refused here, whatever the configuration has let through.
+fn check_access(settings: &PostgresSettings, listener: &PostgresListener) -> anyhow::Result<()> {
+    if settings.any && settings.auth != Auth::Trust {
+        bail!("serving any database (TIDEGATE_POSTGRES_ANY) needs TIDEGATE_POSTGRES_AUTH=trust");
+    }
+    if listener.listen.ip().is_loopback() {
+        return Ok(());
+    }
+    if settings.auth == Auth::Trust {
+        bail!(
+            "TIDEGATE_POSTGRES_AUTH=trust on {}: anybody could use the database; \
+             listen on 127.0.0.1 or use password",
+            listener.listen
+        );
+    }
+    if let Some(open) = listener.upstreams.iter().find(|upstream| upstream.password.is_none()) {
+        bail!(
+            "{} has no password and its listener {} is not on loopback: anybody could use the \
+             database; listen on 127.0.0.1 or put a password into the URL",
+            open.name,
+            listener.listen
+        );
+    }
+    Ok(())
+}
