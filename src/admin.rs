@@ -1,21 +1,311 @@
-//! The admin port: /metrics, /healthz, /readyz.
+//! The admin port: /metrics, /healthz, /readyz over HTTP/1.1.
+//!
+//! Everything a stranger could hold on to is bounded: connections, headers, the time to send them, the life of a connection.
 
+use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Semaphore;
 
 use crate::lifecycle::Drain;
 use crate::metrics::Metrics;
-use crate::net::Listener;
+use crate::net::{Listener, Stream};
 use crate::pool::Reachability;
 
 /// Tells, for each pool, whether its server could be reached.
 pub type Readiness = Arc<dyn Fn() -> Vec<(String, Reachability)> + Send + Sync>;
 
-/// Serves the admin port until the drain's deadline.
-pub async fn serve(
-    _listener: Listener,
-    _metrics: Arc<Metrics>,
-    _readiness: Readiness,
-    drain: Drain,
-) {
-    drain.deadline().await;
+/// What one may ask of the admin port at most.
+#[derive(Clone, Copy, Debug)]
+pub struct AdminLimits {
+    /// Connections at once; more are closed at once.
+    pub client_limit: usize,
+    /// Longest time for a request's headers to arrive, and for a silent connection.
+    pub header_timeout: Duration,
+    /// Most headers of a request.
+    pub header_limit: usize,
+    /// Most bytes of a request's headers; hyper needs at least 8192.
+    pub header_bytes: usize,
+}
+
+impl Default for AdminLimits {
+    fn default() -> Self {
+        Self {
+            client_limit: 32,
+            header_timeout: Duration::from_secs(10),
+            header_limit: 64,
+            header_bytes: HEADER_BYTES_LEAST,
+        }
+    }
+}
+
+/// Longest life of a connection, whatever it does: a scraper that keeps one comes back.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(300);
+/// hyper's least buffer.
+const HEADER_BYTES_LEAST: usize = 8192;
+/// Prometheus text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+const TEXT_TYPE: &str = "text/plain; charset=utf-8";
+
+/// Serves the admin port with the default limits: see [`serve_with`].
+pub async fn serve(listener: Listener, metrics: Arc<Metrics>, readiness: Readiness, drain: Drain) {
+    serve_with(listener, Admin { metrics, readiness, drain }, AdminLimits::default()).await;
+}
+
+/// What the admin port tells about.
+#[derive(Clone)]
+pub struct Admin {
+    /// For /metrics.
+    pub metrics: Arc<Metrics>,
+    /// For /readyz.
+    pub readiness: Readiness,
+    /// Serving ends with its deadline; /readyz says no from its start.
+    pub drain: Drain,
+}
+
+/// Serves the admin port until the drain's deadline, or until the listening socket fails.
+pub async fn serve_with(listener: Listener, admin: Admin, limits: AdminLimits) {
+    let places = Arc::new(Semaphore::new(limits.client_limit.min(Semaphore::MAX_PERMITS)));
+    let drain = admin.drain.clone();
+    let mut end = std::pin::pin!(drain.deadline());
+    loop {
+        let accepted = tokio::select! {
+            () = &mut end => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::error!(%error, "the admin port is closed: its listening socket failed");
+                return;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!(
+                client_limit = limits.client_limit,
+                "admin connection refused: too many at once"
+            );
+            continue;
+        };
+        let admin = admin.clone();
+        tokio::spawn(async move {
+            converse(stream, admin, limits).await;
+            drop(place);
+        });
+    }
+}
+
+async fn converse(stream: Stream, admin: Admin, limits: AdminLimits) {
+    let drain = admin.drain.clone();
+    let answer = service_fn(move |request: Request<Incoming>| {
+        let response = admin.answer(request.method(), request.uri().path());
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_headers(limits.header_limit)
+        .max_buf_size(limits.header_bytes.max(HEADER_BYTES_LEAST))
+        .serve_connection(TokioIo::new(stream), answer);
+    // A client that sends nonsense or hangs up is its own affair.
+    tokio::select! {
+        _ = connection => {}
+        () = tokio::time::sleep(CONNECTION_LIFETIME) => {}
+        () = drain.deadline() => {}
+    }
+}
+
+impl Admin {
+    /// The answer to a request; hyper leaves the body out for HEAD.
+    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
+            let text = "not found; there are /metrics, /healthz and /readyz\n".to_owned();
+            return response(StatusCode::NOT_FOUND, TEXT_TYPE, text);
+        }
+        if method != Method::GET && method != Method::HEAD {
+            let text = "only GET and HEAD are answered here\n".to_owned();
+            let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, TEXT_TYPE, text);
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refusal;
+        }
+        match path {
+            "/metrics" => self.metrics(),
+            "/readyz" => self.readiness(),
+            _ => response(StatusCode::OK, TEXT_TYPE, "ok\n".to_owned()),
+        }
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        match self.metrics.render() {
+            Ok(text) => response(StatusCode::OK, METRICS_TYPE, text),
+            Err(error) => {
+                let text = format!("metrics cannot be written down: {error}\n");
+                response(StatusCode::INTERNAL_SERVER_ERROR, TEXT_TYPE, text)
+            }
+        }
+    }
+
+    fn readiness(&self) -> Response<Full<Bytes>> {
+        let mut status = StatusCode::OK;
+        let mut text = String::new();
+        if self.drain.is_draining() {
+            status = StatusCode::SERVICE_UNAVAILABLE;
+            text.push_str("shutting down\n");
+        }
+        for (pool, reachability) in (self.readiness)() {
+            // Writing to a string can't fail.
+            let _ = match reachability {
+                Reachability::NotTried => writeln!(text, "{pool}: not tried yet"),
+                Reachability::Reachable => writeln!(text, "{pool}: reachable"),
+                Reachability::Failing { code, message } => {
+                    status = StatusCode::SERVICE_UNAVAILABLE;
+                    let message = message.replace(['\r', '\n'], " ");
+                    writeln!(text, "{pool}: failing: {message} ({code})")
+                }
+            };
+        }
+        if text.is_empty() {
+            text.push_str("listening\n");
+        }
+        response(status, TEXT_TYPE, text)
+    }
+}
+
+fn response(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::DrainTrigger;
+    use crate::metrics::Protocol;
+    use std::net::SocketAddr;
+    use std::sync::Mutex;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    struct Port {
+        addr: SocketAddr,
+        pools: Arc<Mutex<Vec<(String, Reachability)>>>,
+        trigger: DrainTrigger,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    async fn port(limits: AdminLimits) -> Port {
+        let mut listener = None;
+        for port in 21_270..21_370 {
+            if let Ok(bound) = crate::net::bind(([127, 0, 0, 1], port).into()).await {
+                listener = Some(bound);
+                break;
+            }
+        }
+        let listener = listener.expect("no free port");
+        let addr = listener.local_addr().unwrap();
+        let metrics = Metrics::new().unwrap();
+        metrics.pool(Protocol::Redis, "REDIS_URL").checkouts.inc();
+        let pools = Arc::new(Mutex::new(Vec::new()));
+        let readiness: Readiness = {
+            let pools = Arc::clone(&pools);
+            Arc::new(move || pools.lock().unwrap().clone())
+        };
+        let (trigger, drain) = Drain::new();
+        let admin = Admin { metrics, readiness, drain };
+        let task = tokio::spawn(serve_with(listener, admin, limits));
+        Port { addr, pools, trigger, task }
+    }
+
+    async fn ask(port: &Port, request: &str) -> String {
+        let mut client = TcpStream::connect(port.addr).await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn get(port: &Port, method: &str, path: &str) -> String {
+        ask(port, &format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+            .await
+    }
+
+    #[tokio::test]
+    async fn it_answers_what_it_knows_and_refuses_the_rest() {
+        let port = port(AdminLimits::default()).await;
+        let metrics = get(&port, "GET", "/metrics").await;
+        assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"), "{metrics}");
+        assert!(metrics.contains("version=0.0.4"), "{metrics}");
+        assert!(
+            metrics.contains("tidegate_checkouts_total{pool=\"REDIS_URL\",protocol=\"redis\"} 1")
+        );
+        assert!(get(&port, "GET", "/healthz").await.ends_with("\r\n\r\nok\n"));
+        let head = get(&port, "HEAD", "/healthz").await;
+        assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+        assert!(get(&port, "GET", "/other").await.starts_with("HTTP/1.1 404"));
+        let refusal = get(&port, "POST", "/metrics").await;
+        assert!(refusal.starts_with("HTTP/1.1 405"), "{refusal}");
+        assert!(refusal.contains("allow: GET, HEAD"), "{refusal}");
+        assert!(ask(&port, "nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    }
+
+    #[tokio::test]
+    async fn readiness_names_each_pool() {
+        let port = port(AdminLimits::default()).await;
+        assert!(get(&port, "GET", "/readyz").await.starts_with("HTTP/1.1 200"));
+        *port.pools.lock().unwrap() = vec![
+            ("A".to_owned(), Reachability::NotTried),
+            ("B".to_owned(), Reachability::Reachable),
+        ];
+        let ready = get(&port, "GET", "/readyz").await;
+        assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+        assert!(ready.ends_with("A: not tried yet\nB: reachable\n"), "{ready}");
+        let failing =
+            Reachability::Failing { code: "io".to_owned(), message: "no\nroute".to_owned() };
+        port.pools.lock().unwrap().push(("C".to_owned(), failing));
+        let ready = get(&port, "GET", "/readyz").await;
+        assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+        assert!(ready.ends_with("C: failing: no route (io)\n"), "{ready}");
+    }
+
+    #[tokio::test]
+    async fn it_is_not_ready_while_draining_and_ends_at_the_deadline() {
+        let port = port(AdminLimits::default()).await;
+        port.trigger.start(Duration::from_millis(300));
+        assert!(get(&port, "GET", "/readyz").await.starts_with("HTTP/1.1 503"));
+        port.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn slow_wide_and_many_clients_are_turned_away() {
+        let header_timeout = Duration::from_millis(200);
+        let limits = AdminLimits { client_limit: 1, header_timeout, ..AdminLimits::default() };
+        let port = port(limits).await;
+        let mut slow = TcpStream::connect(port.addr).await.unwrap();
+        slow.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+        // The second one finds the only place taken.
+        let mut second = TcpStream::connect(port.addr).await.unwrap();
+        let _ = second.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let mut answer = Vec::new();
+        let _ = second.read_to_end(&mut answer).await;
+        assert!(answer.is_empty());
+        slow.read_to_end(&mut answer).await.unwrap();
+        assert!(!answer.starts_with(b"HTTP/1.1 200"));
+        // Its place is free again.
+        let header = "x: y\r\n".repeat(100);
+        let request = format!("GET /healthz HTTP/1.1\r\n{header}\r\n");
+        let wide = ask(&port, &request).await;
+        assert!(wide.starts_with("HTTP/1.1 431"), "{wide}");
+    }
 }

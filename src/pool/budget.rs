@@ -14,8 +14,8 @@ use tokio::time::Instant;
 /// Most connections that a budget allows, however high its limit is set.
 pub const CONNECTIONS_MAX: usize = 10_000;
 
-/// How long the oldest waiter of a pool without any connection lets a busy pool go on before it takes one of its
-/// connections: bounds how often connections are closed and opened when there are more busy pools than connections.
+/// How long a busy pool may keep a new connection, and how long a pool without any waits for one of a busy pool: bounds
+/// how often connections are closed and opened when there are more busy pools than connections.
 const TURN: Duration = Duration::from_millis(100);
 
 /// The stamp of nobody.
@@ -58,6 +58,8 @@ pub(super) struct Account {
     idle: AtomicUsize,
     oldest: AtomicU64,
     demand: AtomicU64,
+    /// When it opened its latest connection.
+    opened: AtomicU64,
 }
 
 /// The right to have one connection open; dropping it ends the right.
@@ -125,6 +127,7 @@ impl Budget {
             idle: AtomicUsize::new(0),
             oldest: AtomicU64::new(NOBODY),
             demand: AtomicU64::new(NOBODY),
+            opened: AtomicU64::new(0),
         })
     }
 
@@ -166,7 +169,8 @@ impl Budget {
             if let Some(permit) = account.reserve() {
                 return Some(permit);
             }
-            let permit = evict(members)?;
+            // The last idle ones may have been closed by their server already.
+            let Some(permit) = evict(members) else { return account.reserve() };
             if !self.is_overdrawn() {
                 return Some(permit.hand_to(account));
             }
@@ -174,7 +178,8 @@ impl Budget {
     }
 
     /// Whether a connection that `mine` could hand to its own next waiter is owed to another pool: to one whose waiter
-    /// came earlier and which has at least two connections less, or has none and waited for its turn.
+    /// came earlier and which has at least two connections less, or has none and waited for its turn while `mine` had
+    /// one.
     pub(super) fn owes_elsewhere(&self, mine: &Account) -> bool {
         let oldest = mine.oldest.load(SeqCst);
         if oldest == NOBODY || self.demanding.load(SeqCst) == 0 {
@@ -186,10 +191,11 @@ impl Budget {
         }
         let turn = u64::try_from(TURN.as_nanos()).unwrap_or(NOBODY);
         let due = self.stamp(Instant::now()).saturating_sub(turn);
+        let had_turn = mine.opened.load(SeqCst) <= due;
         members.iter().any(|entry| {
             let demand = entry.account.demand.load(SeqCst);
             let held = entry.account.held();
-            demand < oldest && (mine.held() >= held + 2 || (held == 0 && demand <= due))
+            demand < oldest && (mine.held() >= held + 2 || (held == 0 && had_turn && demand <= due))
         })
     }
 
@@ -254,6 +260,10 @@ impl Account {
     pub(super) fn idle_removed(&self, count: usize) {
         self.idle.fetch_sub(count, SeqCst);
         self.budget.idle.fetch_sub(count, SeqCst);
+    }
+
+    pub(super) fn opened_now(&self) {
+        self.opened.store(self.budget.stamp(Instant::now()), SeqCst);
     }
 
     /// Says who waits: the stamp of the oldest waiter, and of the oldest for whom no connection is being opened.

@@ -61,7 +61,7 @@ impl<C: Connect> Lease<C> {
     fn end(&mut self, reason: &'static str) {
         self.unpin();
         if let Some(object) = self.object.take() {
-            self.pool.discard(object, reason);
+            self.pool.discard(*object, reason);
         }
     }
 }

@@ -274,8 +274,8 @@ impl<C: Connect> Pool<C> {
     }
 
     /// Closes a lent connection.
-    fn discard(&self, object: Box<Object<C>>, reason: &str) {
-        drop(self.dismantle(*object, reason));
+    fn discard(&self, object: Object<C>, reason: &str) {
+        drop(self.dismantle(object, reason));
         self.account.budget().settle();
     }
 
@@ -288,7 +288,7 @@ impl<C: Connect> Pool<C> {
             .or_else(|| budget.is_overdrawn().then_some("budget"))
             .or_else(|| budget.owes_elsewhere(&self.account).then_some("fairness"));
         match unfit {
-            Some(reason) => self.discard(object, reason),
+            Some(reason) => self.discard(*object, reason),
             None => self.pass_on(object),
         }
     }
@@ -298,7 +298,7 @@ impl<C: Connect> Pool<C> {
         let mut state = self.lock();
         if state.is_closed() {
             drop(state);
-            return self.discard(object, "shutdown");
+            return self.discard(*object, "shutdown");
         }
         match state.grant_first(object) {
             Ok(waker) => {

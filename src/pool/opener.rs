@@ -99,6 +99,7 @@ impl<C: Connect> Pool<C> {
             idle_limit_ms: self.limit_ms(self.settings.idle),
             idle_since_ms: age_ms,
         };
+        self.account.opened_now();
         let held = Box::new(Held { backend, permit, pin: None, term });
         let object = {
             let mut state = self.lock();
@@ -111,7 +112,7 @@ impl<C: Connect> Pool<C> {
             self.adopt(held)
         };
         match object {
-            Some(object) if self.account.budget().is_overdrawn() => self.discard(object, "budget"),
+            Some(object) if self.account.budget().is_overdrawn() => self.discard(*object, "budget"),
             Some(object) => self.pass_on(object),
             None => {}
         }

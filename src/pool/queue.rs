@@ -173,6 +173,8 @@ impl<C: Connect> Pool<C> {
     /// A ticket at the end of the queue, or one that has failed already. Under the lock.
     pub(super) fn join_queue(self: &Arc<Self>, state: &mut State<C>) -> Ticket<C> {
         let slot = Arc::new(Slot::new(Arc::clone(self), state.next_number));
+        // A refused ticket uses up its number too, or by leaving it would take a later waiter along.
+        state.next_number += 1;
         if state.runtime.is_none() {
             state.runtime = Handle::try_current().ok();
         }
@@ -183,7 +185,6 @@ impl<C: Connect> Pool<C> {
             slot.fail(self.checkout_error(kind, slot.since, state.queue.len()));
             return Ticket::new(slot);
         }
-        state.next_number += 1;
         state.queue.push_back(Arc::clone(&slot));
         self.publish(state);
         if state.timer == Timer::Off

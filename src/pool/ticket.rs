@@ -111,6 +111,11 @@ impl<C: Connect> Ticket<C> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(&*self.slot.place(), Place::Waiting(_))
+    }
+
     /// Waits for the lease. Cancel safe: see [`Ticket`].
     ///
     /// # Errors

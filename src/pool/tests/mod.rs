@@ -1,0 +1,9 @@
+//! Tests of the pool against a server made of counters, on a clock that stands still.
+
+mod fairness;
+mod fake;
+mod faults;
+mod lending;
+mod limits;
+mod model;
+mod stress;
