@@ -1,0 +1,392 @@
+//! What the settings mean: plain values, checked, with every default applied. Nothing here knows
+//! where a value came from, and nothing here may be wrong.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Host, Secret};
+
+/// Everything the program was told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Threads that carry traffic.
+    pub workers: usize,
+    /// How to log.
+    pub log: LogSettings,
+    /// The admin port.
+    pub admin: AdminSettings,
+    /// Postgres, when there is an upstream for it.
+    pub postgres: Option<PostgresSettings>,
+    /// Redis, when there is an upstream for it.
+    pub redis: Option<RedisSettings>,
+    /// Longest time to finish owed work once a drain has started.
+    pub drain: Duration,
+    /// Longest time `run` waits for the wrapped command after SIGTERM or SIGINT was passed on,
+    /// before its listeners go; the drain follows.
+    pub child_grace: Duration,
+}
+
+/// How to log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// The least important level shown.
+    pub level: LogLevel,
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+/// Levels of importance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Nothing at all.
+    Off,
+    /// Something failed.
+    Error,
+    /// Something is about to.
+    Warn,
+    /// The life of the process.
+    Info,
+    /// The life of a session.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `key=value` pairs.
+    Logfmt,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The admin port.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdminSettings {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Whether `listen` was written by somebody: then a taken port is an error.
+    pub explicit: bool,
+    /// Most connections at once.
+    pub client_limit: usize,
+    /// Longest time for a request's headers to arrive.
+    pub header_timeout: Duration,
+    /// Most headers of a request.
+    pub header_limit: usize,
+    /// Most bytes of a request's headers.
+    pub header_bytes: usize,
+}
+
+/// Who may use a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// The client must know the upstream URL's password.
+    Password,
+    /// Everybody who reaches the listener; loopback listeners only.
+    Trust,
+}
+
+/// The Postgres side.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PostgresSettings {
+    /// One listener, and one more for each upstream that would be ambiguous on the first.
+    pub listeners: Vec<PostgresListener>,
+    /// Most connections to one upstream server, shared by all its pools.
+    pub pool_size: usize,
+    /// Longest wait for a connection.
+    pub wait: Duration,
+    /// Most clients that may wait for one pool.
+    pub queue_limit: usize,
+    /// Longest time to open a connection, login included.
+    pub connect_timeout: Duration,
+    /// Age at which a connection is closed and replaced.
+    pub server_lifetime: Duration,
+    /// Idle time after which a connection is closed.
+    pub server_idle: Duration,
+    /// Longest greeting of a client.
+    pub login_timeout: Duration,
+    /// Serve any database and user name of the URL's server.
+    pub any: bool,
+    /// Who may use it.
+    pub auth: Auth,
+    /// Everything else that has a bound.
+    pub limits: PostgresLimits,
+}
+
+/// Bounds of the Postgres side. Bytes and counts, unless the name says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PostgresLimits {
+    /// Most clients at once, all listeners together.
+    pub client_limit: usize,
+    /// Longest startup packet.
+    pub startup_bytes: usize,
+    /// Longest frame before a client is authenticated.
+    pub login_frame_bytes: usize,
+    /// Longest frame that must be understood whole (a Parse, a Query); others pass at any length.
+    pub understood_frame_bytes: usize,
+    /// Most bytes kept of a client that waits for a connection.
+    pub parked_bytes: usize,
+    /// Most prepared statements on one connection; the least recently used is closed.
+    pub statements_per_backend: usize,
+    /// Most prepared statements of one client.
+    pub statements_per_client: usize,
+    /// Most distinct prepared statements known in all.
+    pub statements_total: usize,
+    /// Most bytes of distinct prepared statements known in all.
+    pub statements_total_bytes: usize,
+    /// Most distinct combinations of session settings known in all.
+    pub settings_combinations: usize,
+    /// Most pools made on demand with `any`.
+    pub any_pools: usize,
+    /// Longest clean-up of a connection whose client has gone, before it is closed instead.
+    pub cleanup_timeout: Duration,
+    /// Longest time a client may leave bytes unread while it holds a connection.
+    pub slow_reader: Duration,
+}
+
+/// One listening address and the upstreams reached through it, told apart by (user, database).
+#[derive(Clone, Debug, PartialEq)]
+pub struct PostgresListener {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Whether the port was written by somebody: then a taken port is an error.
+    pub explicit: bool,
+    /// What it leads to; never empty.
+    pub upstreams: Vec<Arc<PostgresUpstream>>,
+}
+
+/// A Postgres server as one variable names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PostgresUpstream {
+    /// The variable's name: the pool's name in metrics, logs and errors.
+    pub name: String,
+    /// Where it listens.
+    pub host: Host,
+    /// Its port.
+    pub port: u16,
+    /// The user to log in as.
+    pub user: String,
+    /// The user's password.
+    pub password: Option<Secret>,
+    /// The database.
+    pub database: String,
+    /// The other options of the URL's query, decoded, in order.
+    pub options: Vec<(String, String)>,
+    /// Whether and how to encrypt.
+    pub sslmode: SslMode,
+    /// PEM file with the roots to trust.
+    pub sslrootcert: Option<PathBuf>,
+}
+
+/// libpq's `sslmode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SslMode {
+    /// Never TLS.
+    Disable,
+    /// TLS if the server has it.
+    Prefer,
+    /// TLS; any certificate.
+    Require,
+    /// TLS; the chain must end at a trusted root.
+    VerifyCa,
+    /// TLS; the chain must end at a trusted root, and the name must match.
+    VerifyFull,
+}
+
+/// The Redis side.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RedisSettings {
+    /// One listener for each upstream.
+    pub listeners: Vec<RedisListener>,
+    /// Most connections to one upstream server.
+    pub pool_size: usize,
+    /// Longest wait for a connection.
+    pub wait: Duration,
+    /// Most clients that may wait for one pool.
+    pub queue_limit: usize,
+    /// Longest time to open a connection, login included.
+    pub connect_timeout: Duration,
+    /// Age at which a connection is closed and replaced.
+    pub server_lifetime: Duration,
+    /// Idle time after which a connection is closed.
+    pub server_idle: Duration,
+    /// Longest greeting of a client.
+    pub login_timeout: Duration,
+    /// Who may use it.
+    pub auth: Auth,
+    /// Everything else that has a bound.
+    pub limits: RedisLimits,
+}
+
+/// Bounds of the Redis side. Bytes and counts, unless the name says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisLimits {
+    /// Most clients at once, all listeners together.
+    pub client_limit: usize,
+    /// Longest frame before a client is authenticated.
+    pub login_frame_bytes: usize,
+    /// Longest frame that must be understood whole.
+    pub understood_frame_bytes: usize,
+    /// Longest bulk string a client may send.
+    pub frame_bytes: usize,
+    /// Most bytes of replies owed to one client that does not read.
+    pub reply_bytes_per_client: usize,
+    /// Most bytes of replies owed to all clients together.
+    pub reply_bytes_total: usize,
+    /// Most commands of one client on their way.
+    pub pipeline_depth: usize,
+    /// Deepest nesting of arrays in a reply.
+    pub depth: usize,
+    /// Longest clean-up of a connection whose client has gone, before it is closed instead.
+    pub cleanup_timeout: Duration,
+    /// Longest time a client may leave bytes unread while it holds a connection.
+    pub slow_reader: Duration,
+}
+
+/// One listening address and the upstream reached through it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RedisListener {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Whether the port was written by somebody: then a taken port is an error.
+    pub explicit: bool,
+    /// What it leads to.
+    pub upstream: Arc<RedisUpstream>,
+}
+
+/// A Redis server as one variable names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisUpstream {
+    /// The variable's name: the pool's name in metrics, logs and errors.
+    pub name: String,
+    /// Where it listens.
+    pub host: Host,
+    /// Its port.
+    pub port: u16,
+    /// The user of `AUTH user password`.
+    pub user: Option<String>,
+    /// The user's password.
+    pub password: Option<Secret>,
+    /// The database number.
+    pub database: u32,
+    /// Whether and how to encrypt.
+    pub tls: RedisTls,
+}
+
+/// Encryption towards Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedisTls {
+    /// `redis://`
+    Off,
+    /// `rediss://`
+    On {
+        /// Whether chain and name must be right; self-signed certificates are the rule at hosts.
+        verify: bool,
+        /// PEM file with the roots to trust.
+        ca: Option<PathBuf>,
+    },
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            log: LogSettings { level: LogLevel::Info, format: LogFormat::Logfmt },
+            admin: AdminSettings::default(),
+            postgres: None,
+            redis: None,
+            drain: Duration::from_secs(5),
+            child_grace: Duration::from_secs(28),
+        }
+    }
+}
+
+impl Default for AdminSettings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9127)),
+            explicit: false,
+            client_limit: 32,
+            header_timeout: Duration::from_secs(5),
+            header_limit: 32,
+            header_bytes: 16 * 1024,
+        }
+    }
+}
+
+impl Default for PostgresSettings {
+    /// Every default, and no listener.
+    fn default() -> Self {
+        Self {
+            listeners: Vec::new(),
+            pool_size: 5,
+            wait: Duration::from_millis(10_000),
+            queue_limit: 10_000,
+            connect_timeout: Duration::from_secs(5),
+            server_lifetime: Duration::from_secs(3600),
+            server_idle: Duration::from_secs(600),
+            login_timeout: Duration::from_secs(15),
+            any: false,
+            auth: Auth::Password,
+            limits: PostgresLimits::default(),
+        }
+    }
+}
+
+impl Default for PostgresLimits {
+    fn default() -> Self {
+        Self {
+            client_limit: 10_000,
+            startup_bytes: 10_000,
+            login_frame_bytes: 10_000,
+            understood_frame_bytes: 16 * 1024 * 1024,
+            parked_bytes: 1024 * 1024,
+            statements_per_backend: 200,
+            statements_per_client: 10_000,
+            statements_total: 10_000,
+            statements_total_bytes: 32 * 1024 * 1024,
+            settings_combinations: 1_000,
+            any_pools: 100,
+            cleanup_timeout: Duration::from_secs(5),
+            slow_reader: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for RedisSettings {
+    /// Every default, and no listener.
+    fn default() -> Self {
+        Self {
+            listeners: Vec::new(),
+            pool_size: 4,
+            wait: Duration::from_millis(10_000),
+            queue_limit: 10_000,
+            connect_timeout: Duration::from_secs(5),
+            server_lifetime: Duration::from_secs(3600),
+            server_idle: Duration::from_secs(600),
+            login_timeout: Duration::from_secs(15),
+            auth: Auth::Password,
+            limits: RedisLimits::default(),
+        }
+    }
+}
+
+impl Default for RedisLimits {
+    fn default() -> Self {
+        Self {
+            client_limit: 10_000,
+            login_frame_bytes: 16 * 1024,
+            understood_frame_bytes: 1024 * 1024,
+            frame_bytes: 512 * 1024 * 1024,
+            reply_bytes_per_client: 16 * 1024 * 1024,
+            reply_bytes_total: 128 * 1024 * 1024,
+            pipeline_depth: 10_000,
+            depth: 32,
+            cleanup_timeout: Duration::from_secs(5),
+            slow_reader: Duration::from_secs(60),
+        }
+    }
+}

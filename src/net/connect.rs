@@ -1,0 +1,98 @@
+//! Connecting to a server: every resolved address in turn, with the socket options a pool needs.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::Stream;
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// A name or an address, without port and without brackets.
+    Tcp(String),
+    /// The directory of Postgres' unix socket (the file is `.s.PGSQL.<port>` in it, as libpq has
+    /// it), or the socket file itself for Redis.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(name) if name.contains(':') => write!(f, "[{name}]"),
+            Self::Tcp(name) => f.write_str(name),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// How long one of several addresses may hold up the next.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
+/// Idle time before the first keepalive probe, time between probes, and probes until the end: a
+/// server that vanished is noticed within 30 + 3 * 10 s although nobody writes to it.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
+/// How long sent bytes may stay unacknowledged before the kernel gives the connection up.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connects to `host`: resolves it and tries every address in turn; an address that does not answer
+/// delays the next by 2 s. Without an overall deadline: that is the caller's. For
+/// [`Host::Unix`] `port` is not looked at: the path must be the socket file.
+///
+/// Cancel safe: a dropped attempt leaves no connection.
+///
+/// # Errors
+/// The last address's error, with the address in its text; `NotFound` if the name has no address.
+pub async fn connect(host: &Host, port: u16) -> io::Result<Stream> {
+    match host {
+        Host::Unix(path) => {
+            let unix = UnixStream::connect(path).await;
+            unix.map(Stream::Unix).map_err(|error| at(error, &path.display()))
+        }
+        Host::Tcp(name) => connect_tcp(name, port).await.map(Stream::Tcp),
+    }
+}
+
+async fn connect_tcp(name: &str, port: u16) -> io::Result<TcpStream> {
+    let found = tokio::net::lookup_host((name, port)).await;
+    let addresses: Vec<SocketAddr> = found.map_err(|error| at(error, &name))?.collect();
+    let Some((last, earlier)) = addresses.split_last() else {
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{name} has no address")));
+    };
+    for address in earlier {
+        let attempt = tokio::time::timeout(ADDRESS_PATIENCE, connect_address(*address)).await;
+        if let Ok(Ok(tcp)) = attempt {
+            return Ok(tcp);
+        }
+    }
+    connect_address(*last).await
+}
+
+async fn connect_address(address: SocketAddr) -> io::Result<TcpStream> {
+    let tcp = TcpStream::connect(address).await.map_err(|error| at(error, &address))?;
+    set_options(&tcp).map_err(|error| at(error, &address))?;
+    Ok(tcp)
+}
+
+fn set_options(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
+fn at(error: io::Error, place: &dyn fmt::Display) -> io::Error {
+    io::Error::new(error.kind(), format!("{place}: {error}"))
+}

@@ -1,0 +1,191 @@
+//! One byte stream, whatever carries it: TCP, a unix socket, or TLS over TCP.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A connected byte stream to a client or a server.
+#[derive(Debug)]
+pub enum Stream {
+    /// Plain TCP.
+    Tcp(TcpStream),
+    /// A unix socket.
+    Unix(UnixStream),
+    /// TLS over TCP; boxed because its state is some hundred bytes and most streams have none.
+    Tls(Box<tokio_rustls::TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Reads what is there into `buf`: the number of bytes, 0 at the peer's end of stream (or for an
+    /// empty `buf`). A read shorter than `buf` clears the socket's readiness, so that the next call
+    /// costs no syscall until new bytes come.
+    ///
+    /// # Errors
+    /// As the socket or TLS reports it.
+    pub fn poll_read_into(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut read = ReadBuf::new(buf);
+        ready!(Pin::new(self).poll_read(cx, &mut read))?;
+        Poll::Ready(Ok(read.filled().len()))
+    }
+
+    /// Writes a part of `buf`: the number of bytes taken. With TLS, bytes taken may still wait to be
+    /// sent: before going to sleep call [`Stream::poll_flushed`] until it is ready.
+    ///
+    /// # Errors
+    /// As the socket or TLS reports it.
+    pub fn poll_write_from(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(self).poll_write(cx, buf)
+    }
+
+    /// Ready when every byte taken by [`Stream::poll_write_from`] is with the kernel. Free of cost
+    /// for TCP and unix sockets.
+    ///
+    /// # Errors
+    /// As the socket or TLS reports it.
+    pub fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self).poll_flush(cx)
+    }
+
+    /// Ready when the peer has closed the stream or it broke; reads nothing.
+    ///
+    /// While bytes lie unread in the socket the end behind them cannot be seen: then this is
+    /// `Pending` without a wake-up, and a caller that must know reads on.
+    pub fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let readable = match self {
+            Self::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Self::Tls(tls) => tls.get_ref().0.poll_read_ready(cx),
+            Self::Unix(unix) => unix.poll_read_ready(cx),
+        };
+        if ready!(readable).is_err() {
+            return Poll::Ready(());
+        }
+        match self.peek_one() {
+            Ok(0) => Poll::Ready(()),
+            Ok(_bytes_wait) => Poll::Pending,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.rearm_read(cx),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Err(_broken) => Poll::Ready(()),
+        }
+    }
+
+    /// The peer's address; `None` for a unix socket or when the peer is already gone.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.tcp().and_then(|tcp| tcp.peer_addr().ok())
+    }
+
+    /// The TCP socket below, if there is one.
+    #[must_use]
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp),
+            Self::Tls(tls) => Some(tls.get_ref().0),
+            Self::Unix(_) => None,
+        }
+    }
+
+    fn peek_one(&self) -> io::Result<usize> {
+        let mut byte = [MaybeUninit::uninit(); 1];
+        match self {
+            Self::Tcp(tcp) => SockRef::from(tcp).peek(&mut byte),
+            Self::Tls(tls) => SockRef::from(tls.get_ref().0).peek(&mut byte),
+            Self::Unix(unix) => SockRef::from(unix).peek(&mut byte),
+        }
+    }
+
+    /// Readiness was stale: clears it, so that the next event wakes the task.
+    fn rearm_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let stale = || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into());
+        let readable = tokio::io::Interest::READABLE;
+        let (_stale, again) = match self {
+            Self::Tcp(tcp) => (tcp.try_io(readable, stale), tcp.poll_read_ready(cx)),
+            Self::Tls(tls) => {
+                let tcp = tls.get_ref().0;
+                (tcp.try_io(readable, stale), tcp.poll_read_ready(cx))
+            }
+            Self::Unix(unix) => (unix.try_io(readable, stale), unix.poll_read_ready(cx)),
+        };
+        if again.is_ready() {
+            // Something came in between: look again on the next turn.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Unix(unix) => Pin::new(unix).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.is_write_vectored(),
+            Self::Unix(unix) => unix.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+}
