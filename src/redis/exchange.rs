@@ -94,8 +94,7 @@ mod tests {
         assert_eq!(exchange.front(), Some((&'a', 1)));
         exchange.pay(1);
         assert_eq!(exchange.front(), Some((&'b', 1)));
-        let fates: Vec<_> =
-            exchange.settle(20).map(|(fate, debt)| (fate, debt.creditor)).collect();
+        let fates: Vec<_> = exchange.settle(20).map(|(fate, debt)| (fate, debt.creditor)).collect();
         assert_eq!(fates, [(Fate::Ambiguous, 'b'), (Fate::Unsent, 'a')]);
         assert!(exchange.is_empty());
     }

@@ -118,12 +118,7 @@ pub struct RequestScanner {
 
 impl Default for RequestScanner {
     fn default() -> Self {
-        Self {
-            state: RequestState::Start,
-            arguments_left: 0,
-            line: Number::default(),
-            length: 0,
-        }
+        Self { state: RequestState::Start, arguments_left: 0, line: Number::default(), length: 0 }
     }
 }
 
@@ -158,9 +153,7 @@ impl RequestScanner {
             }
             at += 1;
             progress = self.take(byte, limits)?;
-            if self.state == RequestState::Inline
-                && self.length.saturating_add(at) > INLINE_LIMIT
-            {
+            if self.state == RequestState::Inline && self.length.saturating_add(at) > INLINE_LIMIT {
                 return Err(RequestError::Inline);
             }
         }
@@ -329,7 +322,9 @@ fn quoted(text: &[u8], quote: u8, word: &mut Vec<u8>) -> Result<usize, RequestEr
 
 fn hex_byte(digits: &[u8]) -> Option<u8> {
     let text = std::str::from_utf8(digits).ok()?;
-    text.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u8::from_str_radix(text, 16).ok())?
+    text.bytes()
+        .all(|digit| digit.is_ascii_hexdigit())
+        .then(|| u8::from_str_radix(text, 16).ok())?
 }
 
 /// Writes `arguments` as a RESP array command.
@@ -591,3 +586,6 @@ fn shorter(left: u64, here: usize) -> usize {
 fn printable(byte: u8) -> char {
     if byte.is_ascii_graphic() || byte == b' ' { char::from(byte) } else { '?' }
 }
+
+#[cfg(test)]
+mod tests;
