@@ -1,1 +1,155 @@
-//! Composition root: builds everything once and hands it down.
+//! Composition root: builds everything once and hands it down; the life of the process from the
+//! first listener to the last session.
+
+mod listeners;
+mod logging;
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::admin;
+use crate::config::{ConfigError, Loaded};
+use crate::lifecycle::{Drain, DrainTrigger};
+use crate::metrics::Metrics;
+use crate::supervisor::{self, Signals, StartError, Supervised};
+
+use listeners::{Bound, Taken};
+
+/// What the program was started for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Wrap a command.
+    Run(Vec<OsString>),
+    /// Serve until told to stop.
+    Serve,
+    /// Say what the settings mean.
+    Check,
+}
+
+/// Does the work; the process's exit code.
+///
+/// # Errors
+/// What kept it from being done; see [`exit_code`].
+pub fn run(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
+    if *work == Work::Check {
+        listeners::check_loops(loaded)?;
+        // A reader that has enough (`| head -1`) is no failure.
+        let _reader_gone = io::stdout().write_all(crate::config::describe(loaded).as_bytes());
+        return Ok(0);
+    }
+    logging::start(loaded.settings.log);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = runtime(loaded.settings.workers)?;
+    let code = runtime.block_on(live(loaded, work));
+    // A name look-up that hangs in its thread must not hold up the exit.
+    runtime.shutdown_background();
+    code
+}
+
+/// The exit code for an error: 2 for the settings, a shell's for a command that cannot start, else 1.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<StartError>() {
+        return error.exit_code();
+    }
+    if error.downcast_ref::<ConfigError>().is_some() { 2 } else { 1 }
+}
+
+fn runtime(workers: usize) -> io::Result<Runtime> {
+    match workers {
+        1 => Builder::new_current_thread().enable_all().build(),
+        workers => Builder::new_multi_thread().worker_threads(workers).enable_all().build(),
+    }
+}
+
+async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
+    if *work == Work::Serve && loaded.variables.is_empty() {
+        let problem = "nothing to serve: neither DATABASE_URL nor REDIS_URL is set; set one, or \
+            name other variables in TIDEGATE_POSTGRES_URLS or TIDEGATE_REDIS_URLS";
+        return Err(ConfigError::new("serve", problem).into());
+    }
+    let mut signals = Signals::new().context("cannot catch signals")?;
+    let taken = if *work == Work::Serve { Taken::Refuse } else { Taken::Next };
+    let bound = listeners::bind(loaded, taken).await?;
+    let variables = bound.local_urls(loaded)?;
+    let (trigger, drain) = Drain::new();
+    serve(bound, &drain)?;
+    let code = match work {
+        Work::Run(command) => wrap(loaded, command, &variables, &mut signals, &trigger).await?,
+        Work::Serve | Work::Check => {
+            raise_file_limit();
+            let signal = signals.stop().await;
+            tracing::info!(signal = signal.as_raw(), "told to stop");
+            0
+        }
+    };
+    trigger.start(loaded.settings.drain);
+    let in_time = tokio::select! {
+        in_time = trigger.finished() => in_time,
+        // Whoever asks twice does not want to wait.
+        _signal = signals.stop() => false,
+    };
+    if !in_time {
+        tracing::warn!(sessions = drain.live(), "stopped with sessions unfinished");
+    }
+    Ok(code)
+}
+
+/// Starts everything that listens; each part ends with the drain.
+fn serve(bound: Bound, drain: &Drain) -> anyhow::Result<()> {
+    let metrics = Metrics::new().context("cannot set up the metrics")?;
+    let readiness: admin::Readiness = Arc::new(Vec::new);
+    tokio::spawn(admin::serve(bound.admin, metrics, readiness, drain.clone()));
+    let listeners = (bound.postgres, bound.redis);
+    let drain = drain.clone();
+    tokio::spawn(async move {
+        drain.started().await;
+        drop(listeners);
+    });
+    Ok(())
+}
+
+/// Starts the command, lives as long as it does; its exit code.
+async fn wrap(
+    loaded: &Loaded,
+    command: &[OsString],
+    variables: &[(String, String)],
+    signals: &mut Signals,
+    trigger: &DrainTrigger,
+) -> anyhow::Result<u8> {
+    if variables.is_empty() {
+        tracing::warn!("nothing to pool: neither DATABASE_URL nor REDIS_URL is set");
+    }
+    let mut supervised = Supervised::start(command, variables)?;
+    // After the start: the command's own limit stays what it was.
+    raise_file_limit();
+    let pid = supervised.pid();
+    tracing::info!(pid, pooled = variables.len(), "command started");
+    let settings = &loaded.settings;
+    let code = supervised.wait(signals, settings.child_grace, || {
+        tracing::warn!(pid, "the command has not ended in time after SIGTERM: draining without it");
+        trigger.start(settings.drain);
+    });
+    let code = code.await;
+    if supervisor::leaves_orphans() {
+        tracing::warn!(pid, "the command has ended and left processes behind");
+    }
+    tracing::info!(pid, code, "command ended");
+    Ok(code)
+}
+
+/// Each client is a file descriptor: takes all the system allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}

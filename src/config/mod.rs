@@ -1,12 +1,104 @@
-//! Settings, in two steps: what was written (file, environment, flags), then what it means.
+//! Settings, in two steps: what was written (`written`: file, environment, flags), then what it
+//! means (`resolve`). Flags win over the environment, which wins over the file, which wins over the
+//! defaults.
 
+mod describe;
+mod error;
+mod keys;
+mod local;
+mod postgres_url;
+mod redis_url;
+mod resolve;
 mod secret;
 mod settings;
+mod suggest;
+mod uri;
+mod variable;
+mod written;
+
+use std::path::{Path, PathBuf};
 
 pub use crate::net::Host;
+pub use describe::describe;
+pub use error::ConfigError;
+pub use local::leads_to;
 pub use secret::Secret;
 pub use settings::{
     AdminSettings, Auth, LogFormat, LogLevel, LogSettings, PostgresLimits, PostgresListener,
     PostgresSettings, PostgresUpstream, RedisLimits, RedisListener, RedisSettings, RedisTls,
     RedisUpstream, Settings, SslMode,
 };
+pub use variable::{PooledUrl, PooledVariable, Protocol};
+pub use written::Environment;
+
+use written::Written;
+
+/// Everything that was configured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// What it means.
+    pub settings: Settings,
+    /// The pooled variables, for the wrapped command.
+    pub variables: Vec<PooledVariable>,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    /// What deserves a word in the log.
+    pub warnings: Vec<String>,
+}
+
+impl Loaded {
+    /// The configured address of the listener that leads to `variable`'s upstream.
+    #[must_use]
+    pub fn listen_of(&self, variable: &PooledVariable) -> Option<std::net::SocketAddr> {
+        let index = variable.listener;
+        match variable.protocol() {
+            Protocol::Postgres => {
+                self.settings.postgres.as_ref()?.listeners.get(index).map(|known| known.listen)
+            }
+            Protocol::Redis => {
+                self.settings.redis.as_ref()?.listeners.get(index).map(|known| known.listen)
+            }
+        }
+    }
+}
+
+/// Loads the settings: the file named by `file` or `TIDEGATE_CONFIG`, then `environment`, then
+/// `flags` (the setting's path in the file, and its text). Reads a file: call it before the runtime.
+///
+/// # Errors
+/// The first setting that cannot be taken, by the name its writer knows.
+pub fn load(
+    file: Option<&Path>,
+    environment: &Environment,
+    flags: &[(&str, String)],
+) -> Result<Loaded, ConfigError> {
+    let mut written = Written::default();
+    let from_environment = environment.get("TIDEGATE_CONFIG").cloned().flatten();
+    let (file, named_by) = match (file, from_environment) {
+        (Some(path), _) => (Some(path.to_owned()), "--config"),
+        (None, path) => (path.map(PathBuf::from), "TIDEGATE_CONFIG"),
+    };
+    if let Some(path) = &file {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            ConfigError::new(named_by, format!("cannot be read: {error}; it must be a TOML file"))
+                .with_value(path.display().to_string())
+        })?;
+        written.take_file(&path.display().to_string(), &text)?;
+    }
+    written.take_environment(environment)?;
+    for (path, text) in flags {
+        written.take_flag(path, text);
+    }
+    let mut resolved = resolve::resolve(&written, environment)?;
+    let pooled = resolve::pooled_names(&written);
+    resolved.warnings.extend(written::unknown_variables(environment, &pooled));
+    Ok(Loaded {
+        settings: resolved.settings,
+        variables: resolved.variables,
+        file,
+        warnings: resolved.warnings,
+    })
+}
+
+#[cfg(test)]
+mod tests;

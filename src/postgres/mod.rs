@@ -1,1 +1,21 @@
 //! Postgres: one client's session over the few backends of a transaction pool.
+//!
+//! The sans-IO core knows the protocol and no socket: `wire`, `message`, `greeting`, `login`, `scram`, `exchange`,
+//! `statements`, `settings`, `sql`, `relay`. `connect` opens a server connection, `backend` is a pooled one, `clean`
+//! brings it back when its client has gone; `session` holds both ends of one client.
+
+pub mod backend;
+pub mod cancel;
+pub mod clean;
+pub mod connect;
+pub mod exchange;
+pub mod greeting;
+pub mod login;
+pub mod message;
+pub mod relay;
+pub mod scram;
+pub mod session;
+pub mod settings;
+pub mod sql;
+pub mod statements;
+pub mod wire;

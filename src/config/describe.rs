@@ -1,0 +1,127 @@
+//! What the settings mean, in words: the text of `tidegate check`. Holds no secret.
+
+use std::fmt::Write as _;
+
+use super::{Auth, Loaded, Protocol, RedisTls, SslMode};
+
+/// Describes everything that was loaded, for a person.
+#[must_use]
+pub fn describe(loaded: &Loaded) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _unfailing = write_all(&mut text, loaded);
+    text
+}
+
+fn write_all(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
+    let settings = &loaded.settings;
+    match &loaded.file {
+        Some(path) => writeln!(text, "file      {}", path.display())?,
+        None => writeln!(text, "file      none (environment and defaults)")?,
+    }
+    writeln!(text, "workers   {}", settings.workers)?;
+    writeln!(text, "admin     http://{}/metrics", settings.admin.listen)?;
+    write_postgres(text, loaded)?;
+    write_redis(text, loaded)?;
+    for variable in &loaded.variables {
+        if let Some(listen) = loaded.listen_of(variable) {
+            let masked = mask_password(&variable.local_url(listen));
+            writeln!(text, "rewrite   {}={masked}", variable.name)?;
+        }
+    }
+    for warning in &loaded.warnings {
+        writeln!(text, "warning   {warning}")?;
+    }
+    Ok(())
+}
+
+fn write_postgres(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
+    let Some(postgres) = &loaded.settings.postgres else {
+        return writeln!(text, "postgres  off (DATABASE_URL is not set)");
+    };
+    writeln!(
+        text,
+        "postgres  at most {} connections to each server, waits of up to {} ms, auth {}{}",
+        postgres.pool_size,
+        postgres.wait.as_millis(),
+        auth_word(postgres.auth),
+        if postgres.any { ", any user and database" } else { "" }
+    )?;
+    for listener in &postgres.listeners {
+        for upstream in &listener.upstreams {
+            writeln!(
+                text,
+                "          {} -> {} {}:{}, user {}, database {}, sslmode {}",
+                listener.listen,
+                upstream.name,
+                upstream.host,
+                upstream.port,
+                upstream.user,
+                upstream.database,
+                sslmode_word(upstream.sslmode)
+            )?;
+        }
+    }
+    write_urls(text, loaded, Protocol::Postgres)
+}
+
+fn write_redis(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
+    let Some(redis) = &loaded.settings.redis else {
+        return writeln!(text, "redis     off (REDIS_URL is not set)");
+    };
+    writeln!(
+        text,
+        "redis     at most {} connections to each server, waits of up to {} ms, auth {}",
+        redis.pool_size,
+        redis.wait.as_millis(),
+        auth_word(redis.auth)
+    )?;
+    for listener in &redis.listeners {
+        let upstream = &listener.upstream;
+        let tls = match &upstream.tls {
+            RedisTls::Off => "no TLS",
+            RedisTls::On { verify: false, .. } => "TLS, any certificate",
+            RedisTls::On { verify: true, .. } => "TLS, verified",
+        };
+        writeln!(
+            text,
+            "          {} -> {} {}:{}, database {}, {tls}",
+            listener.listen, upstream.name, upstream.host, upstream.port, upstream.database
+        )?;
+    }
+    write_urls(text, loaded, Protocol::Redis)
+}
+
+fn write_urls(text: &mut String, loaded: &Loaded, protocol: Protocol) -> std::fmt::Result {
+    for variable in loaded.variables.iter().filter(|variable| variable.protocol() == protocol) {
+        writeln!(text, "upstream  {}={}", variable.name, variable.masked_url())?;
+    }
+    Ok(())
+}
+
+/// Our own URLs have one form: everything between the user's colon and the at sign is the password.
+fn mask_password(url: &str) -> String {
+    let Some((before, after)) = url.split_once('@') else { return url.to_owned() };
+    match before.split_once("://").and_then(|(scheme, info)| Some((scheme, info.split_once(':')?)))
+    {
+        Some((scheme, (user, _))) => format!("{scheme}://{user}:***@{after}"),
+        None => url.to_owned(),
+    }
+}
+
+fn auth_word(auth: Auth) -> &'static str {
+    match auth {
+        Auth::Password => "password",
+        Auth::Trust => "trust",
+    }
+}
+
+fn sslmode_word(mode: SslMode) -> &'static str {
+    match mode {
+        SslMode::Disable => "disable",
+        SslMode::Prefer => "prefer",
+        SslMode::Require => "require",
+        SslMode::VerifyCa => "verify-ca",
+        SslMode::VerifyFull => "verify-full",
+    }
+}

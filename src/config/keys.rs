@@ -1,0 +1,83 @@
+//! Every setting that exists: its place in the file, its variable and its flag.
+
+/// The names of one setting.
+#[derive(Debug)]
+pub(super) struct Key {
+    /// `section.key` in the file.
+    pub(super) path: &'static str,
+    /// The environment variable, for the settings of the environment contract.
+    pub(super) variable: Option<&'static str>,
+    /// The flag, without the dashes.
+    pub(super) flag: Option<&'static str>,
+}
+
+const fn everywhere(path: &'static str, variable: &'static str, flag: &'static str) -> Key {
+    Key { path, variable: Some(variable), flag: Some(flag) }
+}
+
+const fn in_file(path: &'static str) -> Key {
+    Key { path, variable: None, flag: None }
+}
+
+/// Variables that are read by their own name and have no place in the file.
+pub(super) const OTHER_VARIABLES: [&str; 3] =
+    ["TIDEGATE_CONFIG", "TIDEGATE_DATABASE_URL", "TIDEGATE_REDIS_URL"];
+
+pub(super) const KEYS: &[Key] = &[
+    everywhere("workers", "TIDEGATE_WORKERS", "workers"),
+    in_file("drain_ms"),
+    in_file("child_grace_ms"),
+    everywhere("log.level", "TIDEGATE_LOG", "log"),
+    everywhere("log.format", "TIDEGATE_LOG_FORMAT", "log-format"),
+    everywhere("admin.listen", "TIDEGATE_ADMIN_LISTEN", "admin-listen"),
+    in_file("admin.client_limit"),
+    in_file("admin.header_timeout_ms"),
+    in_file("admin.header_limit"),
+    in_file("admin.header_bytes"),
+    everywhere("postgres.urls", "TIDEGATE_POSTGRES_URLS", "postgres-urls"),
+    everywhere("postgres.listen", "TIDEGATE_POSTGRES_LISTEN", "postgres-listen"),
+    everywhere("postgres.pool_size", "TIDEGATE_POSTGRES_POOL_SIZE", "postgres-pool-size"),
+    everywhere("postgres.wait_ms", "TIDEGATE_POSTGRES_WAIT_MS", "postgres-wait-ms"),
+    everywhere("postgres.any", "TIDEGATE_POSTGRES_ANY", "postgres-any"),
+    everywhere("postgres.auth", "TIDEGATE_POSTGRES_AUTH", "postgres-auth"),
+    in_file("postgres.queue_limit"),
+    in_file("postgres.connect_timeout_ms"),
+    in_file("postgres.server_lifetime_ms"),
+    in_file("postgres.server_idle_ms"),
+    in_file("postgres.login_timeout_ms"),
+    in_file("postgres.client_limit"),
+    in_file("postgres.startup_bytes"),
+    in_file("postgres.login_frame_bytes"),
+    in_file("postgres.understood_frame_bytes"),
+    in_file("postgres.parked_bytes"),
+    in_file("postgres.statements_per_backend"),
+    in_file("postgres.statements_per_client"),
+    in_file("postgres.statements_total"),
+    in_file("postgres.statements_total_bytes"),
+    in_file("postgres.settings_combinations"),
+    in_file("postgres.any_pools"),
+    in_file("postgres.cleanup_timeout_ms"),
+    in_file("postgres.slow_reader_ms"),
+    everywhere("redis.urls", "TIDEGATE_REDIS_URLS", "redis-urls"),
+    everywhere("redis.listen", "TIDEGATE_REDIS_LISTEN", "redis-listen"),
+    everywhere("redis.pool_size", "TIDEGATE_REDIS_POOL_SIZE", "redis-pool-size"),
+    everywhere("redis.wait_ms", "TIDEGATE_REDIS_WAIT_MS", "redis-wait-ms"),
+    everywhere("redis.auth", "TIDEGATE_REDIS_AUTH", "redis-auth"),
+    in_file("redis.tls_verify"),
+    in_file("redis.tls_ca"),
+    in_file("redis.queue_limit"),
+    in_file("redis.connect_timeout_ms"),
+    in_file("redis.server_lifetime_ms"),
+    in_file("redis.server_idle_ms"),
+    in_file("redis.login_timeout_ms"),
+    in_file("redis.client_limit"),
+    in_file("redis.login_frame_bytes"),
+    in_file("redis.understood_frame_bytes"),
+    in_file("redis.frame_bytes"),
+    in_file("redis.reply_bytes_per_client"),
+    in_file("redis.reply_bytes_total"),
+    in_file("redis.pipeline_depth"),
+    in_file("redis.depth"),
+    in_file("redis.cleanup_timeout_ms"),
+    in_file("redis.slow_reader_ms"),
+];

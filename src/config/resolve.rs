@@ -1,0 +1,473 @@
+//! What the written settings mean: checked values, upstreams laid out over listeners.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::postgres_url::PostgresUrl;
+use super::redis_url::RedisUrl;
+use super::written::{Entry, Environment, Written};
+use super::{
+    AdminSettings, Auth, ConfigError, LogFormat, LogLevel, LogSettings, PooledUrl, PooledVariable,
+    PostgresLimits, PostgresListener, PostgresSettings, RedisLimits, RedisListener, RedisSettings,
+    RedisTls, Settings,
+};
+
+const POSTGRES_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6432);
+const REDIS_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6380);
+
+/// An hour: the longest time that a wait may be set to.
+const HOUR_MS: u64 = 3_600_000;
+/// A month: the longest lifetime.
+const MONTH_MS: u64 = 31 * 24 * HOUR_MS;
+/// Largest value of a setting in bytes.
+const GIB: usize = 1024 * 1024 * 1024;
+/// Largest value of a setting that counts things.
+const MILLION: usize = 1_000_000;
+
+/// Settings, the variables they came from, and what deserves a word in the log.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Resolved {
+    pub(super) settings: Settings,
+    pub(super) variables: Vec<PooledVariable>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Resolves everything that was written.
+pub(super) fn resolve(
+    written: &Written,
+    environment: &Environment,
+) -> Result<Resolved, ConfigError> {
+    let default = Settings::default();
+    let mut variables = Vec::new();
+    let mut warnings = Vec::new();
+    let postgres = postgres(written, environment, &mut variables, &mut warnings)?;
+    let redis = redis(written, environment, &mut variables)?;
+    let settings = Settings {
+        workers: written.count("workers", default.workers, 1..=64)?,
+        log: log(written, default.log)?,
+        admin: admin(written)?,
+        postgres,
+        redis,
+        drain: written.millis("drain_ms", default.drain, 0..=HOUR_MS)?,
+        child_grace: written.millis("child_grace_ms", default.child_grace, 0..=HOUR_MS)?,
+    };
+    check_addresses(&settings)?;
+    Ok(Resolved { settings, variables, warnings })
+}
+
+/// The names of the variables to pool, in both protocols.
+pub(super) fn pooled_names(written: &Written) -> Vec<String> {
+    let (postgres, _) = names(written, "postgres.urls", "DATABASE_URL");
+    let (redis, _) = names(written, "redis.urls", "REDIS_URL");
+    [postgres, redis].concat()
+}
+
+fn log(written: &Written, default: LogSettings) -> Result<LogSettings, ConfigError> {
+    let levels = [
+        ("off", LogLevel::Off),
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    let formats = [("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)];
+    Ok(LogSettings {
+        level: written.choice("log.level", default.level, &levels)?,
+        format: written.choice("log.format", default.format, &formats)?,
+    })
+}
+
+fn admin(written: &Written) -> Result<AdminSettings, ConfigError> {
+    let default = AdminSettings::default();
+    let (listen, explicit) = listen(written, "admin.listen", default.listen)?;
+    let count = |path, default, range| written.count(path, default, range);
+    Ok(AdminSettings {
+        listen,
+        explicit,
+        client_limit: count("admin.client_limit", default.client_limit, 1..=10_000)?,
+        header_timeout: written.millis(
+            "admin.header_timeout_ms",
+            default.header_timeout,
+            100..=HOUR_MS,
+        )?,
+        header_limit: count("admin.header_limit", default.header_limit, 8..=1_000)?,
+        header_bytes: count("admin.header_bytes", default.header_bytes, 8_192..=1_048_576)?,
+    })
+}
+
+fn postgres(
+    written: &Written,
+    environment: &Environment,
+    variables: &mut Vec<PooledVariable>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<PostgresSettings>, ConfigError> {
+    let default = PostgresSettings::default();
+    let settings = PostgresSettings {
+        listeners: Vec::new(),
+        pool_size: written.count("postgres.pool_size", default.pool_size, 1..=10_000)?,
+        wait: written.millis("postgres.wait_ms", default.wait, 1..=HOUR_MS)?,
+        queue_limit: written.count("postgres.queue_limit", default.queue_limit, 0..=MILLION)?,
+        connect_timeout: written.millis(
+            "postgres.connect_timeout_ms",
+            default.connect_timeout,
+            1..=HOUR_MS,
+        )?,
+        server_lifetime: written.millis(
+            "postgres.server_lifetime_ms",
+            default.server_lifetime,
+            1_000..=MONTH_MS,
+        )?,
+        server_idle: written.millis(
+            "postgres.server_idle_ms",
+            default.server_idle,
+            1_000..=MONTH_MS,
+        )?,
+        login_timeout: written.millis(
+            "postgres.login_timeout_ms",
+            default.login_timeout,
+            1..=HOUR_MS,
+        )?,
+        any: written.switch("postgres.any")?,
+        auth: auth(written, "postgres.auth")?,
+        limits: postgres_limits(written)?,
+    };
+    let any_entry = written.entry("postgres.any");
+    if let Some(entry) = any_entry.filter(|_| settings.any && settings.auth != Auth::Trust) {
+        return Err(entry.wrong(
+            "serving any user needs trust on both sides: set TIDEGATE_POSTGRES_AUTH=trust too \
+             (loopback listeners only)",
+        ));
+    }
+    let (listen, explicit) = listen(written, "postgres.listen", POSTGRES_LISTEN)?;
+    check_trust(written, settings.auth, "postgres", listen)?;
+    let mut listeners: Vec<PostgresListener> = Vec::new();
+    for (name, text) in upstream_texts(written, environment, "postgres.urls", "DATABASE_URL")? {
+        let url = PostgresUrl::parse(&name, &text.text, environment)
+            .map_err(|problem| ConfigError::new(&text.source, problem))?;
+        warnings.extend(url.warnings.iter().cloned());
+        let secret = url.upstream.password.is_some();
+        check_password(secret, settings.auth, listen, &text.source)?;
+        let index = place_postgres(&mut listeners, &url, settings.any, (listen, explicit))
+            .ok_or_else(|| ConfigError::new(&text.source, "no port is left for a listener"))?;
+        variables.push(PooledVariable::new(name, index, PooledUrl::Postgres(Box::new(url))));
+    }
+    let served = !listeners.is_empty();
+    Ok(served.then_some(PostgresSettings { listeners, ..settings }))
+}
+
+/// The listener that may lead to `url` without two upstreams being confused; a new one on the next
+/// port if none may. `None` when ports run out.
+fn place_postgres(
+    listeners: &mut Vec<PostgresListener>,
+    url: &PostgresUrl,
+    any: bool,
+    (listen, explicit): (SocketAddr, bool),
+) -> Option<usize> {
+    let upstream = &url.upstream;
+    for (index, listener) in listeners.iter_mut().enumerate() {
+        let mut known = listener.upstreams.iter();
+        // The same server under another name: one pool.
+        if known.any(|known| **known == renamed_postgres(upstream, &known.name)) {
+            return Some(index);
+        }
+        let mut known = listener.upstreams.iter();
+        let confused = known.any(|known| {
+            let same_route = known.user == upstream.user && known.database == upstream.database;
+            let same_server = known.host == upstream.host && known.port == upstream.port;
+            same_route || (any && !same_server)
+        });
+        if !confused {
+            listener.upstreams.push(Arc::new(upstream.clone()));
+            return Some(index);
+        }
+    }
+    let (listen, explicit) = following(listen, explicit, listeners.len())?;
+    listeners.push(PostgresListener {
+        listen,
+        explicit,
+        upstreams: vec![Arc::new(upstream.clone())],
+    });
+    Some(listeners.len() - 1)
+}
+
+fn renamed_postgres(upstream: &super::PostgresUpstream, name: &str) -> super::PostgresUpstream {
+    super::PostgresUpstream { name: name.to_owned(), ..upstream.clone() }
+}
+
+fn postgres_limits(written: &Written) -> Result<PostgresLimits, ConfigError> {
+    let default = PostgresLimits::default();
+    let count =
+        |key: &str, default, range| written.count(&format!("postgres.{key}"), default, range);
+    Ok(PostgresLimits {
+        client_limit: count("client_limit", default.client_limit, 1..=MILLION)?,
+        startup_bytes: count("startup_bytes", default.startup_bytes, 256..=MILLION)?,
+        login_frame_bytes: count("login_frame_bytes", default.login_frame_bytes, 1_024..=MILLION)?,
+        understood_frame_bytes: count(
+            "understood_frame_bytes",
+            default.understood_frame_bytes,
+            65_536..=GIB,
+        )?,
+        parked_bytes: count("parked_bytes", default.parked_bytes, 65_536..=GIB)?,
+        statements_per_backend: count(
+            "statements_per_backend",
+            default.statements_per_backend,
+            1..=MILLION,
+        )?,
+        statements_per_client: count(
+            "statements_per_client",
+            default.statements_per_client,
+            1..=MILLION,
+        )?,
+        statements_total: count("statements_total", default.statements_total, 1..=MILLION)?,
+        statements_total_bytes: count(
+            "statements_total_bytes",
+            default.statements_total_bytes,
+            65_536..=GIB,
+        )?,
+        settings_combinations: count(
+            "settings_combinations",
+            default.settings_combinations,
+            1..=MILLION,
+        )?,
+        any_pools: count("any_pools", default.any_pools, 1..=MILLION)?,
+        cleanup_timeout: written.millis(
+            "postgres.cleanup_timeout_ms",
+            default.cleanup_timeout,
+            1..=HOUR_MS,
+        )?,
+        slow_reader: written.millis("postgres.slow_reader_ms", default.slow_reader, 1..=HOUR_MS)?,
+    })
+}
+
+fn redis(
+    written: &Written,
+    environment: &Environment,
+    variables: &mut Vec<PooledVariable>,
+) -> Result<Option<RedisSettings>, ConfigError> {
+    let default = RedisSettings::default();
+    let millis = |path, default, range| written.millis(path, default, range);
+    let settings = RedisSettings {
+        listeners: Vec::new(),
+        pool_size: written.count("redis.pool_size", default.pool_size, 1..=10_000)?,
+        wait: millis("redis.wait_ms", default.wait, 1..=HOUR_MS)?,
+        queue_limit: written.count("redis.queue_limit", default.queue_limit, 0..=MILLION)?,
+        connect_timeout: millis("redis.connect_timeout_ms", default.connect_timeout, 1..=HOUR_MS)?,
+        server_lifetime: millis(
+            "redis.server_lifetime_ms",
+            default.server_lifetime,
+            1_000..=MONTH_MS,
+        )?,
+        server_idle: millis("redis.server_idle_ms", default.server_idle, 1_000..=MONTH_MS)?,
+        login_timeout: millis("redis.login_timeout_ms", default.login_timeout, 1..=HOUR_MS)?,
+        auth: auth(written, "redis.auth")?,
+        limits: redis_limits(written)?,
+    };
+    let tls = RedisTls::On {
+        verify: written.switch("redis.tls_verify")?,
+        ca: written.entry("redis.tls_ca").map(|entry| PathBuf::from(&entry.text)),
+    };
+    let (listen, explicit) = listen(written, "redis.listen", REDIS_LISTEN)?;
+    check_trust(written, settings.auth, "redis", listen)?;
+    let mut listeners: Vec<RedisListener> = Vec::new();
+    for (name, text) in upstream_texts(written, environment, "redis.urls", "REDIS_URL")? {
+        let url = RedisUrl::parse(&name, &text.text, &tls)
+            .map_err(|problem| ConfigError::new(&text.source, problem))?;
+        check_password(url.upstream.password.is_some(), settings.auth, listen, &text.source)?;
+        let same = |known: &RedisListener| {
+            let name = known.upstream.name.clone();
+            *known.upstream == super::RedisUpstream { name, ..url.upstream.clone() }
+        };
+        let index = match listeners.iter().position(same) {
+            Some(index) => index,
+            None => {
+                let (listen, explicit) =
+                    following(listen, explicit, listeners.len()).ok_or_else(|| {
+                        ConfigError::new(&text.source, "no port is left for a listener")
+                    })?;
+                let upstream = Arc::new(url.upstream.clone());
+                listeners.push(RedisListener { listen, explicit, upstream });
+                listeners.len() - 1
+            }
+        };
+        variables.push(PooledVariable::new(name, index, PooledUrl::Redis(Box::new(url))));
+    }
+    let served = !listeners.is_empty();
+    Ok(served.then_some(RedisSettings { listeners, ..settings }))
+}
+
+fn redis_limits(written: &Written) -> Result<RedisLimits, ConfigError> {
+    let default = RedisLimits::default();
+    let count = |key: &str, default, range| written.count(&format!("redis.{key}"), default, range);
+    Ok(RedisLimits {
+        client_limit: count("client_limit", default.client_limit, 1..=MILLION)?,
+        login_frame_bytes: count("login_frame_bytes", default.login_frame_bytes, 1_024..=MILLION)?,
+        understood_frame_bytes: count(
+            "understood_frame_bytes",
+            default.understood_frame_bytes,
+            65_536..=GIB,
+        )?,
+        frame_bytes: count("frame_bytes", default.frame_bytes, 65_536..=GIB)?,
+        reply_bytes_per_client: count(
+            "reply_bytes_per_client",
+            default.reply_bytes_per_client,
+            65_536..=GIB,
+        )?,
+        reply_bytes_total: count(
+            "reply_bytes_total",
+            default.reply_bytes_total,
+            65_536..=16 * GIB,
+        )?,
+        pipeline_depth: count("pipeline_depth", default.pipeline_depth, 1..=MILLION)?,
+        depth: count("depth", default.depth, 4..=1_000)?,
+        cleanup_timeout: written.millis(
+            "redis.cleanup_timeout_ms",
+            default.cleanup_timeout,
+            1..=HOUR_MS,
+        )?,
+        slow_reader: written.millis("redis.slow_reader_ms", default.slow_reader, 1..=HOUR_MS)?,
+    })
+}
+
+fn auth(written: &Written, path: &str) -> Result<Auth, ConfigError> {
+    written.choice(path, Auth::Password, &[("password", Auth::Password), ("trust", Auth::Trust)])
+}
+
+fn listen(
+    written: &Written,
+    path: &str,
+    default: SocketAddr,
+) -> Result<(SocketAddr, bool), ConfigError> {
+    let Some(entry) = written.entry(path) else { return Ok((default, false)) };
+    let text = entry.text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    match text.as_ref().unwrap_or(&entry.text).parse() {
+        Ok(address) => Ok((address, true)),
+        Err(_) => Err(entry.wrong(format!(
+            "must be an IP address and a port such as {default} or [::1]:{}",
+            default.port()
+        ))),
+    }
+}
+
+/// The `index`-th listener's address: the first as written, the others on the ports after it. Port 0
+/// stays 0 (a free one each).
+fn following(listen: SocketAddr, explicit: bool, index: usize) -> Option<(SocketAddr, bool)> {
+    if index == 0 || listen.port() == 0 {
+        return Some((listen, explicit));
+    }
+    let port = listen.port().checked_add(u16::try_from(index).ok()?)?;
+    Some((SocketAddr::new(listen.ip(), port), false))
+}
+
+/// The variables to pool, and whether somebody named them.
+fn names(written: &Written, path: &str, default: &str) -> (Vec<String>, Option<Entry>) {
+    match written.entry(path) {
+        None => (vec![default.to_owned()], None),
+        Some(entry) => {
+            let mut names: Vec<String> = Vec::new();
+            for name in entry.text.split_ascii_whitespace() {
+                if !names.iter().any(|known| known == name) {
+                    names.push(name.to_owned());
+                }
+            }
+            (names, Some(entry.clone()))
+        }
+    }
+}
+
+/// Each pooled variable's name with the URL of its upstream: `TIDEGATE_<name>` if set, else `<name>`.
+fn upstream_texts(
+    written: &Written,
+    environment: &Environment,
+    path: &str,
+    default: &str,
+) -> Result<Vec<(String, Entry)>, ConfigError> {
+    let (names, named_by) = names(written, path, default);
+    let mut texts = Vec::new();
+    for name in names {
+        let ours = format!("TIDEGATE_{name}");
+        let source = if environment.contains_key(&ours) { ours } else { name.clone() };
+        match (environment.get(&source), &named_by) {
+            (Some(Some(text)), _) => {
+                texts.push((name, Entry { text: text.trim().to_owned(), source }));
+            }
+            (Some(None), _) => return Err(ConfigError::new(source, "is not UTF-8 text")),
+            (None, None) => {}
+            // Somebody wrote a URL where its variable's name belongs: it is not shown.
+            (None, Some(entry)) if name.contains("://") => {
+                return Err(ConfigError::new(
+                    &entry.source,
+                    "holds a URL; it must hold the names of variables that hold URLs",
+                ));
+            }
+            (None, Some(entry)) => {
+                return Err(entry.wrong(format!(
+                    "names {name}, which is not set; the value is the names of variables that \
+                     hold URLs, separated by spaces"
+                )));
+            }
+        }
+    }
+    Ok(texts)
+}
+
+fn check_trust(
+    written: &Written,
+    auth: Auth,
+    section: &str,
+    listen: SocketAddr,
+) -> Result<(), ConfigError> {
+    let entry = written.entry(&format!("{section}.auth"));
+    match entry.filter(|_| auth == Auth::Trust && !listen.ip().is_loopback()) {
+        None => Ok(()),
+        Some(entry) => Err(entry.wrong(format!(
+            "trust lets everybody in who reaches the listener, and {listen} is not a loopback \
+             address; use password, or listen on 127.0.0.1"
+        ))),
+    }
+}
+
+/// Without a password to ask for, only this machine may come in.
+fn check_password(
+    secret: bool,
+    auth: Auth,
+    listen: SocketAddr,
+    source: &str,
+) -> Result<(), ConfigError> {
+    if secret || auth == Auth::Trust || listen.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(ConfigError::new(
+        source,
+        format!(
+            "has no password, so anybody who reaches {listen} could use the server; put the \
+             password into the URL, or listen on 127.0.0.1"
+        ),
+    ))
+}
+
+/// No two listeners on one address.
+fn check_addresses(settings: &Settings) -> Result<(), ConfigError> {
+    let mut taken: Vec<(SocketAddr, &str)> = vec![(settings.admin.listen, "admin.listen")];
+    let postgres = settings.postgres.iter().flat_map(|postgres| &postgres.listeners);
+    let redis = settings.redis.iter().flat_map(|redis| &redis.listeners);
+    let addresses = postgres
+        .map(|listener| (listener.listen, "postgres.listen"))
+        .chain(redis.map(|listener| (listener.listen, "redis.listen")));
+    for (address, setting) in addresses {
+        let mut others = taken.iter().filter(|(known, _)| *known == address && address.port() != 0);
+        if let Some((_, other)) = others.next() {
+            return Err(ConfigError::new(
+                setting,
+                format!(
+                    "{address} is also {other}; several upstreams take ports one after \
+                    another, so leave room between them"
+                ),
+            ));
+        }
+        taken.push((address, setting));
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! The TOML file: its names, its errors, and the one we ship.
+
+use super::*;
+use crate::config::keys::KEYS;
+
+const SHIPPED: &str = include_str!("../../../config/tidegate.toml");
+
+fn from_file(text: &str) -> Result<Loaded, ConfigError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    load(Some(file.path()), &environment(&[DB, REDIS]), &[])
+}
+
+#[test]
+fn an_unknown_name_is_an_error_with_line_and_suggestion() {
+    for (text, parts) in [
+        ("\nworkrs = 1", &["line 2", "workrs", "did you mean workers?"][..]),
+        ("[postgres]\npool_sise = 1", &["line 2", "did you mean postgres.pool_size?"]),
+        ("[postgress]\npool_size = 1", &["line 1", "[postgress]", "did you mean postgres?"]),
+        ("postgres.wait = 1", &["line 1", "postgres.wait"]),
+        ("[log]\nlevel = 2026-01-01", &["line 2", "log.level", "must be"]),
+        ("[log]\nlevel = \"loud\"", &["line 2, log.level", "\"loud\"", "off, error, warn"]),
+        ("workers = [", &["not a TOML file", "line 1"]),
+        ("workers = 1\nworkers = 2", &["not a TOML file", "duplicate"]),
+        ("[redis.limits]\nx = 1", &["redis.limits"]),
+    ] {
+        let error = from_file(text).unwrap_err().to_string();
+        for part in parts {
+            assert!(error.contains(part), "{text:?}: {error:?} lacks {part:?}");
+        }
+    }
+}
+
+#[test]
+fn lists_and_hexadecimal_numbers_are_understood() {
+    let text = "workers = 0x2\n[postgres]\nurls = [\"DATABASE_URL\"]\nany = true\nauth = \"trust\"";
+    let loaded = from_file(text).unwrap();
+    assert_eq!(loaded.settings.workers, 2);
+    assert!(loaded.settings.postgres.unwrap().any);
+}
+
+/// The shipped file with every setting's line uncommented.
+fn uncommented() -> String {
+    let is_setting = |line: &str| {
+        let Some((name, _)) = line.split_once(" = ") else { return false };
+        name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    let lines = SHIPPED.lines().map(|line| match line.strip_prefix("# ") {
+        Some(setting) if is_setting(setting) => setting,
+        _ => line,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_shipped_file_changes_nothing() {
+    let default = from_environment(&[DB, REDIS]).unwrap().settings;
+    assert_eq!(from_file(SHIPPED).unwrap().settings, default);
+}
+
+#[test]
+fn the_shipped_file_shows_every_setting_with_its_default() {
+    let text = uncommented();
+    let mut written = Written::default();
+    written.take_file("tidegate.toml", &text).unwrap();
+    for key in KEYS {
+        assert!(written.entry(key.path).is_some(), "{} is not shown", key.path);
+        if let Some(variable) = key.variable {
+            assert!(SHIPPED.contains(variable), "{variable} is not named");
+        }
+    }
+    let mut settings = from_file(&text).unwrap().settings;
+    let default = from_environment(&[DB, REDIS]).unwrap().settings;
+    // Written down, the ports are somebody's wish, and the certificates' file has no default.
+    settings.admin.explicit = false;
+    for listener in &mut settings.postgres.as_mut().unwrap().listeners {
+        listener.explicit = false;
+    }
+    for listener in &mut settings.redis.as_mut().unwrap().listeners {
+        listener.explicit = false;
+        let mut upstream = (*listener.upstream).clone();
+        assert_eq!(
+            upstream.tls,
+            RedisTls::On { verify: false, ca: Some(PathBuf::from("/path/to/roots.pem")) }
+        );
+        upstream.tls = RedisTls::On { verify: false, ca: None };
+        listener.upstream = std::sync::Arc::new(upstream);
+    }
+    assert_eq!(settings, default);
+}

@@ -1,0 +1,100 @@
+//! Several variables: which share a listener, and which get one of their own.
+
+use super::*;
+
+/// The listeners' ports with the names behind each, and each variable's listener.
+fn layout(variables: &[(&str, &str)]) -> (Vec<String>, Vec<usize>) {
+    let loaded = from_environment(variables).unwrap();
+    let postgres = loaded.settings.postgres.iter().flat_map(|side| &side.listeners).map(|known| {
+        let names: Vec<&str> = known.upstreams.iter().map(|up| up.name.as_str()).collect();
+        format!("{} {}", known.listen.port(), names.join(" "))
+    });
+    let redis = loaded.settings.redis.iter().flat_map(|side| &side.listeners);
+    let redis = redis.map(|known| format!("{} {}", known.listen.port(), known.upstream.name));
+    let indices = loaded.variables.iter().map(|variable| variable.listener).collect();
+    (postgres.chain(redis).collect(), indices)
+}
+
+#[test]
+fn one_postgres_listener_serves_all_that_cannot_be_confused() {
+    let names = ("TIDEGATE_POSTGRES_URLS", "A B");
+    for (a, b, listeners, indices) in [
+        ("postgres://u:p@h/d", "postgres://v:p@h/d", &["6432 A B"][..], [0, 0]),
+        ("postgres://u:p@h/d", "postgres://u:p@other/e", &["6432 A B"], [0, 0]),
+        ("postgres://u:p@h/d", "postgres://u:p@h/d", &["6432 A"], [0, 0]),
+        ("postgres://u:p@h/d", "postgres://u:p@other/d", &["6432 A", "6433 B"], [0, 1]),
+        ("postgres://u:p@h/d", "postgres://u:q@h/d", &["6432 A", "6433 B"], [0, 1]),
+    ] {
+        let expected = (listeners.iter().map(|&text| text.to_owned()).collect(), indices.to_vec());
+        assert_eq!(layout(&[names, ("A", a), ("B", b)]), expected, "{a} {b}");
+    }
+}
+
+#[test]
+fn each_redis_server_has_a_listener() {
+    let names = ("TIDEGATE_REDIS_URLS", "A B");
+    for (a, b, listeners, indices) in [
+        ("redis://h", "redis://h:6379/0", &["6380 A"][..], [0, 0]),
+        ("redis://h", "redis://h/1", &["6380 A", "6381 B"], [0, 1]),
+        ("redis://h", "rediss://h", &["6380 A", "6381 B"], [0, 1]),
+        ("redis://h", "redis://other", &["6380 A", "6381 B"], [0, 1]),
+    ] {
+        let expected = (listeners.iter().map(|&text| text.to_owned()).collect(), indices.to_vec());
+        assert_eq!(layout(&[names, ("A", a), ("B", b)]), expected, "{a} {b}");
+    }
+}
+
+#[test]
+fn any_keeps_servers_apart() {
+    let variables = [
+        ("TIDEGATE_POSTGRES_URLS", "A B C"),
+        ("TIDEGATE_POSTGRES_ANY", "1"),
+        ("TIDEGATE_POSTGRES_AUTH", "trust"),
+        ("A", "postgres://u@h/d"),
+        ("B", "postgres://v@other/e"),
+        ("C", "postgres://w@h/f"),
+    ];
+    let listeners = vec!["6432 A C".to_owned(), "6433 B".to_owned()];
+    assert_eq!(layout(&variables), (listeners, vec![0, 1, 0]));
+}
+
+#[test]
+fn only_the_first_listener_s_port_is_somebody_s_wish() {
+    let loaded = from_environment(&[
+        ("TIDEGATE_POSTGRES_URLS", "A B"),
+        ("TIDEGATE_POSTGRES_LISTEN", "localhost:7000"),
+        ("A", "postgres://u@h/d"),
+        ("B", "postgres://u@other/d"),
+    ])
+    .unwrap();
+    let listeners = loaded.settings.postgres.unwrap().listeners;
+    let shape: Vec<_> = listeners.iter().map(|l| (l.listen.to_string(), l.explicit)).collect();
+    assert_eq!(shape, [("127.0.0.1:7000".to_owned(), true), ("127.0.0.1:7001".to_owned(), false)]);
+}
+
+#[test]
+fn listeners_never_share_an_address() {
+    let error = from_environment(&[
+        ("TIDEGATE_POSTGRES_URLS", "A B"),
+        ("TIDEGATE_REDIS_LISTEN", "127.0.0.1:6433"),
+        ("A", "postgres://u@h/d"),
+        ("B", "postgres://u@other/d"),
+        REDIS,
+    ]);
+    assert!(error.unwrap_err().to_string().contains("127.0.0.1:6433"));
+}
+
+#[test]
+fn our_own_variable_names_the_upstream() {
+    let local = ("DATABASE_URL", "postgres://u:p@127.0.0.1:6432/d");
+    let listen = "127.0.0.1:6432".parse().unwrap();
+    let looping = from_environment(&[local]).unwrap();
+    assert!(looping.variables[0].leads_to(listen));
+    let real = ("TIDEGATE_DATABASE_URL", "postgres://u:p@db.example.com/d");
+    let loaded = from_environment(&[local, real]).unwrap();
+    assert_eq!(loaded.variables[0].name, "DATABASE_URL");
+    assert!(!loaded.variables[0].leads_to(listen));
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let error = from_environment(&[local, ("TIDEGATE_DATABASE_URL", "x")]).unwrap_err();
+    assert!(error.to_string().starts_with("TIDEGATE_DATABASE_URL: "), "{error}");
+}

@@ -1,0 +1,79 @@
+//! A variable that holds a URL: where it leads, and what the wrapped command gets instead.
+
+use std::net::SocketAddr;
+
+use super::postgres_url::PostgresUrl;
+use super::redis_url::RedisUrl;
+
+/// Which of the two sides a variable belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Postgres.
+    Postgres,
+    /// Redis.
+    Redis,
+}
+
+/// A pooled variable.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PooledVariable {
+    /// Its name, such as `DATABASE_URL`.
+    pub name: String,
+    /// Which listener of its protocol leads to its upstream.
+    pub listener: usize,
+    url: PooledUrl,
+}
+
+/// The URL of either protocol.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(private_interfaces, reason = "what a URL consists of stays in config")]
+pub enum PooledUrl {
+    /// A Postgres URL.
+    Postgres(Box<PostgresUrl>),
+    /// A Redis URL.
+    Redis(Box<RedisUrl>),
+}
+
+impl PooledVariable {
+    pub(super) fn new(name: String, listener: usize, url: PooledUrl) -> Self {
+        Self { name, listener, url }
+    }
+
+    /// Which side it belongs to.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        match self.url {
+            PooledUrl::Postgres(_) => Protocol::Postgres,
+            PooledUrl::Redis(_) => Protocol::Redis,
+        }
+    }
+
+    /// The value for the wrapped command: the upstream's URL, leading to our listener at `listen`.
+    /// Holds the password.
+    #[must_use]
+    pub fn local_url(&self, listen: SocketAddr) -> String {
+        match &self.url {
+            PooledUrl::Postgres(url) => url.local(listen),
+            PooledUrl::Redis(url) => url.local(listen),
+        }
+    }
+
+    /// The upstream's URL with its secrets masked.
+    #[must_use]
+    pub fn masked_url(&self) -> String {
+        match &self.url {
+            PooledUrl::Postgres(url) => url.masked(),
+            PooledUrl::Redis(url) => url.masked(),
+        }
+    }
+
+    /// Whether the upstream is our own listener at `listen`.
+    #[must_use]
+    pub fn leads_to(&self, listen: SocketAddr) -> bool {
+        let (host, port) = match &self.url {
+            PooledUrl::Postgres(url) => (&url.upstream.host, url.upstream.port),
+            PooledUrl::Redis(url) => (&url.upstream.host, url.upstream.port),
+        };
+        super::leads_to(host, port, listen)
+    }
+}

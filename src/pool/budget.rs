@@ -1,0 +1,286 @@
+//! The budget: how many connections to one upstream server may be open, shared fairly by its pools.
+//!
+//! Each connection holds a [`Permit`], from before it is opened until it is closed. Counting takes no lock, so a permit
+//! may be dropped anywhere; whoever may have freed one then calls [`Budget::settle`] without holding a pool's lock.
+//! Locks are taken in this order: members, a pool's state, a waiter's slot.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Most connections that a budget allows, however high its limit is set.
+pub const CONNECTIONS_MAX: usize = 10_000;
+
+/// How long the oldest waiter of a pool without any connection lets a busy pool go on before it takes one of its
+/// connections: bounds how often connections are closed and opened when there are more busy pools than connections.
+const TURN: Duration = Duration::from_millis(100);
+
+/// The stamp of nobody.
+pub(super) const NOBODY: u64 = u64::MAX;
+
+/// How many connections to one upstream server may be open or being opened; shared by all pools of that server.
+pub struct Budget {
+    born: Instant,
+    limit: AtomicUsize,
+    in_use: AtomicUsize,
+    /// Idle connections of all members.
+    idle: AtomicUsize,
+    /// Members with a waiter for whom a connection should be opened.
+    demanding: AtomicUsize,
+    members: Mutex<Vec<Entry>>,
+}
+
+struct Entry {
+    account: Arc<Account>,
+    pool: Weak<dyn Member>,
+}
+
+/// A pool, as its budget sees it. Called with the members' lock held.
+pub(super) trait Member: Send + Sync {
+    /// Opens a connection for a waiter.
+    ///
+    /// # Errors
+    /// Gives the permit back if nobody needs it any more, having said so in its account.
+    fn open(self: Arc<Self>, permit: Permit) -> Result<(), Permit>;
+    /// Closes an idle connection to make room for another pool.
+    fn evict_idle(&self) -> Option<Permit>;
+    /// The budget has a new limit.
+    fn limit_changed(&self, limit: usize);
+}
+
+/// What a budget knows of one of its pools without locking it. Only the pool writes, under its lock.
+pub(super) struct Account {
+    budget: Arc<Budget>,
+    held: AtomicUsize,
+    idle: AtomicUsize,
+    oldest: AtomicU64,
+    demand: AtomicU64,
+}
+
+/// The right to have one connection open; dropping it ends the right.
+pub(super) struct Permit {
+    account: Arc<Account>,
+}
+
+impl Budget {
+    /// A budget of `limit` connections, at most [`CONNECTIONS_MAX`].
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            born: Instant::now(),
+            limit: AtomicUsize::new(limit.min(CONNECTIONS_MAX)),
+            in_use: AtomicUsize::new(0),
+            idle: AtomicUsize::new(0),
+            demanding: AtomicUsize::new(0),
+            members: Mutex::default(),
+        })
+    }
+
+    /// Changes the limit, to at most [`CONNECTIONS_MAX`]. A lower one closes idle connections at once and lent ones
+    /// as they are given back; a higher one serves waiters at once.
+    pub fn set_limit(&self, limit: usize) {
+        let limit = limit.min(CONNECTIONS_MAX);
+        {
+            let members = self.members();
+            self.limit.store(limit, SeqCst);
+            while self.is_overdrawn() {
+                let Some(permit) = evict(&members) else { break };
+                drop(permit);
+            }
+            for pool in members.iter().filter_map(|entry| entry.pool.upgrade()) {
+                pool.limit_changed(limit);
+            }
+        }
+        self.settle();
+    }
+
+    /// Most connections that may be open.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit.load(SeqCst)
+    }
+
+    /// Connections open or being opened. More than the limit for as long as a lowered limit is not paid off.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.in_use.load(SeqCst)
+    }
+
+    pub(super) fn is_overdrawn(&self) -> bool {
+        self.in_use() > self.limit()
+    }
+
+    /// The order of waiters across pools: nanoseconds since the budget was made.
+    pub(super) fn stamp(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.born).as_nanos()).unwrap_or(NOBODY - 1)
+    }
+
+    pub(super) fn join(self: &Arc<Self>) -> Arc<Account> {
+        Arc::new(Account {
+            budget: Arc::clone(self),
+            held: AtomicUsize::new(0),
+            idle: AtomicUsize::new(0),
+            oldest: AtomicU64::new(NOBODY),
+            demand: AtomicU64::new(NOBODY),
+        })
+    }
+
+    pub(super) fn admit(&self, account: &Arc<Account>, pool: Weak<dyn Member>) {
+        let mut members = self.members();
+        members.retain(|entry| entry.pool.strong_count() > 0);
+        members.push(Entry { account: Arc::clone(account), pool });
+    }
+
+    /// Opens connections for the oldest waiters of all pools, as far as the limit and closing idle ones allows.
+    ///
+    /// Each change that could allow one more is published before this is called, so the last caller of two at the same
+    /// time sees the other's change. Never called with a pool's lock held.
+    pub(super) fn settle(&self) {
+        if !self.may_open() {
+            return;
+        }
+        let members = self.members();
+        while self.may_open() {
+            let oldest = members.iter().min_by_key(|entry| entry.account.demand.load(SeqCst));
+            let Some(entry) = oldest else { return };
+            let Some(pool) = entry.pool.upgrade() else { return };
+            if entry.account.demand.load(SeqCst) == NOBODY {
+                return;
+            }
+            let Some(permit) = self.find_permit(&members, &entry.account) else { return };
+            // Refused: the waiter is gone, which its account says now.
+            drop(pool.open(permit));
+        }
+    }
+
+    fn may_open(&self) -> bool {
+        self.demanding.load(SeqCst) > 0
+            && (self.in_use() < self.limit() || self.idle.load(SeqCst) > 0)
+    }
+
+    fn find_permit(&self, members: &[Entry], account: &Arc<Account>) -> Option<Permit> {
+        loop {
+            if let Some(permit) = account.reserve() {
+                return Some(permit);
+            }
+            let permit = evict(members)?;
+            if !self.is_overdrawn() {
+                return Some(permit.hand_to(account));
+            }
+        }
+    }
+
+    /// Whether a connection that `mine` could hand to its own next waiter is owed to another pool: to one whose waiter
+    /// came earlier and which has at least two connections less, or has none and waited for its turn.
+    pub(super) fn owes_elsewhere(&self, mine: &Account) -> bool {
+        let oldest = mine.oldest.load(SeqCst);
+        if oldest == NOBODY || self.demanding.load(SeqCst) == 0 {
+            return false;
+        }
+        let members = self.members();
+        if members.len() < 2 {
+            return false;
+        }
+        let turn = u64::try_from(TURN.as_nanos()).unwrap_or(NOBODY);
+        let due = self.stamp(Instant::now()).saturating_sub(turn);
+        members.iter().any(|entry| {
+            let demand = entry.account.demand.load(SeqCst);
+            let held = entry.account.held();
+            demand < oldest && (mine.held() >= held + 2 || (held == 0 && demand <= due))
+        })
+    }
+
+    fn members(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes an idle connection of the pool that has most of them.
+fn evict(members: &[Entry]) -> Option<Permit> {
+    loop {
+        let entry = members.iter().max_by_key(|entry| entry.account.idle())?;
+        if entry.account.idle() == 0 {
+            return None;
+        }
+        // None: the server had closed them all, and the account says so now.
+        if let Some(permit) = entry.pool.upgrade()?.evict_idle() {
+            return Some(permit);
+        }
+    }
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget")
+            .field("limit", &self.limit())
+            .field("in_use", &self.in_use())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Account {
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// A permit, if the limit allows one more.
+    pub(super) fn reserve(self: &Arc<Self>) -> Option<Permit> {
+        let limit = self.budget.limit();
+        self.budget
+            .in_use
+            .fetch_update(SeqCst, SeqCst, |used| (used < limit).then_some(used + 1))
+            .ok()?;
+        self.held.fetch_add(1, SeqCst);
+        Some(Permit { account: Arc::clone(self) })
+    }
+
+    /// Connections of this pool, those being opened included.
+    pub(super) fn held(&self) -> usize {
+        self.held.load(SeqCst)
+    }
+
+    pub(super) fn idle(&self) -> usize {
+        self.idle.load(SeqCst)
+    }
+
+    pub(super) fn idle_added(&self) {
+        self.idle.fetch_add(1, SeqCst);
+        self.budget.idle.fetch_add(1, SeqCst);
+    }
+
+    pub(super) fn idle_removed(&self, count: usize) {
+        self.idle.fetch_sub(count, SeqCst);
+        self.budget.idle.fetch_sub(count, SeqCst);
+    }
+
+    /// Says who waits: the stamp of the oldest waiter, and of the oldest for whom no connection is being opened.
+    pub(super) fn publish(&self, oldest: u64, demand: u64) {
+        self.oldest.store(oldest, SeqCst);
+        let before = self.demand.swap(demand, SeqCst);
+        match (before == NOBODY, demand == NOBODY) {
+            (true, false) => self.budget.demanding.fetch_add(1, SeqCst),
+            (false, true) => self.budget.demanding.fetch_sub(1, SeqCst),
+            _ => return,
+        };
+    }
+}
+
+impl Permit {
+    /// Moves the permit to another pool of the same budget.
+    fn hand_to(mut self, account: &Arc<Account>) -> Self {
+        account.held.fetch_add(1, SeqCst);
+        let before = std::mem::replace(&mut self.account, Arc::clone(account));
+        before.held.fetch_sub(1, SeqCst);
+        self
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.account.held.fetch_sub(1, SeqCst);
+        self.account.budget.in_use.fetch_sub(1, SeqCst);
+    }
+}

@@ -1,0 +1,99 @@
+//! A lent connection.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use super::{Connect, Object, Pool};
+
+/// A lent connection. Whoever holds it decides how it ends: [`Lease::give_back`] if the backend is clean,
+/// [`Lease::close`] if not. Dropping it closes the backend, for nobody has said that it is clean.
+pub struct Lease<C: Connect> {
+    /// Taken only by the functions that consume the lease.
+    object: Option<Box<Object<C>>>,
+    pool: Arc<Pool<C>>,
+}
+
+impl<C: Connect> Lease<C> {
+    pub(super) fn new(object: Box<Object<C>>, pool: Arc<Pool<C>>) -> Self {
+        Self { object: Some(object), pool }
+    }
+
+    /// Gives the clean backend to the first waiter, or to the idle ones, or closes it if its time is over or another
+    /// pool has a better right to it.
+    pub fn give_back(mut self) {
+        self.unpin();
+        if let Some(object) = self.object.take() {
+            self.pool.take_back(object);
+        }
+    }
+
+    /// Closes the backend; `reason` is counted, so it must be one of a few fixed words.
+    pub fn close(mut self, reason: &'static str) {
+        self.end(reason);
+    }
+
+    /// The pool it came from.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool<C>> {
+        &self.pool
+    }
+
+    /// Counts that the backend stays with its session beyond a transaction; `reason` is one of a few fixed words. A
+    /// second reason is not counted.
+    pub fn pin(&mut self, reason: &'static str) {
+        if let Some(object) = &mut self.object
+            && object.pin.replace(reason).is_none()
+        {
+            self.pool.metrics().pin(reason);
+        }
+    }
+
+    /// Ends the pin, if there is one.
+    pub fn unpin(&mut self) {
+        if let Some(object) = &mut self.object
+            && object.pin.take().is_some()
+        {
+            self.pool.metrics().unpin();
+        }
+    }
+
+    fn end(&mut self, reason: &'static str) {
+        self.unpin();
+        if let Some(object) = self.object.take() {
+            self.pool.discard(object, reason);
+        }
+    }
+}
+
+impl<C: Connect> Drop for Lease<C> {
+    fn drop(&mut self) {
+        self.end("dropped");
+    }
+}
+
+impl<C: Connect> Deref for Lease<C> {
+    type Target = C::Backend;
+
+    fn deref(&self) -> &C::Backend {
+        match &self.object {
+            Some(object) => &object.backend,
+            None => unreachable!("only what consumes the lease takes its backend"),
+        }
+    }
+}
+
+impl<C: Connect> DerefMut for Lease<C> {
+    fn deref_mut(&mut self) -> &mut C::Backend {
+        match &mut self.object {
+            Some(object) => &mut object.backend,
+            None => unreachable!("only what consumes the lease takes its backend"),
+        }
+    }
+}
+
+impl<C: Connect> fmt::Debug for Lease<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("pool", &self.pool.settings().name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,298 @@
+//! The queue in front of the connections: strict FIFO, bounded, one deadline timer for all waiters.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::task::Waker;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::budget::NOBODY;
+use super::ticket::Slot;
+use super::{
+    CheckoutError, CheckoutErrorKind, Connect, ConnectError, Fault, Object, Pool, Reachability,
+    Ticket,
+};
+
+/// A wait that can't be added to the clock's reading is cut to this: a year.
+const WAIT_LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What a pool's lock guards.
+pub(super) struct State<C: Connect> {
+    phase: Phase,
+    queue: VecDeque<Arc<Slot<C>>>,
+    next_number: u64,
+    /// Openers under way.
+    pub(super) openers: usize,
+    pub(super) opening: Opening,
+    outlook: Outlook,
+    /// Attempts that failed since one succeeded.
+    pub(super) failures: u32,
+    timer: Timer,
+    /// The runtime of the first waiter: leases may be dropped outside of it.
+    pub(super) runtime: Option<Handle>,
+}
+
+/// Left by [`Pool::close`] only.
+#[derive(PartialEq, Eq)]
+enum Phase {
+    Open,
+    Closed,
+}
+
+/// How many connections may be opened at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// As many as there are waiters. Left by a failure.
+    Free,
+    /// None: an attempt failed just now. Left when the back-off has passed.
+    HoldOff,
+    /// One: to see whether it works again. Left by its success or failure.
+    Probe,
+}
+
+/// What the latest attempt showed.
+enum Outlook {
+    NotTried,
+    Reachable,
+    Failing(ConnectError),
+}
+
+/// The task that ends waits at their deadline.
+#[derive(PartialEq, Eq)]
+enum Timer {
+    Off,
+    Running,
+}
+
+impl<C: Connect> Default for State<C> {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Open,
+            queue: VecDeque::new(),
+            next_number: 0,
+            openers: 0,
+            opening: Opening::Free,
+            outlook: Outlook::NotTried,
+            failures: 0,
+            timer: Timer::Off,
+            runtime: None,
+        }
+    }
+}
+
+impl<C: Connect> State<C> {
+    pub(super) fn may_take_idle(&self) -> bool {
+        self.phase == Phase::Open && self.queue.is_empty()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.phase == Phase::Closed
+    }
+
+    pub(super) fn close(&mut self) {
+        self.phase = Phase::Closed;
+    }
+
+    pub(super) fn reachability(&self) -> Reachability {
+        match &self.outlook {
+            Outlook::NotTried => Reachability::NotTried,
+            Outlook::Reachable => Reachability::Reachable,
+            Outlook::Failing(ConnectError { code, message, .. }) => {
+                Reachability::Failing { code: code.clone(), message: message.clone() }
+            }
+        }
+    }
+
+    pub(super) fn failure(&self) -> Option<&ConnectError> {
+        match &self.outlook {
+            Outlook::Failing(error) => Some(error),
+            Outlook::NotTried | Outlook::Reachable => None,
+        }
+    }
+
+    pub(super) fn attempt_failed(&mut self, error: ConnectError) {
+        self.outlook = Outlook::Failing(error);
+    }
+
+    pub(super) fn attempt_succeeded(&mut self) {
+        self.outlook = Outlook::Reachable;
+        self.failures = 0;
+        if self.opening == Opening::Probe {
+            self.opening = Opening::Free;
+        }
+    }
+
+    /// Hands a connection to the first waiter.
+    ///
+    /// # Errors
+    /// Gives it back if nobody waits.
+    pub(super) fn grant_first(
+        &mut self,
+        mut object: Box<Object<C>>,
+    ) -> Result<Option<Waker>, Box<Object<C>>> {
+        while let Some(slot) = self.queue.pop_front() {
+            match slot.grant(object) {
+                Ok(waker) => return Ok(waker),
+                Err(back) => object = back,
+            }
+        }
+        Err(object)
+    }
+
+    /// The oldest waiter for whom a connection should be opened now.
+    pub(super) fn demand(&self) -> Option<&Slot<C>> {
+        let at_once = match self.opening {
+            Opening::Free => usize::MAX,
+            Opening::Probe => 1,
+            Opening::HoldOff => 0,
+        };
+        if self.is_closed() || self.openers >= at_once {
+            return None;
+        }
+        self.queue.get(self.openers).map(|slot| &**slot)
+    }
+
+    /// Nobody waits, nothing is tried: the server's state would stay unknown.
+    pub(super) fn is_forgotten(&self) -> bool {
+        let retry = self.failure().is_some_and(|error| error.fault != Fault::Rejected);
+        retry && self.opening == Opening::Probe && self.openers == 0 && self.queue.is_empty()
+    }
+}
+
+impl<C: Connect> Pool<C> {
+    /// Tells the budget and the metrics who waits. Under the lock, after each change of queue, openers or opening.
+    pub(super) fn publish(&self, state: &State<C>) {
+        let stamp = |slot: &Slot<C>| self.account.budget().stamp(slot.since);
+        let oldest = state.queue.front().map_or(NOBODY, |slot| stamp(slot));
+        self.account.publish(oldest, state.demand().map_or(NOBODY, stamp));
+        self.metrics.queue_changed(state.queue.len());
+    }
+
+    /// A ticket at the end of the queue, or one that has failed already. Under the lock.
+    pub(super) fn join_queue(self: &Arc<Self>, state: &mut State<C>) -> Ticket<C> {
+        let slot = Arc::new(Slot::new(Arc::clone(self), state.next_number));
+        if state.runtime.is_none() {
+            state.runtime = Handle::try_current().ok();
+        }
+        if let Some(kind) = self.refusal(state) {
+            if kind == CheckoutErrorKind::QueueFull {
+                self.metrics.checkout_refusals.inc();
+            }
+            slot.fail(self.checkout_error(kind, slot.since, state.queue.len()));
+            return Ticket::new(slot);
+        }
+        state.next_number += 1;
+        state.queue.push_back(Arc::clone(&slot));
+        self.publish(state);
+        if state.timer == Timer::Off
+            && let Some(runtime) = &state.runtime
+        {
+            state.timer = Timer::Running;
+            runtime.spawn(end_waits(Arc::downgrade(self)));
+        }
+        Ticket::new(slot)
+    }
+
+    /// Why nobody may join the queue now, if so.
+    fn refusal(&self, state: &State<C>) -> Option<CheckoutErrorKind> {
+        if state.is_closed() || state.runtime.is_none() {
+            return Some(CheckoutErrorKind::Closed);
+        }
+        if state.opening == Opening::HoldOff
+            && let Some(kind) = self.rejection(state)
+        {
+            return Some(kind);
+        }
+        (state.queue.len() >= self.settings.queue_limit).then_some(CheckoutErrorKind::QueueFull)
+    }
+
+    /// The server's rejection, if no connection is left that could serve a waiter all the same.
+    pub(super) fn rejection(&self, state: &State<C>) -> Option<CheckoutErrorKind> {
+        let error = state.failure().filter(|error| error.fault == Fault::Rejected)?;
+        (self.account.held() <= state.openers).then(|| CheckoutErrorKind::of(error))
+    }
+
+    /// Takes a waiter out of the queue, if it is still there.
+    pub(super) fn leave_queue(&self, number: u64) {
+        let mut state = self.lock();
+        if let Ok(index) = state.queue.binary_search_by_key(&number, |slot| slot.number) {
+            // The slot may hold the last reference to the pool but for the ticket's own.
+            let slot = state.queue.remove(index);
+            self.publish(&state);
+            drop(state);
+            drop(slot);
+        }
+    }
+
+    /// Ends all waits; the wakers are to be called after unlocking.
+    pub(super) fn fail_waiters(
+        &self,
+        state: &mut State<C>,
+        kind: &CheckoutErrorKind,
+    ) -> Vec<Waker> {
+        let length = state.queue.len();
+        let queue = std::mem::take(&mut state.queue);
+        self.publish(state);
+        queue
+            .into_iter()
+            .filter_map(|slot| slot.fail(self.checkout_error(kind.clone(), slot.since, length)))
+            .collect()
+    }
+
+    pub(super) fn checkout_error(
+        &self,
+        kind: CheckoutErrorKind,
+        since: Instant,
+        queue_length: usize,
+    ) -> CheckoutError {
+        CheckoutError {
+            pool: self.settings.name.clone(),
+            kind,
+            limit: self.account.budget().limit(),
+            queue_length,
+            waited: since.elapsed(),
+        }
+    }
+
+    fn deadline(&self, slot: &Slot<C>) -> Instant {
+        slot.since.checked_add(self.settings.wait).unwrap_or_else(|| slot.since + WAIT_LONGEST)
+    }
+
+    /// Ends the waits that are over; the next deadline, if anybody still waits.
+    fn end_overdue(&self) -> Option<Instant> {
+        let mut wakers = Vec::new();
+        let next = {
+            let mut state = self.lock();
+            let now = Instant::now();
+            while state.queue.front().is_some_and(|slot| self.deadline(slot) <= now)
+                && let Some(slot) = state.queue.pop_front()
+            {
+                let kind =
+                    state.failure().map_or(CheckoutErrorKind::TimedOut, CheckoutErrorKind::of);
+                let error = self.checkout_error(kind, slot.since, state.queue.len() + 1);
+                self.metrics.checkout_timeouts.inc();
+                wakers.extend(slot.fail(error));
+            }
+            let next = state.queue.front().map(|slot| self.deadline(slot));
+            if next.is_none() {
+                state.timer = Timer::Off;
+            }
+            self.publish(&state);
+            next
+        };
+        wakers.into_iter().for_each(Waker::wake);
+        // Whoever waited longest is gone: the next may have a claim now.
+        self.account.budget().settle();
+        next
+    }
+}
+
+/// The pool's timer: sleeps from one deadline to the next (all waits are equally long, so the first waiter's is the
+/// next one), and ends when nobody waits.
+async fn end_waits<C: Connect>(pool: Weak<Pool<C>>) {
+    while let Some(next) = pool.upgrade().and_then(|pool| pool.end_overdue()) {
+        tokio::time::sleep_until(next).await;
+    }
+}

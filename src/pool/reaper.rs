@@ -1,0 +1,84 @@
+//! The reaper: once a second, closes idle connections that are too old or that the server has closed.
+
+use std::future::Future;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::budget::Member;
+use super::opener::Cause;
+use super::{Connect, Pool};
+
+const ROUND: Duration = Duration::from_secs(1);
+
+impl<C: Connect> Pool<C> {
+    /// Looks after the idle connections, once a second, until the pool is closed or dropped. To be spawned once; without
+    /// it lifetime and idle limits are not kept.
+    pub fn run_reaper(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<C> {
+        let (pool, closing): (Weak<Self>, _) = (Arc::downgrade(self), Arc::clone(&self.closing));
+        async move {
+            let mut rounds = tokio::time::interval(ROUND);
+            rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = closing.notified() => return,
+                    _ = rounds.tick() => {}
+                }
+                let Some(pool) = pool.upgrade() else { return };
+                pool.reap();
+            }
+        }
+    }
+
+    fn reap(self: &Arc<Self>) {
+        let age_ms = self.age_ms_now();
+        self.age_ms.store(age_ms, Relaxed);
+        let (expired, forgotten) = {
+            let state = self.lock();
+            let expired =
+                self.connections.retain(|held, _| held.term.ended_idle(age_ms).is_none()).removed;
+            for held in &expired {
+                self.count_closed(1, held.term.ended_idle(age_ms).unwrap_or("idle"));
+            }
+            self.poll_idle_ones();
+            (expired, state.is_forgotten())
+        };
+        drop(expired);
+        // One may have been given back while the limit was being lowered.
+        while self.account.budget().is_overdrawn()
+            && let Some(permit) = self.evict_idle()
+        {
+            drop(permit);
+        }
+        if forgotten && let Some(permit) = self.account.reserve() {
+            drop(self.start_opener(permit, Cause::Doubt));
+        }
+        // The permits of those closed, and a net under everything: nobody waits longer than a round for a free permit.
+        self.account.budget().settle();
+    }
+
+    /// Takes each idle connection out and puts it back, in the same order: deadpool's recycle drops the dead ones. Under
+    /// the lock, so nobody sees them missing.
+    fn poll_idle_ones(&self) {
+        let mut alive = Vec::with_capacity(self.account.idle());
+        while let Some(object) = self.take_idle() {
+            alive.push((object.term.idle_since_ms, object));
+        }
+        while let Some((idle_since_ms, object)) = alive.pop() {
+            self.put_idle_since(object, idle_since_ms);
+        }
+    }
+
+    /// The pool's age as of the latest round.
+    pub(super) fn age_ms(&self) -> u64 {
+        self.age_ms.load(Relaxed)
+    }
+
+    /// The pool's age by the clock.
+    pub(super) fn age_ms_now(&self) -> u64 {
+        let age = Instant::now().saturating_duration_since(self.born);
+        u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
+    }
+}

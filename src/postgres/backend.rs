@@ -1,0 +1,451 @@
+//! A pooled server connection: its stream, its line, and the bytes not yet sent either way.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use foldhash::fast::RandomState;
+
+use super::connect::{Dial, Dialled, dial};
+use super::message::{self, BackendKey, ErrorFields};
+use super::relay::Line;
+use super::settings::{self, Settings};
+use super::statements::{Registry, ServerStatements};
+use super::wire::{self, HEADER_BYTES, Head};
+use crate::config::PostgresLimits;
+use crate::net::Stream;
+use crate::pool::{
+    Backend, Checkout, CheckoutError, CheckoutErrorKind, Connect, ConnectError, Fault, Pool,
+};
+
+/// Longest frame of an answer to a question of ours.
+const ANSWER_FRAME_BYTES: usize = 1024 * 1024;
+
+/// Longest frame an idle connection may hear; the part of it that is here must fit a session's read buffer.
+const IDLE_FRAME_BYTES: usize = 8 * 1024;
+
+/// Capacity an outbox keeps when it is empty.
+const OUTBOX_KEPT_BYTES: usize = 16 * 1024;
+
+/// A pool of Postgres connections.
+pub type PgPool = Pool<PgConnect>;
+
+/// Opens the connections of one pool, and keeps what its sessions share.
+#[derive(Debug)]
+pub struct PgConnect {
+    dial: Dial,
+    limits: Arc<PostgresLimits>,
+    registry: Registry,
+    combinations: Mutex<Combinations>,
+    next_combination: AtomicU64,
+}
+
+/// The combinations of startup parameters that a server has checked.
+#[derive(Debug)]
+struct Combinations {
+    limit: usize,
+    /// The server's reports at login that `known` was made with: another server version makes it void.
+    version: Option<String>,
+    known: HashMap<Vec<(String, String)>, Arc<Settings>, RandomState>,
+}
+
+/// One server connection.
+#[derive(Debug)]
+pub struct PgBackend {
+    /// The connection.
+    pub stream: Stream,
+    /// What is owed on it, and what it has prepared.
+    pub line: Line,
+    /// Bytes read from the server that make no whole frame yet.
+    pub rest: Vec<u8>,
+    /// Bytes for the server that its socket did not take.
+    pub to_server: Outbox,
+    /// Bytes for the client that its socket did not take.
+    pub to_client: Outbox,
+    /// For a cancel request.
+    pub key: BackendKey,
+    /// What the server reported at login.
+    pub parameters: Vec<(String, String)>,
+}
+
+/// Bytes that a socket did not take yet.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+/// What a server answered to a question of ours.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// The settings it reported meanwhile.
+    pub parameters: Vec<(String, String)>,
+    /// Its error, if it had one.
+    pub error: Option<ErrorFields>,
+}
+
+impl Outbox {
+    /// Whether all is sent.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Bytes still to be sent.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    /// Where to append.
+    pub fn bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Sends what is there. Ready when it is empty and with the kernel.
+    ///
+    /// # Errors
+    /// As the stream says.
+    pub fn poll_send(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.bytes.len() {
+            let n = ready!(stream.poll_write_from(cx, &self.bytes[self.sent..]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += n;
+        }
+        self.clear();
+        stream.poll_flushed(cx)
+    }
+
+    /// Sends `bytes` after what is there; keeps what the stream does not take.
+    ///
+    /// # Errors
+    /// As the stream says.
+    pub fn send(
+        &mut self,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+        mut bytes: &[u8],
+    ) -> io::Result<()> {
+        if self.is_empty() {
+            while !bytes.is_empty() {
+                match stream.poll_write_from(cx, bytes) {
+                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(n)) => bytes = &bytes[n..],
+                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Pending => break,
+                }
+            }
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.sent = 0;
+        if self.bytes.capacity() > OUTBOX_KEPT_BYTES {
+            self.bytes = Vec::new();
+        }
+    }
+
+    /// Takes what is left.
+    #[must_use]
+    pub fn take(&mut self) -> Vec<u8> {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.drain(..self.sent);
+        self.sent = 0;
+        bytes
+    }
+}
+
+impl PgConnect {
+    /// For a pool of connections made by `dial`.
+    #[must_use]
+    pub fn new(dial: Dial, limits: Arc<PostgresLimits>) -> Self {
+        Self {
+            dial,
+            registry: Registry::default(),
+            combinations: Mutex::new(Combinations {
+                limit: limits.settings_combinations.max(1),
+                version: None,
+                known: HashMap::default(),
+            }),
+            next_combination: AtomicU64::new(0),
+            limits,
+        }
+    }
+
+    /// How the connections are made.
+    #[must_use]
+    pub fn dial(&self) -> &Dial {
+        &self.dial
+    }
+
+    /// The bounds its sessions keep.
+    #[must_use]
+    pub fn limits(&self) -> &PostgresLimits {
+        &self.limits
+    }
+
+    /// The statements of all its sessions.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    fn known(&self, asked: &[(String, String)]) -> Option<Arc<Settings>> {
+        let combinations = self.combinations.lock().unwrap_or_else(PoisonError::into_inner);
+        combinations.known.get(asked).cloned()
+    }
+
+    fn learn(
+        &self,
+        asked: Vec<(String, String)>,
+        reported: Vec<(String, String)>,
+    ) -> Arc<Settings> {
+        let mut combinations = self.combinations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = combinations.known.get(&asked) {
+            return Arc::clone(known);
+        }
+        if combinations.known.len() >= combinations.limit {
+            combinations.known.retain(|_, settings| Arc::strong_count(settings) > 1);
+        }
+        let id = self.next_combination.fetch_add(1, Ordering::Relaxed);
+        let settings = Arc::new(Settings { id, asked: asked.clone(), reported });
+        // Past the limit, with all in use, a combination serves its session and is not remembered.
+        if combinations.known.len() < combinations.limit {
+            combinations.known.insert(asked, Arc::clone(&settings));
+        }
+        settings
+    }
+
+    /// A server of another version reports other things: what was learnt from the old one is void.
+    fn met(&self, parameters: &[(String, String)]) {
+        let version = parameters.iter().find(|(name, _)| name == "server_version");
+        let version = version.map(|(_, value)| value.clone());
+        let mut combinations = self.combinations.lock().unwrap_or_else(PoisonError::into_inner);
+        if combinations.version != version {
+            combinations.version = version;
+            combinations.known.clear();
+        }
+    }
+}
+
+impl Connect for PgConnect {
+    type Backend = PgBackend;
+
+    async fn connect(&self) -> Result<PgBackend, ConnectError> {
+        let Dialled { stream, parameters, key } = dial(&self.dial).await?;
+        let nonce = getrandom::u64().map_err(|error| ConnectError {
+            fault: Fault::Unreachable,
+            code: "io".to_owned(),
+            message: format!("the system has no random numbers: {error}"),
+        })?;
+        self.met(&parameters);
+        Ok(PgBackend {
+            stream,
+            line: Line::new(ServerStatements::new(nonce, self.limits.statements_per_backend)),
+            rest: Vec::new(),
+            to_server: Outbox::default(),
+            to_client: Outbox::default(),
+            key,
+            parameters,
+        })
+    }
+}
+
+impl Backend for PgBackend {
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut piece = [0; 512];
+        loop {
+            match ready!(self.stream.poll_read_into(cx, &mut piece)) {
+                Ok(n) if n > 0 => self.rest.extend_from_slice(&piece[..n]),
+                _ => return Poll::Ready(()),
+            }
+            if self.take_idle_frames().is_err() {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+/// The server said something that ends an idle connection.
+struct Ended;
+
+impl PgBackend {
+    /// Reads what a server may say to an idle connection: notices and changed settings.
+    fn take_idle_frames(&mut self) -> Result<(), Ended> {
+        let mut at = 0;
+        while let Head::Frame(header) = wire::head(&self.rest[at..]) {
+            if !matches!(header.tag, b'N' | b'S' | b'A') || header.frame() > IDLE_FRAME_BYTES {
+                return Err(Ended);
+            }
+            if self.rest.len() - at < header.frame() {
+                break;
+            }
+            at += header.frame();
+        }
+        self.rest.drain(..at);
+        Ok(())
+    }
+
+    /// Asks the server something of ours while no session uses it, and waits for the whole answer.
+    ///
+    /// # Errors
+    /// When the connection fails or says what was not asked for; it must be closed then.
+    /// Not cancel safe: a dropped question leaves its answer on the wire.
+    pub async fn ask(&mut self, question: &[u8]) -> io::Result<Answer> {
+        self.to_server.bytes().extend_from_slice(question);
+        poll_fn(|cx| self.to_server.poll_send(&mut self.stream, cx)).await?;
+        let mut answer = Answer::default();
+        let mut piece = [0; 2048];
+        loop {
+            if self.take_answer(&mut answer)? == Finished::Yes {
+                return Ok(answer);
+            }
+            let n = poll_fn(|cx| self.stream.poll_read_into(cx, &mut piece)).await?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.rest.extend_from_slice(&piece[..n]);
+        }
+    }
+
+    fn take_answer(&mut self, answer: &mut Answer) -> io::Result<Finished> {
+        let mut at = 0;
+        let mut finished = Finished::No;
+        while finished == Finished::No {
+            let header = match wire::head(&self.rest[at..]) {
+                Head::Frame(header) if header.frame() <= ANSWER_FRAME_BYTES => header,
+                Head::Short => break,
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            };
+            let Some(body) = self.rest.get(at + HEADER_BYTES..at + header.frame()) else { break };
+            match header.tag {
+                b'S' => answer.parameters.extend(message::parse_parameter_status(body)),
+                b'E' => answer.error = Some(ErrorFields::parse(body)),
+                // Ours are asked outside transactions, or end one.
+                b'Z' if body == b"I" => finished = Finished::Yes,
+                b'Z' => return Err(io::ErrorKind::InvalidData.into()),
+                _ => {}
+            }
+            at += header.frame();
+        }
+        self.rest.drain(..at);
+        Ok(finished)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Finished {
+    No,
+    Yes,
+}
+
+/// The settings of a session with these startup parameters, checked by a server of the pool.
+///
+/// # Errors
+/// The error to give the client: the server's own, or why there is no server. Cancel safe.
+pub async fn settings_for(
+    pool: &Arc<PgPool>,
+    parameters: Vec<(String, String)>,
+) -> Result<Arc<Settings>, ErrorFields> {
+    let asked = settings::normalize(&parameters)
+        .map_err(|error| ErrorFields::fatal("22023", error.to_string()))?;
+    if let Some(known) = pool.connector().known(&asked) {
+        return Ok(known);
+    }
+    let lease = match pool.checkout() {
+        Checkout::Ready(lease) => Ok(lease),
+        Checkout::Queued(ticket) => ticket.lease().await,
+    };
+    let mut lease = lease.map_err(|error| checkout_error(&error, message::Severity::Fatal))?;
+    let mut change = Vec::new();
+    let before = lease.line.applied().cloned();
+    let from = before.as_ref().map_or(&[][..], |before| &before.asked);
+    settings::put_change(from, &asked, &mut change);
+    if change.is_empty() {
+        change = message::query("");
+    }
+    let bound = pool.settings().connect_timeout;
+    let answer = match tokio::time::timeout(bound, lease.ask(&change)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) | Err(_) => {
+            lease.close("settings_failed");
+            return Err(ErrorFields::fatal(
+                "08006",
+                "the database server did not answer while the session's settings were applied",
+            ));
+        }
+    };
+    if let Some(mut error) = answer.error {
+        // The change was one transaction: nothing of it holds.
+        lease.give_back();
+        error.severity = message::Severity::Fatal;
+        return Err(error);
+    }
+    let mut reported = lease.parameters.clone();
+    if let Some(before) = &before {
+        overlay(&mut reported, &before.reported);
+    }
+    overlay(&mut reported, &answer.parameters);
+    let settings = pool.connector().learn(asked, reported);
+    lease.line.set_applied(Arc::clone(&settings));
+    lease.give_back();
+    Ok(settings)
+}
+
+/// Puts newer reports over older ones.
+fn overlay(reported: &mut Vec<(String, String)>, newer: &[(String, String)]) {
+    for (name, value) in newer {
+        match reported.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => known.clone_from(value),
+            None => reported.push((name.clone(), value.clone())),
+        }
+    }
+}
+
+/// What a client is told when there is no server for it.
+#[must_use]
+pub fn checkout_error(error: &CheckoutError, severity: message::Severity) -> ErrorFields {
+    let code = match &error.kind {
+        CheckoutErrorKind::TimedOut | CheckoutErrorKind::QueueFull => "53300",
+        CheckoutErrorKind::Closed => "57P01",
+        CheckoutErrorKind::Unreachable { code, .. }
+        | CheckoutErrorKind::Refused { code, .. }
+        | CheckoutErrorKind::Rejected { code, .. } => {
+            // A label such as `io` is no SQLSTATE.
+            if code.len() == 5 { code } else { "08006" }
+        }
+    };
+    ErrorFields::new(severity, code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_reports_win() {
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let mut reported = vec![pair("a", "1"), pair("b", "1")];
+        overlay(&mut reported, &[pair("b", "2"), pair("c", "3")]);
+        assert_eq!(reported, [pair("a", "1"), pair("b", "2"), pair("c", "3")]);
+    }
+
+    #[test]
+    fn an_outbox_gives_what_is_left_and_keeps_no_large_buffer() {
+        let mut outbox = Outbox { bytes: vec![1; 100_000], sent: 99_999 };
+        assert_eq!(outbox.len(), 1);
+        assert_eq!(outbox.take(), [1]);
+        outbox.bytes().resize(100_000, 0);
+        outbox.clear();
+        assert!(outbox.bytes.capacity() <= OUTBOX_KEPT_BYTES);
+    }
+}

@@ -1,0 +1,129 @@
+//! Bringing a server connection back after its client has gone: cancel, drain, roll back, discard; or close it.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use super::backend::{PgBackend, PgConnect};
+use super::connect::send_cancel;
+use super::exchange::{Owed, Status};
+use super::message;
+use super::relay;
+use super::wire;
+use crate::net::with_read_buffer;
+use crate::pool::Lease;
+
+/// How the client left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// It said goodbye: what it asked for before is finished, as a server would.
+    Goodbye,
+    /// It is gone: what runs for it is cancelled.
+    Vanished,
+}
+
+/// What the session leaves on the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leavings {
+    /// Nothing that outlives a transaction.
+    None,
+    /// Something that DISCARD ALL takes away.
+    State,
+}
+
+/// Cleans the connection and gives it back, or closes it if that takes longer than `limit` or fails.
+pub async fn clean(
+    mut lease: Lease<PgConnect>,
+    departure: Departure,
+    leavings: Leavings,
+    limit: Duration,
+) {
+    match tokio::time::timeout(limit, tidy(&mut lease, departure, leavings)).await {
+        Ok(Ok(())) => lease.give_back(),
+        Ok(Err(reason)) => lease.close(reason),
+        Err(_) => lease.close("cleanup_timeout"),
+    }
+}
+
+async fn tidy(
+    lease: &mut Lease<PgConnect>,
+    departure: Departure,
+    leavings: Leavings,
+) -> Result<(), &'static str> {
+    if !lease.line.client_at_boundary() {
+        // The server waits for the rest of a frame that nobody has.
+        return Err("client_gone_mid_frame");
+    }
+    lease.to_client.clear();
+    if lease.line.exchange.copies_in() {
+        let reason = b"the client has gone\0";
+        wire::put_frame(lease.to_server.bytes(), b'f', &[reason]);
+        lease.line.exchange.sent_copy_end();
+    }
+    let runs = lease.line.exchange.owed() > 0;
+    if lease.line.exchange.wants_sync() {
+        wire::put_frame(lease.to_server.bytes(), b'S', &[]);
+        lease.line.exchange.sent_sync();
+    }
+    if runs && departure == Departure::Vanished {
+        let pool = std::sync::Arc::clone(lease.pool());
+        let key = lease.key.clone();
+        // Whether or not it arrives, the answer tells; only then may other words follow.
+        let _told = send_cancel(pool.connector().dial(), &key).await;
+    }
+    drain(lease).await.map_err(|_| "client_gone")?;
+    if lease.line.exchange.status() != Status::Idle {
+        ask(lease, "ROLLBACK").await?;
+    }
+    if leavings == Leavings::State {
+        ask(lease, "DISCARD ALL").await?;
+        lease.line.discarded();
+    }
+    if lease.line.is_over() { Ok(()) } else { Err("client_gone") }
+}
+
+/// Reads and forgets until nothing is owed.
+async fn drain(backend: &mut PgBackend) -> io::Result<()> {
+    let mut ledger = None;
+    poll_fn(|cx| {
+        loop {
+            if !backend.to_server.is_empty() {
+                // A server that doesn't read may still be writing: look at both.
+                if let Poll::Ready(sent) = backend.to_server.poll_send(&mut backend.stream, cx) {
+                    sent?;
+                }
+            }
+            if backend.to_server.is_empty() && backend.line.exchange.owed() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(with_read_buffer(|buffer| {
+                let kept = backend.rest.len();
+                buffer[..kept].copy_from_slice(&backend.rest);
+                let n = ready!(backend.stream.poll_read_into(cx, &mut buffer[kept..]))?;
+                if n == 0 {
+                    return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof)));
+                }
+                let bytes = &mut buffer[..kept + n];
+                let given = relay::replies(&mut backend.line, &mut ledger, bytes)
+                    .map_err(|desync| io::Error::new(io::ErrorKind::InvalidData, desync))?;
+                backend.rest.clear();
+                backend.rest.extend_from_slice(&bytes[given.rest..]);
+                Poll::Ready(Ok(()))
+            }))?;
+        }
+    })
+    .await
+}
+
+/// Has the server run one statement of ours.
+async fn ask(lease: &mut Lease<PgConnect>, sql: &str) -> Result<(), &'static str> {
+    let answer = lease.ask(&message::query(sql)).await.map_err(|_| "client_gone")?;
+    if answer.error.is_some() {
+        return Err("cleanup_refused");
+    }
+    // The answer ended in an idle ReadyForQuery: tell the exchange.
+    lease.line.exchange.sent_query(Owed::QueryOurs);
+    lease.line.exchange.replied(b'Z', b'I').map_err(|_| "client_gone")?;
+    Ok(())
+}

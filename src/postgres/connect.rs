@@ -1,0 +1,335 @@
+//! Opening a server connection: socket, TLS as `sslmode` says, startup, login.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::login::{LoggedIn, Login, LoginError, Step};
+use super::message::{BackendKey, ErrorFields, cancel_request, ssl_request, startup};
+use crate::config::{PostgresUpstream, Secret, SslMode};
+use crate::net::{Host, Stream, Tls, TlsError, TlsSettings, Verify, connect};
+use crate::pool::{ConnectError, Fault};
+
+/// URL options that are meant for the server, not for the client's library: they go into the
+/// startup packet, some hosts find the database by them.
+const SERVER_OPTIONS: [&str; 3] = ["application_name", "client_encoding", "options"];
+/// Bytes asked of the socket at once while logging in.
+const READ_BYTES: usize = 4096;
+
+/// How to reach and enter one database as one user. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    upstream: Arc<PostgresUpstream>,
+    encryption: Encryption,
+    timeout: Duration,
+}
+
+/// What `sslmode` comes to.
+#[derive(Clone, Debug)]
+enum Encryption {
+    /// `disable`, and every unix socket.
+    Never,
+    /// `prefer`: TLS if the server has it, else plain.
+    IfOffered(Tls),
+    /// `require`, `verify-ca`, `verify-full`.
+    Always(Tls),
+}
+
+/// A connection that is ready for queries.
+#[derive(Debug)]
+pub struct Dialled {
+    /// The stream; nothing is waiting to be read.
+    pub stream: Stream,
+    /// The parameters the server reported, in its order.
+    pub parameters: Vec<(String, String)>,
+    /// For [`send_cancel`]; the secret is empty if the server gave no key.
+    pub key: BackendKey,
+}
+
+impl Dial {
+    /// Prepares TLS, which may read `sslrootcert`: do it at start. `timeout` bounds
+    /// [`send_cancel`]; [`dial`] is bounded by the pool.
+    ///
+    /// # Errors
+    /// When the root certificates cannot be had.
+    pub fn new(upstream: Arc<PostgresUpstream>, timeout: Duration) -> Result<Self, TlsError> {
+        let encryption = encryption(&upstream)?;
+        Ok(Self { upstream, encryption, timeout })
+    }
+
+    /// The same server, entered by somebody else.
+    #[must_use]
+    pub fn entered_as(&self, user: &str, database: &str, password: Option<Secret>) -> Self {
+        let upstream = PostgresUpstream {
+            user: user.to_owned(),
+            database: database.to_owned(),
+            password,
+            ..PostgresUpstream::clone(&self.upstream)
+        };
+        Self { upstream: Arc::new(upstream), ..self.clone() }
+    }
+
+    /// What is dialled.
+    #[must_use]
+    pub fn upstream(&self) -> &PostgresUpstream {
+        &self.upstream
+    }
+
+    fn startup(&self) -> Result<Vec<u8>, ConnectError> {
+        let upstream = &self.upstream;
+        let mut parameters =
+            vec![("user", upstream.user.as_str()), ("database", upstream.database.as_str())];
+        let options = upstream.options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        parameters.extend(options.filter(|(name, _)| SERVER_OPTIONS.contains(name)));
+        startup(&parameters).map_err(|error| failure(Fault::Rejected, "22021", &error))
+    }
+}
+
+fn encryption(upstream: &PostgresUpstream) -> Result<Encryption, TlsError> {
+    if matches!(upstream.host, Host::Unix(_)) {
+        return Ok(Encryption::Never);
+    }
+    // libpq's word for the system's roots, which are what we take when no file is named.
+    let roots = upstream.sslrootcert.clone().filter(|path| path != Path::new("system"));
+    let tls = |verify| Tls::new(&TlsSettings { verify, roots: roots.clone() });
+    match upstream.sslmode {
+        SslMode::Disable => Ok(Encryption::Never),
+        SslMode::Prefer => tls(Verify::None).map(Encryption::IfOffered),
+        // As libpq has it: a root certificate turns `require` into `verify-ca`.
+        SslMode::Require if roots.is_some() => tls(Verify::Ca).map(Encryption::Always),
+        SslMode::Require => tls(Verify::None).map(Encryption::Always),
+        SslMode::VerifyCa => tls(Verify::Ca).map(Encryption::Always),
+        SslMode::VerifyFull => tls(Verify::Full).map(Encryption::Always),
+    }
+}
+
+/// Opens a connection and logs in. Without a deadline of its own. Cancel safe: a dropped attempt
+/// leaves nothing behind but, at worst, a login that the server gives up.
+///
+/// # Errors
+/// [`Fault::Unreachable`] with code `io`, `dns` or `tls`, or the SQLSTATE of a server that is
+/// starting or stopping; [`Fault::Refused`] when the server is full; [`Fault::Rejected`] when it
+/// does not want this user, password or database.
+pub async fn dial(dial: &Dial) -> Result<Dialled, ConnectError> {
+    let greeting = dial.startup()?;
+    let (stream, privacy) = open(dial).await?;
+    let refused = match enter(dial, stream, &greeting).await {
+        Err(error) => error,
+        entered => return entered,
+    };
+    // As libpq: `prefer` tries without TLS what pg_hba.conf does not allow with it (hostnossl).
+    // Only for that one code, so that a wrong password is tried once.
+    let plain_may_do = matches!(dial.encryption, Encryption::IfOffered(_))
+        && privacy == Privacy::Encrypted
+        && refused.code == "28000";
+    if !plain_may_do {
+        return Err(refused);
+    }
+    let stream = open_socket(&dial.upstream).await?;
+    enter(dial, stream, &greeting).await.map_err(|_also_refused| refused)
+}
+
+/// Asks the server to cancel what the backend with `key` does now; ends when the server has taken
+/// note, or after the dial's timeout. Whether anything was cancelled cannot be known.
+///
+/// # Errors
+/// As [`dial`]; code `timeout` after the deadline.
+pub async fn send_cancel(dial: &Dial, key: &BackendKey) -> Result<(), ConnectError> {
+    let request = cancel_request(key);
+    if request.is_empty() {
+        return Ok(());
+    }
+    let sent = tokio::time::timeout(dial.timeout, async {
+        let (mut stream, _) = open(dial).await?;
+        stream.write_all(&request).await.map_err(|error| broken("io", &error))?;
+        stream.flush().await.map_err(|error| broken("io", &error))?;
+        // The server closes when it has sent the signal; it never answers.
+        let mut nothing = [0; 64];
+        while stream.read(&mut nothing).await.is_ok_and(|bytes| bytes > 0) {}
+        Ok(())
+    });
+    sent.await.unwrap_or_else(|_elapsed| {
+        let message = "the server did not take the cancel request in time";
+        Err(ConnectError {
+            fault: Fault::Unreachable,
+            code: "timeout".to_owned(),
+            message: message.to_owned(),
+        })
+    })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Privacy {
+    Plain,
+    Encrypted,
+}
+
+async fn open(dial: &Dial) -> Result<(Stream, Privacy), ConnectError> {
+    let upstream = &dial.upstream;
+    let stream = open_socket(upstream).await?;
+    match &dial.encryption {
+        Encryption::Never => Ok((stream, Privacy::Plain)),
+        Encryption::Always(tls) => match ask_for_tls(stream).await? {
+            Offer::Yes(stream) => Ok((shake(tls, stream, upstream).await?, Privacy::Encrypted)),
+            Offer::No(_) | Offer::Error => {
+                let message = "the server does not support TLS, but sslmode requires it; \
+                               use sslmode=prefer or disable if the network is trusted";
+                Err(failure(Fault::Unreachable, "tls", &message))
+            }
+        },
+        Encryption::IfOffered(tls) => match ask_for_tls(stream).await? {
+            Offer::No(stream) => Ok((stream, Privacy::Plain)),
+            Offer::Error => Ok((open_socket(upstream).await?, Privacy::Plain)),
+            Offer::Yes(stream) => match shake(tls, stream, upstream).await {
+                Ok(stream) => Ok((stream, Privacy::Encrypted)),
+                Err(_handshake) => Ok((open_socket(upstream).await?, Privacy::Plain)),
+            },
+        },
+    }
+}
+
+async fn open_socket(upstream: &PostgresUpstream) -> Result<Stream, ConnectError> {
+    let connected = match &upstream.host {
+        Host::Tcp(_) => connect(&upstream.host, upstream.port).await,
+        Host::Unix(directory) => {
+            let file: PathBuf = directory.join(format!(".s.PGSQL.{}", upstream.port));
+            connect(&Host::Unix(file), upstream.port).await
+        }
+    };
+    connected.map_err(|error| {
+        let is_dns = matches!(upstream.host, Host::Tcp(_))
+            && (error.kind() == io::ErrorKind::NotFound || error.to_string().contains("lookup"));
+        broken(if is_dns { "dns" } else { "io" }, &error)
+    })
+}
+
+/// The server's answer to an SSLRequest.
+enum Offer {
+    Yes(Stream),
+    No(Stream),
+    /// An error, which nobody has vouched for: not shown (CVE-2024-10977 class).
+    Error,
+}
+
+async fn ask_for_tls(mut stream: Stream) -> Result<Offer, ConnectError> {
+    stream.write_all(&ssl_request()).await.map_err(|error| broken("io", &error))?;
+    // One byte is read and no more: what somebody in the middle may have put behind it goes to the
+    // handshake, which it breaks (CVE-2021-23222 class).
+    match stream.read_u8().await.map_err(|error| broken("io", &error))? {
+        b'S' => Ok(Offer::Yes(stream)),
+        b'N' => Ok(Offer::No(stream)),
+        b'E' => Ok(Offer::Error),
+        other => {
+            let message = format!(
+                "the server answered byte {other:#04x} to an SSLRequest; is this a Postgres server?"
+            );
+            Err(failure(Fault::Unreachable, "08P01", &message))
+        }
+    }
+}
+
+async fn shake(
+    tls: &Tls,
+    stream: Stream,
+    upstream: &PostgresUpstream,
+) -> Result<Stream, ConnectError> {
+    let name = match &upstream.host {
+        Host::Tcp(name) => name.as_str(),
+        Host::Unix(_) => "localhost",
+    };
+    tls.connect(stream, name).await.map_err(|error| broken("tls", &error))
+}
+
+async fn enter(dial: &Dial, mut stream: Stream, greeting: &[u8]) -> Result<Dialled, ConnectError> {
+    let upstream = &dial.upstream;
+    let password = upstream.password.as_ref().map(Secret::expose);
+    let mut login = Login::new(&upstream.user, password);
+    let mut received = BytesMut::new();
+    send(&mut stream, greeting).await?;
+    loop {
+        let (consumed, step) = login.step(&received).map_err(|error| refusal(&error))?;
+        let _taken = received.split_to(consumed);
+        match step {
+            Step::Send(answer) => send(&mut stream, &answer).await?,
+            Step::Done(logged_in) if received.is_empty() => return Ok(dialled(stream, logged_in)),
+            Step::Done(_) => {
+                let message = "the server went on speaking after its login; is it shutting down?";
+                return Err(failure(Fault::Unreachable, "08P01", &message));
+            }
+            Step::NeedMore => {
+                received.reserve(READ_BYTES);
+                let read = stream.read_buf(&mut received).await;
+                if read.map_err(|error| broken("io", &error))? == 0 {
+                    return Err(failure(
+                        Fault::Unreachable,
+                        "io",
+                        &"the server closed the connection during login",
+                    ));
+                }
+            }
+        }
+    }
+}
+
+async fn send(stream: &mut Stream, bytes: &[u8]) -> Result<(), ConnectError> {
+    stream.write_all(bytes).await.map_err(|error| broken("io", &error))?;
+    stream.flush().await.map_err(|error| broken("io", &error))
+}
+
+fn dialled(stream: Stream, logged_in: LoggedIn) -> Dialled {
+    let key = logged_in.key.unwrap_or(BackendKey { pid: 0, secret: Vec::new() });
+    Dialled { stream, parameters: logged_in.parameters, key }
+}
+
+fn broken(code: &str, error: &io::Error) -> ConnectError {
+    failure(Fault::Unreachable, code, error)
+}
+
+fn failure(fault: Fault, code: &str, message: &dyn std::fmt::Display) -> ConnectError {
+    ConnectError { fault, code: code.to_owned(), message: message.to_string() }
+}
+
+fn refusal(error: &LoginError) -> ConnectError {
+    match error {
+        LoginError::Server(fields) => {
+            let ErrorFields { code, message, .. } = fields.as_ref();
+            failure(fault_of(code), code, message)
+        }
+        LoginError::NoPassword | LoginError::Unsupported(_) => {
+            failure(Fault::Rejected, "28000", error)
+        }
+        LoginError::HasNul(_) => failure(Fault::Rejected, "22021", error),
+        LoginError::Impostor(_) => failure(Fault::Rejected, "28P01", error),
+        LoginError::Protocol(_) => failure(Fault::Unreachable, "08P01", error),
+    }
+}
+
+/// What a login error of the server means for the pool. Whatever the URL must be changed for is
+/// `Rejected`; what passes by itself is not.
+fn fault_of(code: &str) -> Fault {
+    match code.get(..2) {
+        Some("53") if code == "53300" => Fault::Refused,
+        Some("0A" | "22" | "28" | "3D" | "42" | "55") => Fault::Rejected,
+        _ => Fault::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_error_means_what_it_says() {
+        for code in ["28P01", "28000", "3D000", "42501", "42704", "22023", "55000"] {
+            assert_eq!(fault_of(code), Fault::Rejected, "{code}");
+        }
+        assert_eq!(fault_of("53300"), Fault::Refused);
+        for code in ["57P03", "57P01", "53200", "XX000", "", "é"] {
+            assert_eq!(fault_of(code), Fault::Unreachable, "{code}");
+        }
+    }
+}

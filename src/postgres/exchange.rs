@@ -1,0 +1,544 @@
+//! Requests sent and replies still owed on one server connection.
+//!
+//! The exchange is an exact queue: every frame that makes the server answer puts one entry in, every answer must fit
+//! the entry in front. What doesn't fit is a [`Desync`], and the connection is closed before a wrong byte can reach a
+//! session. Source: PostgreSQL documentation, "Message Flow", and for COPY and error recovery the behaviour of the
+//! server's command loop (`PostgresMain`): after an error in the extended protocol it reads and ignores everything up
+//! to the next Sync; in COPY FROM STDIN it ignores Sync and Flush, and any other frame ends the copy with an error.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::statements::Statement;
+
+/// A named statement as a request changes it.
+#[derive(Debug)]
+pub struct Named {
+    /// The client's name for it.
+    pub name: Box<[u8]>,
+    /// What the name stands for.
+    pub statement: Arc<Statement>,
+}
+
+/// One reply owed by the server.
+#[derive(Debug)]
+pub enum Owed {
+    /// A named Parse of the client's.
+    ParseNamed(Box<Named>),
+    /// A named Parse of a statement the server has already: a Close was sent in its place, and its answer is passed on
+    /// as ParseComplete.
+    ParseKnown(Box<Named>),
+    /// An unnamed Parse, and what was unnamed before it.
+    ParseUnnamed(Option<Arc<Statement>>),
+    /// A Parse sent on unchanged, with no effect on any map.
+    ParsePlain,
+    /// A Parse of ours; the statement's number.
+    ParseOurs(u64),
+    /// A Close of a name the session had.
+    CloseNamed(Box<Named>),
+    /// A Close of the unnamed statement, and what it was.
+    CloseUnnamed(Option<Arc<Statement>>),
+    /// A Close of a portal, or of a name nobody knows.
+    ClosePlain,
+    /// A Close of ours.
+    CloseOurs,
+    /// A Bind.
+    Bind,
+    /// A Describe of a statement or a portal.
+    Describe,
+    /// An Execute.
+    Execute,
+    /// A Sync.
+    Sync,
+    /// A simple Query.
+    Query,
+    /// A simple Query of ours, no part of whose answer is passed on.
+    QueryOurs,
+    /// A FunctionCall.
+    Function,
+    /// A CopyDone or CopyFail that was sent before the server said it is copying.
+    CopyEnd,
+}
+
+/// The transaction status of the last ReadyForQuery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// No transaction.
+    Idle,
+    /// In a transaction.
+    Transaction,
+    /// In a failed transaction.
+    Failed,
+}
+
+/// What becomes of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Passed on as it is.
+    Relay,
+    /// Passed on under another type.
+    RelayAs(u8),
+    /// Kept from the client.
+    Swallow,
+}
+
+/// What a reply did to the requests behind it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing special.
+    Went,
+    /// An error: the requests it took with it are in [`Exchange::take_lost`].
+    Lost,
+    /// An error answered a query of ours.
+    OursFailed,
+}
+
+/// The server's answer doesn't fit what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the server sent a '{}' frame that no request of ours asked for", char::from(*.tag))]
+pub struct Desync {
+    /// Type of the frame.
+    pub tag: u8,
+}
+
+/// What the server does with the client's frames now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// Answers them.
+    Answering,
+    /// Ignores them up to the next Sync.
+    Skipping,
+    /// Takes them as COPY data.
+    CopyIn,
+}
+
+/// The queue of owed replies, and what it knows of the server's state.
+#[derive(Debug)]
+pub struct Exchange {
+    owed: VecDeque<Owed>,
+    lost: Vec<Owed>,
+    mode: Mode,
+    status: Status,
+    synced: Synced,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Synced {
+    Yes,
+    /// An extended-protocol frame went out and no Sync behind it: an implicit transaction may be open.
+    No,
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Self {
+            owed: VecDeque::new(),
+            lost: Vec::new(),
+            mode: Mode::Answering,
+            status: Status::Idle,
+            synced: Synced::Yes,
+        }
+    }
+}
+
+impl Exchange {
+    /// Whether nothing is owed and no transaction, explicit or implicit, can be open.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.owed.is_empty()
+            && self.status == Status::Idle
+            && self.synced == Synced::Yes
+            && self.mode == Mode::Answering
+    }
+
+    /// Replies owed.
+    #[must_use]
+    pub fn owed(&self) -> usize {
+        self.owed.len()
+    }
+
+    /// The status of the last ReadyForQuery.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// Whether the server waits for COPY data.
+    #[must_use]
+    pub fn copies_in(&self) -> bool {
+        self.mode == Mode::CopyIn
+    }
+
+    /// Whether a Sync is needed before the server's state is known: after extended-protocol frames without one, or
+    /// while it skips.
+    #[must_use]
+    pub fn wants_sync(&self) -> bool {
+        self.synced == Synced::No || self.mode == Mode::Skipping
+    }
+
+    /// Whether the server will look at an extended-protocol frame sent now, as far as is known.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        self.mode == Mode::Answering
+    }
+
+    /// A frame of the extended protocol other than Sync and Flush goes out.
+    pub fn sent(&mut self, owed: Owed) {
+        match self.mode {
+            Mode::Answering => {
+                self.owed.push_back(owed);
+                self.synced = Synced::No;
+            }
+            Mode::Skipping => {}
+            // Any frame that is not of COPY ends it with an error and is used up by that.
+            Mode::CopyIn => self.mode = Mode::Answering,
+        }
+    }
+
+    /// A Close or a Parse of ours goes out that opens no transaction by itself and comes ahead of other frames.
+    pub fn sent_ahead(&mut self, owed: Owed) {
+        self.owed.push_back(owed);
+    }
+
+    /// A simple Query or a FunctionCall goes out: it answers with a ReadyForQuery of its own.
+    pub fn sent_query(&mut self, owed: Owed) {
+        match self.mode {
+            Mode::Answering => {
+                self.owed.push_back(owed);
+                self.synced = Synced::Yes;
+            }
+            Mode::Skipping => {}
+            Mode::CopyIn => self.mode = Mode::Answering,
+        }
+    }
+
+    /// A Sync goes out.
+    pub fn sent_sync(&mut self) {
+        match self.mode {
+            Mode::CopyIn => {}
+            Mode::Answering | Mode::Skipping => {
+                self.mode = Mode::Answering;
+                self.owed.push_back(Owed::Sync);
+                self.synced = Synced::Yes;
+            }
+        }
+    }
+
+    /// A CopyDone or CopyFail goes out.
+    pub fn sent_copy_end(&mut self) {
+        match self.mode {
+            Mode::CopyIn => self.mode = Mode::Answering,
+            // Nobody said yet that there is a copy: it counts only if one begins.
+            Mode::Answering if !self.owed.is_empty() => self.owed.push_back(Owed::CopyEnd),
+            Mode::Answering | Mode::Skipping => {}
+        }
+    }
+
+    /// The requests that the last error took with it, oldest first; the first is the one that failed.
+    pub fn take_lost(&mut self) -> Vec<Owed> {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// A reply of type `tag` came; `status` is the byte of a ReadyForQuery.
+    ///
+    /// # Errors
+    /// [`Desync`] if no request asked for it.
+    pub fn replied(&mut self, tag: u8, status: u8) -> Result<(Verdict, Outcome), Desync> {
+        match tag {
+            b'E' => return Ok(self.failed()),
+            b'Z' => return self.ready(status).map(|verdict| (verdict, Outcome::Went)),
+            b'G' => return self.copy_in().map(|verdict| (verdict, Outcome::Went)),
+            _ => {}
+        }
+        let ours = matches!(self.owed.front(), Some(Owed::QueryOurs));
+        let verdict = match tag {
+            // Notices, settings and notifications come at any time.
+            b'N' | b'S' | b'A' if ours => Verdict::Swallow,
+            b'N' | b'S' | b'A' => Verdict::Relay,
+            _ => self.fits(tag)?,
+        };
+        Ok((verdict, Outcome::Went))
+    }
+
+    /// Matches an ordinary reply with the request in front.
+    fn fits(&mut self, tag: u8) -> Result<Verdict, Desync> {
+        let front = self.owed.front().ok_or(Desync { tag })?;
+        let (verdict, ends) = match (front, tag) {
+            (Owed::ParseNamed(_) | Owed::ParseUnnamed(_) | Owed::ParsePlain, b'1') => {
+                (Verdict::Relay, true)
+            }
+            (Owed::ParseOurs(_), b'1') | (Owed::CloseOurs, b'3') => (Verdict::Swallow, true),
+            (Owed::ParseKnown(_), b'3') => (Verdict::RelayAs(b'1'), true),
+            (Owed::CloseNamed(_) | Owed::CloseUnnamed(_) | Owed::ClosePlain, b'3') => {
+                (Verdict::Relay, true)
+            }
+            (Owed::Bind, b'2') | (Owed::Describe, b'T' | b'n') => (Verdict::Relay, true),
+            (Owed::Describe, b't') => (Verdict::Relay, false),
+            (Owed::Execute, b'C' | b'I' | b's') => (Verdict::Relay, true),
+            (Owed::Execute, b'D' | b'H' | b'W' | b'd' | b'c') => (Verdict::Relay, false),
+            (Owed::Query, b'T' | b'D' | b'C' | b'I' | b'H' | b'W' | b'd' | b'c')
+            | (Owed::Function, b'V') => (Verdict::Relay, false),
+            (Owed::QueryOurs, b'T' | b'D' | b'C' | b'I') => (Verdict::Swallow, false),
+            _ => return Err(Desync { tag }),
+        };
+        if ends {
+            self.answered();
+        }
+        Ok(verdict)
+    }
+
+    /// The request in front has its answer. A CopyDone behind it that no copy took counts for nothing.
+    fn answered(&mut self) {
+        self.owed.pop_front();
+        while matches!(self.owed.front(), Some(Owed::CopyEnd)) {
+            self.owed.pop_front();
+        }
+    }
+
+    /// CopyInResponse: whatever was sent behind the COPY is read by it.
+    fn copy_in(&mut self) -> Result<Verdict, Desync> {
+        if !matches!(self.owed.front(), Some(Owed::Execute | Owed::Query)) {
+            return Err(Desync { tag: b'G' });
+        }
+        self.mode = Mode::CopyIn;
+        while self.mode == Mode::CopyIn && self.owed.len() > 1 {
+            match self.owed.remove(1) {
+                // Ignored while copying; the client's real one is still to come.
+                Some(Owed::Sync) => self.synced = Synced::No,
+                Some(Owed::CopyEnd) => self.mode = Mode::Answering,
+                // Any other frame ends the copy with an error and is used up by that.
+                Some(other) => {
+                    self.mode = Mode::Answering;
+                    self.lost.push(other);
+                }
+                None => {}
+            }
+        }
+        if matches!(self.owed.front(), Some(Owed::Query)) || self.owed.iter().any(is_sync) {
+            self.synced = Synced::Yes;
+        }
+        Ok(Verdict::Relay)
+    }
+
+    fn failed(&mut self) -> (Verdict, Outcome) {
+        if self.mode == Mode::CopyIn {
+            self.mode = Mode::Answering;
+        }
+        match self.owed.front() {
+            Some(Owed::QueryOurs) => return (Verdict::Swallow, Outcome::OursFailed),
+            // Nothing owed: the server's last words. At a Sync: a deferred check. Each stays in front for its Z.
+            None | Some(Owed::Query | Owed::Function | Owed::Sync) => {
+                return (Verdict::Relay, Outcome::Went);
+            }
+            Some(_) => {}
+        }
+        while let Some(front) = self.owed.front() {
+            if is_sync(front) {
+                return (Verdict::Relay, Outcome::Lost);
+            }
+            if let Some(lost) = self.owed.pop_front() {
+                self.lost.push(lost);
+            }
+        }
+        self.mode = Mode::Skipping;
+        (Verdict::Relay, Outcome::Lost)
+    }
+
+    fn ready(&mut self, status: u8) -> Result<Verdict, Desync> {
+        let verdict = match self.owed.front() {
+            Some(Owed::Sync | Owed::Query | Owed::Function) => Verdict::Relay,
+            Some(Owed::QueryOurs) => Verdict::Swallow,
+            _ => return Err(Desync { tag: b'Z' }),
+        };
+        self.status = match status {
+            b'I' => Status::Idle,
+            b'T' => Status::Transaction,
+            b'E' => Status::Failed,
+            _ => return Err(Desync { tag: b'Z' }),
+        };
+        if self.mode == Mode::CopyIn {
+            self.mode = Mode::Answering;
+        }
+        self.answered();
+        Ok(verdict)
+    }
+}
+
+fn is_sync(owed: &Owed) -> bool {
+    matches!(owed, Owed::Sync)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds replies and gives what the client gets of them.
+    fn replies(exchange: &mut Exchange, tags: &str) -> String {
+        let mut seen = String::new();
+        for tag in tags.bytes() {
+            // Capital I is both EmptyQueryResponse and a status: here Z always reports idle, z a transaction.
+            let (tag, status) = match tag {
+                b'z' => (b'Z', b'T'),
+                _ => (tag, b'I'),
+            };
+            match exchange.replied(tag, status).expect("fits").0 {
+                Verdict::Relay => seen.push(char::from(tag)),
+                Verdict::RelayAs(other) => seen.push(char::from(other)),
+                Verdict::Swallow => {}
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn simple_query() {
+        let mut exchange = Exchange::default();
+        exchange.sent_query(Owed::Query);
+        assert!(!exchange.is_over());
+        assert_eq!(replies(&mut exchange, "TDDCNTDCZ"), "TDDCNTDCZ");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn open_transaction_is_not_over() {
+        let mut exchange = Exchange::default();
+        exchange.sent_query(Owed::Query);
+        replies(&mut exchange, "Cz");
+        assert!(!exchange.is_over());
+        exchange.sent_query(Owed::Query);
+        replies(&mut exchange, "CZ");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn flush_without_sync_is_not_over() {
+        let mut exchange = Exchange::default();
+        exchange.sent(Owed::ParseUnnamed(None));
+        exchange.sent(Owed::Bind);
+        exchange.sent(Owed::Execute);
+        assert_eq!(replies(&mut exchange, "12DC"), "12DC");
+        assert!(!exchange.is_over(), "the implicit transaction is open until Sync");
+        exchange.sent_sync();
+        replies(&mut exchange, "Z");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn error_drops_everything_up_to_sync() {
+        let mut exchange = Exchange::default();
+        exchange.sent(Owed::ParseUnnamed(None));
+        exchange.sent(Owed::Bind);
+        exchange.sent_sync();
+        exchange.sent(Owed::ParsePlain);
+        exchange.sent_sync();
+        assert_eq!(exchange.replied(b'E', 0).unwrap().1, Outcome::Lost);
+        assert_eq!(exchange.take_lost().len(), 2);
+        assert_eq!(replies(&mut exchange, "Z1Z"), "Z1Z");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn frames_after_an_error_are_ignored_until_sync() {
+        let mut exchange = Exchange::default();
+        exchange.sent(Owed::ParsePlain);
+        replies(&mut exchange, "E");
+        exchange.sent(Owed::Bind);
+        exchange.sent_query(Owed::Query);
+        assert_eq!(exchange.owed(), 0);
+        assert!(!exchange.is_over());
+        exchange.sent_sync();
+        replies(&mut exchange, "Z");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn ours_is_swallowed() {
+        let mut exchange = Exchange::default();
+        exchange.sent_query(Owed::QueryOurs);
+        exchange.sent(Owed::ParseOurs(1));
+        exchange.sent(Owed::Bind);
+        exchange.sent(Owed::CloseOurs);
+        exchange.sent_sync();
+        assert_eq!(replies(&mut exchange, "SNTDCZ123Z"), "2Z");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn sync_sent_ahead_of_a_copy_is_ignored_by_the_server() {
+        let mut exchange = Exchange::default();
+        exchange.sent(Owed::Execute);
+        exchange.sent_sync();
+        replies(&mut exchange, "G");
+        assert!(exchange.copies_in());
+        exchange.sent_sync();
+        exchange.sent_copy_end();
+        exchange.sent_sync();
+        assert_eq!(exchange.owed(), 2);
+        replies(&mut exchange, "CZ");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn blind_copy_keeps_its_sync() {
+        let mut exchange = Exchange::default();
+        exchange.sent(Owed::Execute);
+        exchange.sent_copy_end();
+        exchange.sent_sync();
+        replies(&mut exchange, "GCZ");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn blind_copy_end_of_a_failed_copy_counts_for_nothing() {
+        let mut exchange = Exchange::default();
+        exchange.sent_query(Owed::Query);
+        exchange.sent_copy_end();
+        replies(&mut exchange, "EZ");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn query_sent_into_a_copy_is_used_up_by_its_error() {
+        let mut exchange = Exchange::default();
+        exchange.sent_query(Owed::Query);
+        exchange.sent_query(Owed::Query);
+        replies(&mut exchange, "GEZ");
+        assert!(exchange.is_over());
+        exchange.sent_query(Owed::Query);
+        replies(&mut exchange, "G");
+        exchange.sent_query(Owed::Query);
+        replies(&mut exchange, "EZ");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn copy_data_error_in_the_extended_protocol_skips_to_sync() {
+        let mut exchange = Exchange::default();
+        exchange.sent(Owed::Execute);
+        exchange.sent_sync();
+        replies(&mut exchange, "GE");
+        exchange.sent_copy_end();
+        assert!(!exchange.is_over());
+        exchange.sent_sync();
+        replies(&mut exchange, "Z");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_a_desync() {
+        for tag in *b"123CDTZnstI" {
+            assert_eq!(Exchange::default().replied(tag, b'I'), Err(Desync { tag }));
+        }
+        let mut exchange = Exchange::default();
+        exchange.sent(Owed::Bind);
+        assert_eq!(exchange.replied(b'1', 0), Err(Desync { tag: b'1' }));
+        assert_eq!(exchange.replied(b'Z', b'I'), Err(Desync { tag: b'Z' }));
+    }
+
+    #[test]
+    fn async_frames_come_at_any_time() {
+        let mut exchange = Exchange::default();
+        assert_eq!(replies(&mut exchange, "NSA"), "NSA");
+        assert!(exchange.is_over());
+    }
+}

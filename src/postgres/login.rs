@@ -1,0 +1,216 @@
+//! Our login at a server: trust, cleartext, md5 and SCRAM-SHA-256, up to the first ReadyForQuery.
+//!
+//! Sans-IO but for one thing: the SCRAM client of postgres-protocol draws its own nonce.
+
+use postgres_protocol::authentication::md5_hash;
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+
+use super::message::{
+    AuthRequest, BackendKey, ErrorFields, Frame, HasNul, next_frame, parse_auth_request,
+    parse_backend_key, parse_parameter_status, parse_ready, password, sasl_initial, sasl_response,
+};
+
+/// Longest frame of a server's login, in bytes: some way above libpq's 30,000.
+pub const FRAME_MOST_BYTES: usize = 64 * 1024;
+/// Most parameters a server may report while we log in; Postgres has about 15.
+const PARAMETERS_MOST: usize = 500;
+
+/// One login.
+pub struct Login {
+    user: String,
+    password: Option<String>,
+    state: State,
+    parameters: Vec<(String, String)>,
+    key: Option<BackendKey>,
+}
+
+enum State {
+    /// The startup packet is sent. Left by an authentication request.
+    Greeted,
+    /// A password is sent. Left by `AuthenticationOk`.
+    PasswordSent,
+    /// SASL's first message is sent. Left by `SASLContinue`.
+    ScramBegun(Box<ScramSha256>),
+    /// The proof is sent. Left by `SASLFinal`, which must prove the server's knowledge.
+    ScramProved(Box<ScramSha256>),
+    /// The server has proved itself. Left by `AuthenticationOk`.
+    ScramDone,
+    /// Logged in. Left by `ReadyForQuery`.
+    Starting,
+}
+
+/// What came of the bytes; they are consumed as far as [`Login::step`] says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Read more.
+    NeedMore,
+    /// Send this, then go on.
+    Send(Vec<u8>),
+    /// Ready for queries.
+    Done(LoggedIn),
+}
+
+/// What a server says of a new session.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LoggedIn {
+    /// The reported parameters, in the server's order.
+    pub parameters: Vec<(String, String)>,
+    /// The key for cancel requests; `None` if the server gave none.
+    pub key: Option<BackendKey>,
+}
+
+/// Why a login failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoginError {
+    /// The server refused, with its own words.
+    #[error("{} ({})", .0.message, .0.code)]
+    Server(Box<ErrorFields>),
+    /// The server wants a password and there is none.
+    #[error("the server asks for a password, but the URL has none; add one to the URL")]
+    NoPassword,
+    /// The server wants what we can't do.
+    #[error("the server asks for {0}; allow scram-sha-256 or md5 for this user in pg_hba.conf")]
+    Unsupported(String),
+    /// The server could not prove that it knows the password: it is not who it says.
+    #[error("the server failed to prove that it knows the password ({0}); check the URL's host")]
+    Impostor(String),
+    /// The server breaks the protocol.
+    #[error("the server breaks the protocol: {0}; is this a Postgres server?")]
+    Protocol(String),
+    /// The password cannot be sent.
+    #[error(transparent)]
+    HasNul(#[from] HasNul),
+}
+
+impl Login {
+    /// A login whose startup packet has been sent.
+    #[must_use]
+    pub fn new(user: &str, password: Option<&str>) -> Self {
+        Self {
+            user: user.to_owned(),
+            password: password.map(str::to_owned),
+            state: State::Greeted,
+            parameters: Vec::new(),
+            key: None,
+        }
+    }
+
+    /// Takes whole frames off `bytes` until there is something to send, the login is done or the
+    /// bytes end. The number is how many bytes were consumed.
+    ///
+    /// # Errors
+    /// When there will be no session.
+    pub fn step(&mut self, bytes: &[u8]) -> Result<(usize, Step), LoginError> {
+        let mut consumed = 0;
+        loop {
+            let next = next_frame(&bytes[consumed..], FRAME_MOST_BYTES);
+            let Some(frame) = next.map_err(|error| LoginError::Protocol(error.to_string()))? else {
+                return Ok((consumed, Step::NeedMore));
+            };
+            consumed += frame.bytes;
+            if let Some(step) = self.take(frame)? {
+                return Ok((consumed, step));
+            }
+        }
+    }
+
+    fn take(&mut self, frame: Frame<'_>) -> Result<Option<Step>, LoginError> {
+        let broken = || LoginError::Protocol(describe(frame));
+        match (frame.tag, &self.state) {
+            (b'E', _) => Err(LoginError::Server(Box::new(ErrorFields::parse(frame.body)))),
+            (b'N', _) => Ok(None),
+            (b'R', State::Starting) => Err(broken()),
+            (b'R', _) => self.authenticate(parse_auth_request(frame.body).ok_or_else(broken)?),
+            (b'S', State::Starting) if self.parameters.len() < PARAMETERS_MOST => {
+                self.parameters.push(parse_parameter_status(frame.body).ok_or_else(broken)?);
+                Ok(None)
+            }
+            (b'K', State::Starting) => {
+                self.key = Some(parse_backend_key(frame.body).ok_or_else(broken)?);
+                Ok(None)
+            }
+            (b'Z', State::Starting) if parse_ready(frame.body) == Some(b'I') => {
+                let parameters = std::mem::take(&mut self.parameters);
+                Ok(Some(Step::Done(LoggedIn { parameters, key: self.key.take() })))
+            }
+            _ => Err(broken()),
+        }
+    }
+
+    fn authenticate(&mut self, request: AuthRequest) -> Result<Option<Step>, LoginError> {
+        let state = std::mem::replace(&mut self.state, State::Starting);
+        let (state, step) = match (request, state) {
+            // Once SCRAM has begun, only its own end counts: an early Ok would come from somebody
+            // who does not know the password.
+            (AuthRequest::Ok, State::Greeted | State::PasswordSent | State::ScramDone) => {
+                (State::Starting, None)
+            }
+            (AuthRequest::Cleartext, State::Greeted) => {
+                (State::PasswordSent, Some(Step::Send(password(self.secret()?)?)))
+            }
+            (AuthRequest::Md5(salt), State::Greeted) => {
+                let hash = md5_hash(self.user.as_bytes(), self.secret()?.as_bytes(), salt);
+                (State::PasswordSent, Some(Step::Send(password(&hash)?)))
+            }
+            (AuthRequest::Sasl(mechanisms), State::Greeted) => self.begin_scram(&mechanisms)?,
+            (AuthRequest::SaslContinue(data), State::ScramBegun(mut scram)) => {
+                scram.update(&data).map_err(|error| LoginError::Protocol(error.to_string()))?;
+                let proof = sasl_response(scram.message());
+                (State::ScramProved(scram), Some(Step::Send(proof)))
+            }
+            (AuthRequest::SaslFinal(data), State::ScramProved(mut scram)) => {
+                scram.finish(&data).map_err(|error| LoginError::Impostor(error.to_string()))?;
+                (State::ScramDone, None)
+            }
+            (AuthRequest::Other(code), _) => {
+                return Err(LoginError::Unsupported(format!(
+                    "an authentication method we do not speak (number {code})"
+                )));
+            }
+            (request, _) => {
+                let what = format!("{} out of turn", request_name(&request));
+                return Err(LoginError::Protocol(what));
+            }
+        };
+        self.state = state;
+        Ok(step)
+    }
+
+    fn begin_scram(&self, mechanisms: &[String]) -> Result<(State, Option<Step>), LoginError> {
+        if !mechanisms.iter().any(|name| name == SCRAM_SHA_256) {
+            return Err(LoginError::Unsupported(mechanisms.join(", ")));
+        }
+        let scram = ScramSha256::new(self.secret()?.as_bytes(), ChannelBinding::unsupported());
+        let first = sasl_initial(SCRAM_SHA_256, scram.message());
+        Ok((State::ScramBegun(Box::new(scram)), Some(Step::Send(first))))
+    }
+
+    fn secret(&self) -> Result<&str, LoginError> {
+        self.password.as_deref().ok_or(LoginError::NoPassword)
+    }
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+fn describe(frame: Frame<'_>) -> String {
+    format!("unexpected or malformed frame {:?}", char::from(frame.tag))
+}
+
+fn request_name(request: &AuthRequest) -> &'static str {
+    match request {
+        AuthRequest::Ok => "AuthenticationOk",
+        AuthRequest::Cleartext => "AuthenticationCleartextPassword",
+        AuthRequest::Md5(_) => "AuthenticationMD5Password",
+        AuthRequest::Sasl(_) => "AuthenticationSASL",
+        AuthRequest::SaslContinue(_) => "AuthenticationSASLContinue",
+        AuthRequest::SaslFinal(_) => "AuthenticationSASLFinal",
+        AuthRequest::Other(_) => "an unknown authentication request",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! The relay: how many bytes may pass, what rides along, and what is kept back, in both directions.
+//!
+//! A run of frames that nobody must understand passes as it was read. Frames that name prepared statements are
+//! rewritten, missing statements are parsed in the same flight, and the answers to what tidegate added are swallowed.
+//! No IO: bytes in, bytes out.
+mod replies;
+mod requests;
+#[cfg(test)]
+mod tests;
+mod waiting;
+
+use std::sync::Arc;
+
+use super::exchange::{Exchange, Owed, Verdict};
+use super::settings::{Applied, Settings};
+use super::sql::{Lexer, Suspects};
+use super::statements::{ServerStatements, SessionStatements};
+use super::wire::{self, Header};
+
+pub use replies::{Given, replies};
+pub use requests::{Goodbye, Output, Surroundings, Taken, requests};
+pub use waiting::{Stance, Waiting, Work, waiting};
+
+/// One server connection, as the protocol sees it.
+#[derive(Debug)]
+pub struct Line {
+    /// What is owed on it.
+    pub exchange: Exchange,
+    /// What it has parsed.
+    pub statements: ServerStatements,
+    /// What was counted since it was last asked.
+    pub tally: Tally,
+    applied: Option<Arc<Settings>>,
+    gate: Gate,
+    unnamed: Unnamed,
+    client_rest: u32,
+    server_rest: u32,
+    server_rest_verdict: Verdict,
+    /// Reads a Query that is too long to be gathered.
+    lexer: Option<Box<Lexer>>,
+    /// Names clients used that may exist on the server and must not when the next session comes.
+    strays: Vec<Box<[u8]>>,
+    farewell: Farewell,
+}
+
+/// Whether the server has said why it ends the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// Not yet.
+    Unsaid,
+    /// With an error of severity FATAL or PANIC.
+    Said,
+}
+
+/// Counts for the metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Transactions ended.
+    pub transactions: u64,
+    /// Queries, Executes and FunctionCalls sent.
+    pub requests: u64,
+}
+
+/// Whether the client's bytes may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// They may.
+    Open,
+    /// Not before the server has answered our change of identity.
+    Shut,
+    /// Never: the server refused the session's settings.
+    Refused,
+}
+
+/// Whose the server's unnamed statement is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unnamed {
+    /// The same as the session's.
+    Session,
+    /// Unknown: perhaps another session's.
+    Foreign,
+}
+
+/// What the relay keeps of a session that prepares statements or leaves things behind.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    statements: SessionStatements,
+    pins: Suspects,
+    /// Names that a DISCARD ALL or DEALLOCATE ALL under way will take, with their statements.
+    discarding: Option<Vec<(Box<[u8]>, u64)>>,
+}
+
+impl Ledger {
+    /// What keeps the backend with the session.
+    #[must_use]
+    pub fn pins(&self) -> Suspects {
+        self.pins
+    }
+}
+
+/// A frame that ends the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// No client frame has this type.
+    #[error("invalid frontend message type {0}")]
+    Type(u8),
+    /// Its length can't be right.
+    #[error("invalid message length")]
+    Length,
+    /// It is longer than what is gathered to be understood.
+    #[error("a message of type '{}' is longer than understood_frame_bytes", char::from(*.0))]
+    TooLong(u8),
+}
+
+impl Line {
+    /// For a new server connection.
+    #[must_use]
+    pub fn new(statements: ServerStatements) -> Self {
+        Self {
+            exchange: Exchange::default(),
+            statements,
+            tally: Tally::default(),
+            applied: None,
+            gate: Gate::Open,
+            unnamed: Unnamed::Foreign,
+            client_rest: 0,
+            server_rest: 0,
+            server_rest_verdict: Verdict::Relay,
+            lexer: None,
+            strays: Vec::new(),
+            farewell: Farewell::Unsaid,
+        }
+    }
+
+    /// Whether it may go to another session: nothing owed, no transaction, both sides at a frame boundary.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.exchange.is_over() && self.at_boundary() && self.gate == Gate::Open
+    }
+
+    /// Whether both sides are at a frame boundary.
+    #[must_use]
+    pub fn at_boundary(&self) -> bool {
+        self.client_rest == 0 && self.server_rest == 0
+    }
+
+    /// Whether the client's frame has all been passed.
+    #[must_use]
+    pub fn client_at_boundary(&self) -> bool {
+        self.client_rest == 0
+    }
+
+    /// Whether the server's frame has all been read.
+    #[must_use]
+    pub fn server_at_boundary(&self) -> bool {
+        self.server_rest == 0
+    }
+
+    /// Whether the server has said why it ends the connection.
+    #[must_use]
+    pub fn farewell(&self) -> Farewell {
+        self.farewell
+    }
+
+    /// Whether the client's bytes may pass.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.gate
+    }
+
+    /// A session takes the connection: appends what must ride ahead of its bytes.
+    pub fn begin(&mut self, settings: &Arc<Settings>, out: &mut Vec<u8>) {
+        self.unnamed = Unnamed::Foreign;
+        for name in std::mem::take(&mut self.strays) {
+            wire::put_frame(out, b'C', &[b"S", &name, b"\0"]);
+            self.exchange.sent_ahead(Owed::CloseOurs);
+        }
+        if self.applied.as_ref().is_some_and(|applied| Arc::ptr_eq(applied, settings)) {
+            return;
+        }
+        let applied = settings.put_change(self.applied.as_deref(), out);
+        self.applied = Some(Arc::clone(settings));
+        if applied != Applied::Unchanged {
+            self.exchange.sent_query(Owed::QueryOurs);
+        }
+        if applied == Applied::AwaitReply {
+            self.gate = Gate::Shut;
+        }
+    }
+
+    /// The connection was brought to these settings by other means.
+    pub fn set_applied(&mut self, settings: Arc<Settings>) {
+        self.applied = Some(settings);
+    }
+
+    /// The settings it was brought to last; `None`: as logged in.
+    #[must_use]
+    pub fn applied(&self) -> Option<&Arc<Settings>> {
+        self.applied.as_ref()
+    }
+
+    /// The server has been told DISCARD ALL: it is as after login.
+    pub fn discarded(&mut self) {
+        self.applied = None;
+        self.statements.clear();
+        self.strays.clear();
+    }
+
+    /// Takes the counts.
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
+    }
+}
+
+fn absurd(tag: u8) -> Violation {
+    match wire::client_body_fits(Header { tag, body: 0 }) {
+        None => Violation::Type(tag),
+        Some(_) => Violation::Length,
+    }
+}

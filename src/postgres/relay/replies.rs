@@ -1,0 +1,164 @@
+//! Server to client: answers to what tidegate added are swallowed, the rest passes as it is.
+
+use super::super::exchange::{Desync, Outcome, Owed, Status, Verdict};
+use super::super::sql::Suspects;
+use super::super::wire::{self, HEADER_BYTES, Head, Header};
+use super::{Farewell, Gate, Ledger, Line, Unnamed};
+
+/// What [`replies`] did with the buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Bytes at the start of the buffer that go to the client.
+    pub relay: usize,
+    /// Where the bytes begin that have to be seen again with what follows them.
+    pub rest: usize,
+}
+
+/// Sorts the server's bytes: what goes to the client is moved to the front of the buffer.
+///
+/// # Errors
+/// [`Desync`] if the server sent what nobody asked for; the connection must be closed.
+pub fn replies(
+    line: &mut Line,
+    ledger: &mut Option<Box<Ledger>>,
+    buffer: &mut [u8],
+) -> Result<Given, Desync> {
+    let mut read = 0;
+    let mut write = 0;
+    loop {
+        let here = buffer.len() - read;
+        let take = here.min(wire::widen(line.server_rest));
+        if take > 0 {
+            if line.server_rest_verdict != Verdict::Swallow {
+                write = keep(buffer, read, write, take);
+            }
+            read += take;
+            line.server_rest -= u32::try_from(take).unwrap_or(line.server_rest);
+        }
+        let header = match wire::head(&buffer[read..]) {
+            Head::Short => return Ok(Given { relay: write, rest: read }),
+            Head::Absurd { tag } => return Err(Desync { tag }),
+            Head::Frame(header) => header,
+        };
+        let whole = buffer.len() - read >= header.frame();
+        if !whole && is_understood(header, ledger.as_deref()) {
+            return Ok(Given { relay: write, rest: read });
+        }
+        let body_end = (read + header.frame()).min(buffer.len());
+        let verdict = reply(line, ledger, header, &buffer[read + HEADER_BYTES..body_end])?;
+        if let Verdict::RelayAs(tag) = verdict {
+            buffer[read] = tag;
+        }
+        if verdict != Verdict::Swallow {
+            write = keep(buffer, read, write, HEADER_BYTES);
+        }
+        read += HEADER_BYTES;
+        line.server_rest = header.body;
+        line.server_rest_verdict = verdict;
+    }
+}
+
+/// Moves `length` bytes from `read` to `write`; gives where the next go.
+fn keep(buffer: &mut [u8], read: usize, write: usize, length: usize) -> usize {
+    if read != write {
+        buffer.copy_within(read..read + length, write);
+    }
+    write + length
+}
+
+/// Whether a reply must be whole to be understood.
+fn is_understood(header: Header, ledger: Option<&Ledger>) -> bool {
+    match header.tag {
+        b'Z' => true,
+        b'C' => ledger.is_some_and(|ledger| ledger.discarding.is_some()) && header.body < 64,
+        _ => false,
+    }
+}
+
+fn reply(
+    line: &mut Line,
+    ledger: &mut Option<Box<Ledger>>,
+    header: Header,
+    body: &[u8],
+) -> Result<Verdict, Desync> {
+    let status = if header.tag == b'Z' && header.body == 1 { body.first() } else { None };
+    let (verdict, outcome) = line.exchange.replied(header.tag, status.copied().unwrap_or(0))?;
+    match outcome {
+        Outcome::Went => {}
+        Outcome::OursFailed => line.gate = Gate::Refused,
+        Outcome::Lost => line.unnamed = Unnamed::Foreign,
+    }
+    match header.tag {
+        b'E' | b'G' => {
+            undo(line, ledger);
+            // The severity that is never translated; the fields' order is the server's own.
+            let fatal = [&b"\0VFATAL\0"[..], b"\0VPANIC\0"];
+            if fatal.iter().any(|mark| memchr::memmem::find(body, mark).is_some()) {
+                line.farewell = Farewell::Said;
+            }
+            // A statement is gone that our map still has: something hidden took it. Parse all anew.
+            if memchr::memmem::find(body, b"\0C26000\0").is_some() {
+                line.statements.clear();
+            }
+        }
+        b'Z' if verdict == Verdict::Swallow && line.gate == Gate::Shut => line.gate = Gate::Open,
+        b'Z' if verdict == Verdict::Relay && line.exchange.status() == Status::Idle => {
+            line.tally.transactions += 1;
+        }
+        b'C' => discard_done(line, ledger, body),
+        _ => {}
+    }
+    Ok(verdict)
+}
+
+/// Takes back what requests did to the maps that an error took with it.
+fn undo(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
+    let mut lost = line.exchange.take_lost();
+    let Some(ledger) = ledger.as_deref_mut() else { return };
+    let statements = &mut ledger.statements;
+    while let Some(owed) = lost.pop() {
+        match owed {
+            Owed::ParseNamed(named) => {
+                line.statements.forget(named.statement.id);
+                statements.named.remove(&named.name);
+            }
+            Owed::ParseKnown(named) => {
+                statements.named.remove(&named.name);
+            }
+            Owed::ParseOurs(id) => line.statements.forget(id),
+            // The one that failed has still dropped what was there before.
+            Owed::ParseUnnamed(before) => {
+                statements.unnamed = if lost.is_empty() { None } else { before };
+            }
+            Owed::CloseUnnamed(before) => statements.unnamed = before,
+            Owed::CloseNamed(named) => {
+                statements.named.insert(named.name, named.statement);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// DISCARD ALL or DEALLOCATE ALL has worked, if that is what the command tag says.
+fn discard_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
+    let Some(ledger) = ledger.as_deref_mut() else { return };
+    if ledger.discarding.is_none() {
+        return;
+    }
+    let all = match tag {
+        b"DISCARD ALL\0" => true,
+        b"DEALLOCATE ALL\0" => false,
+        _ => return,
+    };
+    for (name, id) in ledger.discarding.take().unwrap_or_default() {
+        if ledger.statements.named.get(&name).is_some_and(|statement| statement.id == id) {
+            ledger.statements.named.remove(&name);
+        }
+    }
+    let gone = if all { ledger.pins } else { Suspects::PREPARE };
+    ledger.pins = ledger.pins.without(gone);
+    if all {
+        line.applied = None;
+        line.strays.clear();
+    }
+}

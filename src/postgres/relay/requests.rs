@@ -1,0 +1,489 @@
+//! Client to server: names are mapped, missing statements parsed, the rest passes as it is.
+
+use std::sync::Arc;
+
+use super::super::exchange::{Named, Owed, Status};
+use super::super::settings::Settings;
+use super::super::sql::{self, Findings, Lexer, Suspects};
+use super::super::statements::{Registry, ServerName, Statement};
+use super::super::wire::{self, HEADER_BYTES, Head, Header};
+use super::{Ledger, Line, Unnamed, Violation, absurd};
+
+/// Longest Query that is gathered before it is read; a longer one is read as it passes.
+const GATHERED_QUERY_BYTES: usize = 64 * 1024;
+
+/// Longest portal and statement name of a Bind, together.
+const BIND_NAMES_BYTES: usize = 8 * 1024;
+
+/// What the relay must know of a session's surroundings.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// The pool's statements.
+    pub registry: &'a Registry,
+    /// The session's startup settings.
+    pub settings: &'a Settings,
+    /// Longest frame that is gathered to be understood, in bytes.
+    pub understood_bytes: usize,
+}
+
+/// What [`requests`] did with its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes of the input that are done with.
+    pub consumed: usize,
+    /// Where the bytes to send are.
+    pub output: Output,
+    /// Bytes of what is left that are needed before more can be done.
+    pub need: usize,
+    /// Whether the client said goodbye.
+    pub goodbye: Goodbye,
+}
+
+/// Where the bytes to send are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// The consumed bytes as they are.
+    Input,
+    /// All appended to the output.
+    Appended,
+}
+
+/// Whether the client said goodbye.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goodbye {
+    /// No.
+    No,
+    /// It sent Terminate.
+    Said,
+}
+
+/// Passes a client's bytes on. What must be sent is the consumed part of the input as it is, or has been appended to
+/// `out`, as [`Taken::output`] says.
+///
+/// # Errors
+/// [`Violation`] for what can't be a frame; nothing may be sent after it.
+pub fn requests(
+    line: &mut Line,
+    ledger: &mut Option<Box<Ledger>>,
+    around: Surroundings<'_>,
+    input: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<Taken, Violation> {
+    let mut pass =
+        Pass { line, ledger, around, input, out, at: 0, copied: 0, output: Output::Input };
+    let (need, goodbye) = pass.run()?;
+    let Pass { at, output, .. } = pass;
+    if output == Output::Appended {
+        pass.copy_run();
+    }
+    Ok(Taken { consumed: at, output, need, goodbye })
+}
+
+/// One call of [`requests`].
+struct Pass<'a> {
+    line: &'a mut Line,
+    ledger: &'a mut Option<Box<Ledger>>,
+    around: Surroundings<'a>,
+    input: &'a [u8],
+    out: &'a mut Vec<u8>,
+    /// How far the input is done with.
+    at: usize,
+    /// How far it has been copied or dropped.
+    copied: usize,
+    output: Output,
+}
+
+/// What became of a frame.
+enum Step {
+    Passed,
+    /// It takes this many bytes to go on.
+    Wait(usize),
+    Goodbye,
+}
+
+impl Pass<'_> {
+    fn run(&mut self) -> Result<(usize, Goodbye), Violation> {
+        loop {
+            self.pass_rest();
+            let header = match wire::head(&self.input[self.at..]) {
+                Head::Short => return Ok((HEADER_BYTES, Goodbye::No)),
+                Head::Absurd { tag } => return Err(absurd(tag)),
+                Head::Frame(header) => header,
+            };
+            match wire::client_body_fits(header) {
+                None => return Err(Violation::Type(header.tag)),
+                Some(false) => return Err(Violation::Length),
+                Some(true) => {}
+            }
+            match self.frame(header)? {
+                Step::Passed => {}
+                Step::Wait(need) => return Ok((need, Goodbye::No)),
+                Step::Goodbye => return Ok((HEADER_BYTES, Goodbye::Said)),
+            }
+        }
+    }
+
+    /// Passes what is here of a frame begun before.
+    fn pass_rest(&mut self) {
+        if self.line.client_rest == 0 {
+            return;
+        }
+        let here = self.input.len() - self.at;
+        let take = here.min(wire::widen(self.line.client_rest));
+        if let Some(lexer) = &mut self.line.lexer {
+            lexer.feed(&self.input[self.at..self.at + take]);
+        }
+        self.at += take;
+        self.line.client_rest -= u32::try_from(take).unwrap_or(self.line.client_rest);
+        if self.line.client_rest == 0
+            && let Some(lexer) = self.line.lexer.take()
+        {
+            self.leaves(&lexer.finish());
+        }
+    }
+
+    fn frame(&mut self, header: Header) -> Result<Step, Violation> {
+        let here = self.input.len() - self.at;
+        match header.tag {
+            b'X' => return Ok(Step::Goodbye),
+            b'S' => self.line.exchange.sent_sync(),
+            b'c' | b'f' => self.line.exchange.sent_copy_end(),
+            b'E' => {
+                self.line.tally.requests += 1;
+                self.line.exchange.sent(Owed::Execute);
+            }
+            b'F' => {
+                self.line.tally.requests += 1;
+                self.line.exchange.sent_query(Owed::Function);
+            }
+            b'Q' => return Ok(self.query(header)),
+            b'B' => return self.bind(header),
+            b'P' | b'D' | b'C' => {
+                let whole = header.frame();
+                if whole > self.around.understood_bytes {
+                    return Err(Violation::TooLong(header.tag));
+                }
+                if here < whole {
+                    return Ok(Step::Wait(whole));
+                }
+                let input = self.input;
+                let body = &input[self.at + HEADER_BYTES..self.at + whole];
+                match header.tag {
+                    b'P' => self.parse(header, body),
+                    b'D' => self.describe(header, body),
+                    _ => self.close(header, body),
+                }
+                return Ok(Step::Passed);
+            }
+            // Flush, CopyData.
+            _ => {}
+        }
+        self.pass(header);
+        Ok(Step::Passed)
+    }
+
+    /// Lets a frame pass as it is, as far as it is here.
+    fn pass(&mut self, header: Header) {
+        self.at += HEADER_BYTES;
+        self.line.client_rest = header.body;
+        self.pass_rest();
+    }
+
+    fn query(&mut self, header: Header) -> Step {
+        let whole = header.frame();
+        let body_at = self.at + HEADER_BYTES;
+        let gathered = whole <= GATHERED_QUERY_BYTES;
+        if gathered && self.input.len() - self.at < whole {
+            return Step::Wait(whole);
+        }
+        if !self.line.exchange.answers() {
+            self.line.exchange.sent_query(Owed::Query);
+            self.pass(header);
+            return Step::Passed;
+        }
+        let quoting = self.around.settings.quoting();
+        if gathered {
+            let input = self.input;
+            let body = &input[body_at..self.at + whole];
+            let text = body.strip_suffix(b"\0").unwrap_or(body);
+            let findings = sql::read(text, quoting);
+            self.leaves(&findings);
+            self.shield(&findings);
+        } else {
+            self.line.lexer = Some(Box::new(Lexer::new(quoting)));
+        }
+        // The server drops its unnamed statement when a simple Query begins.
+        if let Some(ledger) = self.ledger {
+            ledger.statements.unnamed = None;
+        }
+        self.line.unnamed = Unnamed::Session;
+        self.line.tally.requests += 1;
+        self.line.exchange.sent_query(Owed::Query);
+        self.pass(header);
+        Step::Passed
+    }
+
+    fn parse(&mut self, header: Header, body: &[u8]) {
+        let Some((name, rest)) = wire::cstr(body).filter(|(_, rest)| is_parse_rest(rest)) else {
+            // Not a Parse the server will take: its error is the best answer.
+            self.line.exchange.sent(Owed::ParsePlain);
+            return self.pass(header);
+        };
+        if !self.line.exchange.answers() {
+            self.line.exchange.sent(Owed::ParsePlain);
+            return self.pass(header);
+        }
+        let quoting = self.around.settings.quoting();
+        let registry = self.around.registry;
+        let ledger = self.ledger.get_or_insert_default();
+        if name.is_empty() {
+            let before = ledger.statements.unnamed.take();
+            let now = match &before {
+                Some(same) if *same.body == *rest => Arc::clone(same),
+                _ => registry.lone(rest, quoting),
+            };
+            ledger.statements.unnamed = Some(now);
+            self.line.unnamed = Unnamed::Session;
+            self.line.exchange.sent(Owed::ParseUnnamed(before));
+            return self.pass(header);
+        }
+        if ledger.statements.named.contains_key(name) {
+            // Give the server a statement of this name, so that its own words refuse the second.
+            self.line.strays.push(name.into());
+            self.inject(b'P', &[name, b"\0\0\0\0"], Owed::ParseOurs(NO_STATEMENT));
+            self.line.exchange.sent(Owed::ParsePlain);
+            return self.pass(header);
+        }
+        let statement = registry.intern(rest, self.around.settings.id, quoting);
+        ledger.statements.named.insert(name.into(), Arc::clone(&statement));
+        let named = Box::new(Named { name: name.into(), statement });
+        self.parse_named(header, named);
+    }
+
+    /// A new name of the client's: parsed under a name of ours, unless the server has the statement already.
+    fn parse_named(&mut self, header: Header, named: Box<Named>) {
+        let id = named.statement.id;
+        self.drop_frame(header);
+        // In a failed transaction a Parse is refused, and a Close is not: let the server say it.
+        let failed = self.line.exchange.status() == Status::Failed;
+        if !failed && self.line.statements.name_of(id).is_some() {
+            let none = self.line.statements.name_of_none();
+            self.put(b'C', &[b"S", none.with_zero()]);
+            self.line.exchange.sent(Owed::ParseKnown(named));
+            return;
+        }
+        let name = self.new_name(&named.statement);
+        self.put(b'P', &[name.with_zero(), &named.statement.body]);
+        self.line.exchange.sent(Owed::ParseNamed(named));
+    }
+
+    fn bind(&mut self, header: Header) -> Result<Step, Violation> {
+        let here = self.input.len() - self.at;
+        let frame_end = self.at + header.frame().min(here);
+        let input = self.input;
+        let body = &input[self.at + HEADER_BYTES..frame_end];
+        let names = wire::cstr(body)
+            .and_then(|(portal, rest)| wire::cstr(rest).map(|(name, _)| (portal, name)));
+        let Some((portal, name)) = names else {
+            if here >= header.frame() {
+                self.line.exchange.sent(Owed::Bind);
+                self.pass(header);
+                return Ok(Step::Passed);
+            }
+            if body.len() >= BIND_NAMES_BYTES {
+                return Err(Violation::TooLong(b'B'));
+            }
+            return Ok(Step::Wait(header.frame().min(here + 1)));
+        };
+        let statement = self.understood(name);
+        if let Some(statement) = &statement {
+            self.leaves(&statement.findings);
+            self.shield_statement(&statement.findings);
+        }
+        match statement.filter(|_| !name.is_empty()) {
+            None => {
+                self.line.exchange.sent(Owed::Bind);
+                self.pass(header);
+            }
+            Some(statement) => {
+                let server = self.server_name(&statement);
+                let names_len = portal.len() + name.len() + 2;
+                let rest = wire::widen(header.body) - names_len;
+                let server = server.with_zero();
+                self.flush_run();
+                wire::put_header(self.out, b'B', portal.len() + 1 + server.len() + rest);
+                self.out.extend_from_slice(portal);
+                self.out.push(0);
+                self.out.extend_from_slice(server);
+                self.line.exchange.sent(Owed::Bind);
+                self.at += HEADER_BYTES + names_len;
+                self.copied = self.at;
+                self.line.client_rest = u32::try_from(rest).unwrap_or_default();
+                self.pass_rest();
+            }
+        }
+        Ok(Step::Passed)
+    }
+
+    fn describe(&mut self, header: Header, body: &[u8]) {
+        let name = body.strip_prefix(b"S").and_then(wire::cstr).map(|(name, _)| name);
+        let statement = name.and_then(|name| self.understood(name));
+        match statement.filter(|_| name.is_some_and(|name| !name.is_empty())) {
+            None => self.pass(header),
+            Some(statement) => {
+                let server = self.server_name(&statement);
+                self.drop_frame(header);
+                self.put(b'D', &[b"S", server.with_zero()]);
+            }
+        }
+        self.line.exchange.sent(Owed::Describe);
+    }
+
+    fn close(&mut self, header: Header, body: &[u8]) {
+        let name = body.strip_prefix(b"S").and_then(wire::cstr).map(|(name, _)| name);
+        let owed = match (name, self.ledger.as_deref_mut()) {
+            _ if !self.line.exchange.answers() => Owed::ClosePlain,
+            (Some(b""), Some(ledger)) => Owed::CloseUnnamed(ledger.statements.unnamed.take()),
+            // Passed on under the client's name, which the server doesn't know: it answers all the same.
+            (Some(name), Some(ledger)) => match ledger.statements.named.remove_entry(name) {
+                Some((name, statement)) => Owed::CloseNamed(Box::new(Named { name, statement })),
+                None => Owed::ClosePlain,
+            },
+            _ => Owed::ClosePlain,
+        };
+        if name == Some(b"") {
+            self.line.unnamed = Unnamed::Session;
+        }
+        self.line.exchange.sent(owed);
+        self.pass(header);
+    }
+
+    /// The session's statement of this name, if the server is going to look. The unnamed one is put in place.
+    fn understood(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        if !self.line.exchange.answers() {
+            return None;
+        }
+        if !name.is_empty() {
+            return self.ledger.as_ref()?.statements.named.get(name).cloned();
+        }
+        let statement = self.ledger.as_ref().and_then(|ledger| ledger.statements.unnamed.clone());
+        if self.line.unnamed == Unnamed::Foreign {
+            match &statement {
+                Some(known) => {
+                    self.inject(b'P', &[b"\0", &known.body], Owed::ParseOurs(NO_STATEMENT));
+                }
+                // The server's own words say that there is none.
+                None => self.inject(b'C', &[b"S\0"], Owed::CloseOurs),
+            }
+            self.line.unnamed = Unnamed::Session;
+        }
+        statement
+    }
+
+    /// The server's name for a statement, parsed now if it must be.
+    fn server_name(&mut self, statement: &Arc<Statement>) -> ServerName {
+        if let Some(name) = self.line.statements.name_of(statement.id) {
+            return name;
+        }
+        let name = self.new_name(statement);
+        let owed = Owed::ParseOurs(statement.id);
+        self.inject(b'P', &[name.with_zero(), &statement.body], owed);
+        name
+    }
+
+    fn new_name(&mut self, statement: &Arc<Statement>) -> ServerName {
+        let (name, evicted) = self.line.statements.name_new(statement);
+        if let Some(evicted) = evicted {
+            self.inject(b'C', &[b"S", evicted.with_zero()], Owed::CloseOurs);
+        }
+        name
+    }
+
+    /// Notes what a query leaves behind.
+    fn leaves(&mut self, findings: &Findings) {
+        let suspects = findings.suspects;
+        if suspects.is_empty() {
+            return;
+        }
+        let ledger = self.ledger.get_or_insert_default();
+        ledger.pins.insert(suspects.pins());
+        if suspects.intersects(ALL_GONE) {
+            // The server's are gone if it works, and parsed anew if it doesn't; the session's only if it works.
+            self.line.statements.clear();
+            let named = &ledger.statements.named;
+            let names =
+                named.iter().map(|(name, statement)| (name.clone(), statement.id)).collect();
+            ledger.discarding = Some(names);
+        }
+    }
+
+    /// DEALLOCATE of a name the server doesn't know must succeed: give it one to take away.
+    fn shield(&mut self, findings: &Findings) {
+        for name in &findings.deallocates {
+            let Some(ledger) = self.ledger.as_deref_mut() else { return };
+            // A statement that SQL prepared may have the name on the server itself.
+            if ledger.pins.intersects(Suspects::PREPARE) {
+                return;
+            }
+            if ledger.statements.named.remove(name).is_some() {
+                self.flush_run();
+                wire::put_frame(self.out, b'C', &[b"S", name, b"\0"]);
+                wire::put_frame(self.out, b'P', &[name, b"\0\0\0\0"]);
+                self.line.exchange.sent_ahead(Owed::CloseOurs);
+                self.line.exchange.sent_ahead(Owed::ParseOurs(NO_STATEMENT));
+                self.line.strays.push(name.clone());
+            }
+        }
+    }
+
+    fn shield_statement(&mut self, findings: &Findings) {
+        if !findings.deallocates.is_empty() {
+            self.shield(findings);
+        }
+    }
+
+    /// Sends a frame of ours ahead of the client's next.
+    fn inject(&mut self, tag: u8, parts: &[&[u8]], owed: Owed) {
+        self.put(tag, parts);
+        self.line.exchange.sent(owed);
+    }
+
+    fn put(&mut self, tag: u8, parts: &[&[u8]]) {
+        self.flush_run();
+        wire::put_frame(self.out, tag, parts);
+    }
+
+    /// Takes a whole frame out of what is passed on.
+    fn drop_frame(&mut self, header: Header) {
+        self.flush_run();
+        self.at += header.frame();
+        self.copied = self.at;
+    }
+
+    /// From here on the output is what was appended.
+    fn flush_run(&mut self) {
+        self.output = Output::Appended;
+        self.copy_run();
+    }
+
+    fn copy_run(&mut self) {
+        self.out.extend_from_slice(&self.input[self.copied..self.at]);
+        self.copied = self.at;
+    }
+}
+
+/// The number no statement has: for parses that are kept in no map.
+const NO_STATEMENT: u64 = u64::MAX;
+
+const ALL_GONE: Suspects = {
+    let mut both = Suspects::DISCARD_ALL;
+    both.insert(Suspects::DEALLOCATE_ALL);
+    both
+};
+
+/// Whether a Parse's body behind the name is a text, a count, and as many parameter types.
+fn is_parse_rest(rest: &[u8]) -> bool {
+    let Some((_, types)) = wire::cstr(rest) else { return false };
+    let [high, low, types @ ..] = types else { return false };
+    usize::from(u16::from_be_bytes([*high, *low])) * 4 == types.len()
+}

@@ -1,0 +1,86 @@
+//! A client's bytes while its session has no server connection.
+
+use super::super::wire::{self, HEADER_BYTES, Head};
+use super::{Violation, absurd};
+
+/// What a client's bytes say while its session has no server connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Bytes that are done with: frames no server need see.
+    pub dropped: usize,
+    /// What follows them.
+    pub work: Work,
+}
+
+/// Whether a session without a server connection needs one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Not before this many bytes are there.
+    Wait(usize),
+    /// Now.
+    Ready,
+    /// The end of the refused request has passed: its ReadyForQuery is due.
+    RefusalEnds,
+    /// The client said goodbye.
+    Goodbye,
+}
+
+/// What a session without a server connection does with its client's frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stance {
+    /// Looks for work.
+    Open,
+    /// Drops everything up to the end of a request that was refused.
+    Refusing,
+}
+
+/// Looks at a client's bytes while its session has no server connection: drops what no server need see (the rest of a
+/// COPY that failed, a Flush), and says when there is work. `rest` counts the bytes still to come of a dropped frame.
+/// A frame up to `gather` bytes long is waited for, so that a slow sender holds no connection.
+///
+/// # Errors
+/// [`Violation`] for what can't be a frame.
+pub fn waiting(
+    rest: &mut u32,
+    stance: Stance,
+    input: &[u8],
+    gather: usize,
+) -> Result<Waiting, Violation> {
+    let mut at = 0;
+    loop {
+        let take = (input.len() - at).min(wire::widen(*rest));
+        at += take;
+        *rest -= u32::try_from(take).unwrap_or(*rest);
+        let done = |work| Ok(Waiting { dropped: at, work });
+        let header = match wire::head(&input[at..]) {
+            Head::Short => return done(Work::Wait(HEADER_BYTES)),
+            Head::Absurd { tag } => return Err(absurd(tag)),
+            Head::Frame(header) => header,
+        };
+        match wire::client_body_fits(header) {
+            None => return Err(Violation::Type(header.tag)),
+            Some(false) => return Err(Violation::Length),
+            Some(true) => {}
+        }
+        let ends = matches!(header.tag, b'S' | b'Q' | b'F');
+        match (stance, header.tag) {
+            (_, b'X') => return done(Work::Goodbye),
+            (_, b'd' | b'c' | b'f' | b'H') => {}
+            (Stance::Open, _) => {
+                let whole = header.frame().min(gather);
+                let here = input.len() - at;
+                return done(if here < whole { Work::Wait(whole) } else { Work::Ready });
+            }
+            (Stance::Refusing, _) if ends => {
+                *rest = header.body;
+                let take = (input.len() - at - HEADER_BYTES).min(wire::widen(*rest));
+                *rest -= u32::try_from(take).unwrap_or(*rest);
+                let dropped = at + HEADER_BYTES + take;
+                return Ok(Waiting { dropped, work: Work::RefusalEnds });
+            }
+            (Stance::Refusing, _) => {}
+        }
+        at += HEADER_BYTES;
+        *rest = header.body;
+    }
+}

@@ -1,0 +1,304 @@
+//! The server's half of SCRAM-SHA-256 (RFC 5802, RFC 7677) without channel binding.
+//!
+//! Passwords are kept as verifiers, so a login costs a few HMACs and no PBKDF2, and the password
+//! itself is not needed. A user who does not exist goes through the same exchange and fails at its
+//! end, so that nobody can ask who exists.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+
+/// The one mechanism that is offered.
+pub const MECHANISM: &str = "SCRAM-SHA-256";
+
+/// The iteration count of Postgres and of `postgres_protocol::password`; mock verifiers must not
+/// differ from real ones.
+const MOCK_ITERATIONS: u32 = 4096;
+
+/// What a server must know to check a password and to prove that it knows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Verifier {
+    salt: String,
+    iterations: u32,
+    stored_key: [u8; 32],
+    server_key: [u8; 32],
+    standing: Standing,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Genuine,
+    /// Stands in for a user who does not exist: never succeeds.
+    Mock,
+}
+
+/// Why an exchange failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScramError {
+    /// The client's message does not follow the RFC.
+    #[error("malformed SCRAM message: {0}")]
+    Malformed(&'static str),
+    /// The client asks for what is not offered (channel binding, extensions).
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The proof is wrong, or the user does not exist.
+    #[error("the password is wrong")]
+    WrongPassword,
+}
+
+impl Verifier {
+    /// Reads a verifier as Postgres stores it in `pg_authid.rolpassword`:
+    /// `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+    #[must_use]
+    pub fn parse(stored: &str) -> Option<Self> {
+        let rest = stored.strip_prefix("SCRAM-SHA-256$")?;
+        let (spice, keys) = rest.split_once('$')?;
+        let (iterations, salt) = spice.split_once(':')?;
+        let (stored_key, server_key) = keys.split_once(':')?;
+        BASE64.decode(salt).ok().filter(|salt| !salt.is_empty())?;
+        Some(Self {
+            salt: salt.to_owned(),
+            iterations: iterations.parse().ok().filter(|count| *count > 0)?,
+            stored_key: key(stored_key)?,
+            server_key: key(server_key)?,
+            standing: Standing::Genuine,
+        })
+    }
+
+    /// A verifier for a user who does not exist. The same user gets the same salt each time, as a
+    /// user who exists does; `seed` is random and stays the same as long as the process lives.
+    #[must_use]
+    pub fn mock(user: &str, seed: &[u8; 32]) -> Self {
+        let salt = hmac(seed, &[b"salt", user.as_bytes()]);
+        Self {
+            salt: BASE64.encode(&salt[..16]),
+            iterations: MOCK_ITERATIONS,
+            stored_key: hmac(seed, &[b"stored", user.as_bytes()]),
+            server_key: hmac(seed, &[b"server", user.as_bytes()]),
+            standing: Standing::Mock,
+        }
+    }
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Verifier(***)")
+    }
+}
+
+/// An exchange that has answered the client's first message and waits for its last.
+#[derive(Debug)]
+pub struct Exchange<'a> {
+    verifier: &'a Verifier,
+    /// The client's nonce and ours, as one string.
+    nonce: String,
+    /// base64 of the header that the client must repeat.
+    channel_binding: String,
+    /// `client-first-message-bare "," server-first-message`.
+    spoken: String,
+}
+
+impl<'a> Exchange<'a> {
+    /// Takes the client's first message and gives the server's first. `nonce` is fresh random bytes.
+    ///
+    /// # Errors
+    /// When the message is malformed or asks for channel binding. The user name in it is not
+    /// looked at: the startup packet's counts, as in Postgres.
+    pub fn begin(
+        verifier: &'a Verifier,
+        client_first: &[u8],
+        nonce: &[u8; 18],
+    ) -> Result<(Self, String), ScramError> {
+        let text = std::str::from_utf8(client_first)
+            .map_err(|_| ScramError::Malformed("the first message is not UTF-8"))?;
+        let bare = strip_header(text)?;
+        let header = &text[..text.len() - bare.len()];
+        let mut attributes = bare.split(',');
+        if bare.starts_with("m=") {
+            return Err(ScramError::Unsupported("client requires an unsupported SCRAM extension"));
+        }
+        attributes
+            .next()
+            .filter(|user| user.starts_with("n="))
+            .ok_or(ScramError::Malformed("the user name is missing"))?;
+        let client_nonce = attributes
+            .next()
+            .and_then(|nonce| nonce.strip_prefix("r="))
+            .filter(|nonce| !nonce.is_empty() && nonce.bytes().all(|byte| byte.is_ascii_graphic()))
+            .ok_or(ScramError::Malformed("the nonce is missing or not printable"))?;
+        let nonce = format!("{client_nonce}{}", BASE64.encode(nonce));
+        let first = format!("r={nonce},s={},i={}", verifier.salt, verifier.iterations);
+        let spoken = format!("{bare},{first}");
+        let channel_binding = BASE64.encode(header);
+        Ok((Self { verifier, nonce, channel_binding, spoken }, first))
+    }
+
+    /// Takes the client's last message and gives the server's, which proves that we know the
+    /// password too.
+    ///
+    /// # Errors
+    /// When the message is malformed or the proof is wrong.
+    pub fn finish(self, client_final: &[u8]) -> Result<String, ScramError> {
+        let text = std::str::from_utf8(client_final)
+            .map_err(|_| ScramError::Malformed("the last message is not UTF-8"))?;
+        let (without_proof, proof) =
+            text.rsplit_once(",p=").ok_or(ScramError::Malformed("the proof is missing"))?;
+        let proof = key(proof).ok_or(ScramError::Malformed("the proof is not a key"))?;
+        let expected = format!("c={},r={}", self.channel_binding, self.nonce);
+        // Extensions may follow the nonce; none is known, so all are ignored, as the RFC says.
+        let rest = without_proof
+            .strip_prefix(&expected)
+            .ok_or(ScramError::Malformed("channel binding or nonce do not match"))?;
+        if !rest.is_empty() && !rest.starts_with(',') {
+            return Err(ScramError::Malformed("the nonce does not match"));
+        }
+        let message = format!("{},{without_proof}", self.spoken);
+        let signature = hmac(&self.verifier.stored_key, &[message.as_bytes()]);
+        let mut client_key = proof;
+        client_key.iter_mut().zip(signature).for_each(|(byte, mask)| *byte ^= mask);
+        let known: [u8; 32] = Sha256::digest(client_key).into();
+        let right = same(&known, &self.verifier.stored_key);
+        match (right, self.verifier.standing) {
+            (true, Standing::Genuine) => {
+                let proof = hmac(&self.verifier.server_key, &[message.as_bytes()]);
+                Ok(format!("v={}", BASE64.encode(proof)))
+            }
+            _ => Err(ScramError::WrongPassword),
+        }
+    }
+}
+
+/// Takes the GS2 header off the client's first message. `y` (the client could bind, but thinks that
+/// we can't) is right, as no `-PLUS` is offered.
+fn strip_header(text: &str) -> Result<&str, ScramError> {
+    let rest = match text.as_bytes().first() {
+        Some(b'n' | b'y') => &text[1..],
+        Some(b'p') => {
+            return Err(ScramError::Unsupported(
+                "client wants channel binding, which was not offered",
+            ));
+        }
+        _ => return Err(ScramError::Malformed("the channel-binding flag is missing")),
+    };
+    if rest.starts_with(",a=") {
+        return Err(ScramError::Unsupported(
+            "client uses authorization identity, but it is not supported",
+        ));
+    }
+    rest.strip_prefix(",,").ok_or(ScramError::Malformed("the header is not as expected"))
+}
+
+/// Compares without telling by its time where the difference is.
+fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    let difference = a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b));
+    std::hint::black_box(difference) == 0
+}
+
+fn key(text: &str) -> Option<[u8; 32]> {
+    BASE64.decode(text).ok()?.try_into().ok()
+}
+
+fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    // Block-sized keys are HMAC's native form (RFC 2104: shorter ones are padded with zeros).
+    let mut block = [0; 64];
+    block[..32].copy_from_slice(key);
+    let mut mac = Hmac::<Sha256>::new(&block.into());
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+    use postgres_protocol::password::scram_sha_256;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NONCE: [u8; 18] = [7; 18];
+
+    fn verifier(password: &str) -> Verifier {
+        Verifier::parse(&scram_sha_256(password.as_bytes())).unwrap()
+    }
+
+    fn log_in(
+        verifier: &Verifier,
+        password: &str,
+        binding: ChannelBinding,
+    ) -> Result<(), ScramError> {
+        let mut client = ScramSha256::new(password.as_bytes(), binding);
+        let (exchange, first) = Exchange::begin(verifier, client.message(), &NONCE)?;
+        client.update(first.as_bytes()).unwrap();
+        let last = exchange.finish(client.message())?;
+        client.finish(last.as_bytes()).unwrap();
+        Ok(())
+    }
+
+    #[test]
+    fn the_right_password_opens_and_a_wrong_one_does_not() {
+        for password in ["secret", "pa,ss=wörd\u{a0}", ""] {
+            let known = verifier(password);
+            assert_eq!(log_in(&known, password, ChannelBinding::unsupported()), Ok(()));
+            assert_eq!(log_in(&known, password, ChannelBinding::unrequested()), Ok(()));
+            assert_eq!(
+                log_in(&known, "wrong", ChannelBinding::unsupported()),
+                Err(ScramError::WrongPassword)
+            );
+        }
+    }
+
+    #[test]
+    fn channel_binding_is_refused() {
+        let bound = ChannelBinding::tls_server_end_point(vec![1]);
+        let refused = log_in(&verifier("x"), "x", bound);
+        assert!(matches!(refused, Err(ScramError::Unsupported(_))));
+    }
+
+    #[test]
+    fn a_mock_never_opens_and_keeps_its_salt() {
+        let mock = Verifier::mock("nobody", &[3; 32]);
+        assert_eq!(
+            log_in(&mock, "x", ChannelBinding::unsupported()),
+            Err(ScramError::WrongPassword)
+        );
+        assert_eq!(mock, Verifier::mock("nobody", &[3; 32]));
+        assert_ne!(mock, Verifier::mock("nobodies", &[3; 32]));
+        assert_eq!(mock.salt.len(), verifier("x").salt.len());
+    }
+
+    #[test]
+    fn a_replayed_last_message_fails() {
+        let known = verifier("secret");
+        let mut client = ScramSha256::new(b"secret", ChannelBinding::unsupported());
+        let first = client.message().to_vec();
+        let (_, answer) = Exchange::begin(&known, &first, &NONCE).unwrap();
+        client.update(answer.as_bytes()).unwrap();
+        let (other, _) = Exchange::begin(&known, &first, &[8; 18]).unwrap();
+        assert!(matches!(other.finish(client.message()), Err(ScramError::Malformed(_))));
+    }
+
+    #[test]
+    fn stored_verifiers_are_checked() {
+        for wrong in ["", "md5abc", "SCRAM-SHA-256$0:AAAA$A:B", "SCRAM-SHA-256$4096:AAAA$AAAA:AAAA"]
+        {
+            assert_eq!(Verifier::parse(wrong), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_opens(
+            first in "(n,,n=|y,,n=|p=|)[ -~é]{0,20}(,r=)?[ -~]{0,9}",
+            last in "(c=biws,r=)?[ -~é]{0,60}(,p=[A-Za-z0-9+/=]{0,50})?",
+        ) {
+            if let Ok((exchange, _)) = Exchange::begin(&verifier_once(), first.as_bytes(), &NONCE) {
+                prop_assert!(exchange.finish(last.as_bytes()).is_err());
+            }
+        }
+    }
+
+    fn verifier_once() -> Verifier {
+        Verifier { standing: Standing::Genuine, ..Verifier::mock("x", &[1; 32]) }
+    }
+}

@@ -1,0 +1,377 @@
+//! One Postgres client from greeting to goodbye: the only place that holds both ends.
+//!
+//! A hand-written future, small because most sessions are idle: it owns its client's stream and, between checkout and
+//! give back, a lease on a server connection. Bytes are read into the thread's one buffer and leave in the same poll;
+//! what cannot leave is parked. It sleeps only when both sides have nothing to give and both wakers are kept.
+
+mod linked;
+mod unlinked;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+
+use super::backend::{Outbox, PgConnect, PgPool};
+use super::cancel::CancelHandle;
+use super::clean::{Departure, Leavings, clean};
+use super::message::{ErrorFields, error_frame};
+use super::relay::{Ledger, Stance};
+use super::settings::Settings;
+use crate::lifecycle::DrainGuard;
+use crate::net::{Stream, with_read_buffer};
+use crate::pool::{Lease, Ticket};
+
+/// Longest time to deliver the last words to a client that is being sent away.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What a session is made of.
+pub struct SessionParts {
+    /// The client, greeted.
+    pub client: Stream,
+    /// Where its server connections come from.
+    pub pool: Arc<PgPool>,
+    /// What it asked for at startup.
+    pub settings: Arc<Settings>,
+    /// Where it hears of cancel requests.
+    pub cancel: CancelHandle,
+    /// Keeps a drain waiting for it.
+    pub drain: DrainGuard,
+    /// What the client sent behind its greeting.
+    pub leftover: Vec<u8>,
+}
+
+/// The future of one session. Ends when the client has gone or is sent away; never fails.
+pub struct Running(Option<Session>);
+
+/// One client's session.
+struct Session {
+    client: Stream,
+    phase: Phase,
+    /// Bytes read from the client and not done with.
+    inbox: Option<Box<Inbox>>,
+    ledger: Option<Box<Ledger>>,
+    rare: Option<Box<Rare>>,
+    pool: Arc<PgPool>,
+    settings: Arc<Settings>,
+    cancel: CancelHandle,
+    drain: DrainGuard,
+    /// Bytes still to come of a frame that is dropped.
+    dropping: u32,
+}
+
+/// Where a session stands between two transactions.
+enum Phase {
+    /// Has no server connection and needs none.
+    Idle,
+    /// Is in the pool's queue.
+    Waiting(Ticket<PgConnect>),
+    /// Has one.
+    Linked(Lease<PgConnect>),
+}
+
+/// Bytes read from the client and not done with.
+#[derive(Default)]
+struct Inbox {
+    bytes: Vec<u8>,
+    /// How many of them it takes to go on.
+    need: usize,
+}
+
+/// What few sessions have.
+struct Rare {
+    /// Words of ours for the client.
+    words: Outbox,
+    stance: Stance,
+    cancelling: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// Runs while the client leaves bytes unread and holds a connection.
+    stall: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Default for Rare {
+    fn default() -> Self {
+        Self { words: Outbox::default(), stance: Stance::Open, cancelling: None, stall: None }
+    }
+}
+
+/// What a turn came to.
+enum Turn {
+    /// Something moved: look again.
+    Again,
+    /// Nothing to do until somebody wakes us.
+    Sleep,
+    /// The session is over.
+    End(End),
+}
+
+/// How a session ends.
+enum End {
+    /// The client closed its stream or broke it.
+    Vanished,
+    /// The client said goodbye.
+    Goodbye,
+    /// We send it away with these words; the server connection may be cleaned.
+    Dismissed(ErrorFields),
+    /// The server connection is lost.
+    ServerLost(Lost),
+}
+
+/// How a server connection was lost.
+enum Lost {
+    /// It closed the stream or broke it.
+    Closed,
+    /// It said what nobody had asked for.
+    Desync(String),
+    /// It refused the session's settings.
+    SettingsRefused,
+}
+
+impl Running {
+    /// A session ready to be spawned.
+    #[must_use]
+    pub fn new(parts: SessionParts) -> Self {
+        let SessionParts { client, pool, settings, cancel, drain, leftover } = parts;
+        let inbox = (!leftover.is_empty()).then(|| Box::new(Inbox { bytes: leftover, need: 0 }));
+        pool.metrics().clients_idle.inc();
+        Self(Some(Session {
+            client,
+            phase: Phase::Idle,
+            inbox,
+            ledger: None,
+            rare: None,
+            pool,
+            settings,
+            cancel,
+            drain,
+            dropping: 0,
+        }))
+    }
+}
+
+impl Future for Running {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(session) = &mut self.0 else { return Poll::Ready(()) };
+        let end = match with_read_buffer(|buffer| session.run(cx, buffer)) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(end) => end,
+        };
+        if let Some(session) = self.0.take() {
+            session.end(end);
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The runtime is going down with the session alive.
+        if let Some(session) = self.0.take() {
+            session.phase.gauge(&session.pool).dec();
+        }
+    }
+}
+
+impl Phase {
+    /// The gauge that counts sessions in this phase.
+    fn gauge<'a>(&self, pool: &'a Arc<PgPool>) -> &'a prometheus::IntGauge {
+        let metrics = pool.metrics();
+        match self {
+            Self::Idle => &metrics.clients_idle,
+            Self::Waiting(_) => &metrics.clients_waiting,
+            Self::Linked(_) => &metrics.clients_active,
+        }
+    }
+}
+
+impl Session {
+    fn run(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<End> {
+        if self.cancel.poll_requested(cx).is_ready() {
+            self.cancel.clear();
+            self.cancel_requested();
+            // The request took the waker with it.
+            if self.cancel.poll_requested(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+        let draining = self.drain.poll_started(cx).is_ready();
+        loop {
+            let turn = match self.phase {
+                Phase::Idle if draining && self.inbox.is_none() => {
+                    Turn::End(End::Dismissed(shutting_down()))
+                }
+                Phase::Linked(ref lease) if draining && self.rests(lease) => {
+                    Turn::End(End::Dismissed(shutting_down()))
+                }
+                Phase::Idle => self.idle(cx, buffer),
+                Phase::Waiting(_) => self.waiting(cx, buffer),
+                Phase::Linked(_) => self.linked(cx, buffer),
+            };
+            match turn {
+                Turn::Again => {}
+                Turn::Sleep => return Poll::Pending,
+                Turn::End(end) => return Poll::Ready(end),
+            }
+        }
+    }
+
+    /// Changes phase: the one place that does.
+    fn enter(&mut self, phase: Phase) -> Phase {
+        self.phase.gauge(&self.pool).dec();
+        phase.gauge(&self.pool).inc();
+        std::mem::replace(&mut self.phase, phase)
+    }
+
+    /// Keeps bytes of the client's, of which `need` are wanted before they are looked at again.
+    fn park(&mut self, bytes: &[u8], need: usize) {
+        if bytes.is_empty() {
+            return;
+        }
+        let inbox = self.inbox.get_or_insert_default();
+        inbox.bytes.extend_from_slice(bytes);
+        inbox.need = need;
+    }
+
+    /// Whether a session keeps its connection without using it.
+    fn rests(&self, lease: &Lease<PgConnect>) -> bool {
+        lease.line.is_over() && lease.to_client.is_empty() && self.inbox.is_none()
+    }
+
+    /// Ends the session: the client gets its last words, the server connection goes back, is cleaned, or is closed.
+    fn end(mut self, end: End) {
+        let phase = self.enter(Phase::Idle);
+        self.pool.metrics().clients_idle.dec();
+        let mut words = self.rare.as_mut().map(|rare| rare.words.take()).unwrap_or_default();
+        if let Phase::Linked(mut lease) = phase {
+            lease.unpin();
+            words.append(&mut lease.to_client.take());
+            // Inside a reply cut short no words can follow.
+            if lease.line.server_at_boundary() {
+                words.append(&mut end.words(Some(&lease)));
+            }
+            self.leave(lease, &end);
+        } else {
+            words.append(&mut end.words(None));
+        }
+        match end {
+            End::Vanished => self.pool.metrics().clients_aborted.inc(),
+            End::Goodbye => {}
+            End::Dismissed(_) | End::ServerLost(_) => say_goodbye(self.client, words, self.drain),
+        }
+    }
+
+    fn leave(&mut self, lease: Lease<PgConnect>, end: &End) {
+        if let End::ServerLost(lost) = end {
+            lease.close(lost.reason());
+            return;
+        }
+        let leavings = match &self.ledger {
+            Some(ledger) if !ledger.pins().is_empty() => Leavings::State,
+            _ => Leavings::None,
+        };
+        let cancelling = self.rare.as_mut().and_then(|rare| rare.cancelling.take());
+        let unsent = lease.to_server.is_empty() && lease.to_client.is_empty();
+        if lease.line.is_over() && unsent && leavings == Leavings::None && cancelling.is_none() {
+            lease.give_back();
+            return;
+        }
+        let departure = match end {
+            End::Goodbye => Departure::Goodbye,
+            _ => Departure::Vanished,
+        };
+        let limit = self.pool.connector().limits().cleanup_timeout;
+        tokio::spawn(async move {
+            // A cancel request under way must not hit whoever comes next.
+            if let Some(cancelling) = cancelling {
+                cancelling.await;
+            }
+            clean(lease, departure, leavings, limit).await;
+        });
+    }
+}
+
+impl End {
+    /// What the client is told, as frames.
+    fn words(&self, lease: Option<&Lease<PgConnect>>) -> Vec<u8> {
+        match (self, lease) {
+            (Self::Dismissed(fields), _) => error_frame(fields),
+            (Self::ServerLost(lost), Some(lease)) => lost.words(lease),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The words Postgres has for it.
+fn shutting_down() -> ErrorFields {
+    ErrorFields::fatal("57P01", "terminating connection due to administrator command")
+}
+
+impl Lost {
+    /// The reason, as metrics name it.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Closed => "server_closed",
+            Self::Desync(_) => "desync",
+            Self::SettingsRefused => "settings_refused",
+        }
+    }
+
+    /// What the client is told, unless the server has told it already.
+    fn words(&self, lease: &Lease<PgConnect>) -> Vec<u8> {
+        let text = match self {
+            Self::Closed if lease.line.farewell() == super::relay::Farewell::Said => {
+                return Vec::new();
+            }
+            Self::Closed => {
+                "the database server closed the connection while this request was under way; it may or may not have \
+                 been carried out"
+            }
+            Self::Desync(_) => "the database server broke the protocol; the connection was closed",
+            Self::SettingsRefused => {
+                "the database server refused settings of this session that it accepted before"
+            }
+        };
+        if let Self::Desync(what) = self {
+            tracing::error!(pool = lease.pool().settings().name, what, "server connection closed");
+        }
+        error_frame(&ErrorFields::fatal("08006", text))
+    }
+}
+
+/// Delivers the last words, in a task of its own if the socket does not take them at once.
+fn say_goodbye(mut client: Stream, words: Vec<u8>, drain: DrainGuard) {
+    if words.is_empty() {
+        return;
+    }
+    tokio::spawn(async move {
+        let _guard = drain;
+        let send = async {
+            client.write_all(&words).await?;
+            client.shutdown().await
+        };
+        // Whoever doesn't read its last words goes without them.
+        let _sent = tokio::time::timeout(LAST_WORDS, send).await;
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_session_is_small() {
+        // With the task's header it must fit the runtime's 256-byte cell (reference: one cache-aligned allocation).
+        assert!(size_of::<Running>() <= 176, "{}", size_of::<Running>());
+        eprintln!(
+            "{} {} {} {}",
+            size_of::<Stream>(),
+            size_of::<Phase>(),
+            size_of::<CancelHandle>(),
+            size_of::<DrainGuard>()
+        );
+    }
+}

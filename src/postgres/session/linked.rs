@@ -1,0 +1,297 @@
+//! The session with a server connection: full duplex, both directions polled in every turn.
+
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::unlinked::{count, dismissed};
+use super::{End, Inbox, Lost, Phase, Session, Turn};
+use crate::postgres::backend::PgBackend;
+use crate::postgres::connect::send_cancel;
+use crate::postgres::relay::{self, Gate, Goodbye, Output, Surroundings, Taken};
+use crate::postgres::sql::Suspects;
+
+/// Replies owed beyond which no more is read from the client.
+const OWED_LIMIT: usize = 64 * 1024;
+
+/// Bytes waiting for the server beyond which no more of the inbox is passed on.
+const TO_SERVER_BYTES: usize = 64 * 1024;
+
+/// Whether a direction moved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moved {
+    Yes,
+    No,
+}
+
+type Side = Result<Moved, End>;
+
+impl Session {
+    /// One look at both directions, and the release when all is over.
+    pub(super) fn linked(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        let moved = match self.both_sides(cx, buffer) {
+            Ok(moved) => moved,
+            Err(end) => return Turn::End(end),
+        };
+        if self.is_over() {
+            self.release();
+            return Turn::Again;
+        }
+        match moved {
+            Moved::Yes => Turn::Again,
+            Moved::No => Turn::Sleep,
+        }
+    }
+
+    fn both_sides(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Side {
+        self.poll_rare(cx)?;
+        let replies = self.server_to_client(cx, buffer)?;
+        let requests = self.client_to_server(cx, buffer)?;
+        self.count();
+        let moved = replies == Moved::Yes || requests == Moved::Yes;
+        Ok(if moved { Moved::Yes } else { Moved::No })
+    }
+
+    /// Server to client: what is left over first, then one read.
+    fn server_to_client(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Side {
+        let Phase::Linked(lease) = &mut self.phase else { return Ok(Moved::No) };
+        let backend: &mut PgBackend = lease;
+        match backend.to_client.poll_send(&mut self.client, cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => return Err(End::Vanished),
+            // The client doesn't read: neither do we.
+            Poll::Pending => return self.stalled(cx),
+        }
+        if let Some(rare) = &mut self.rare {
+            rare.stall = None;
+        }
+        let kept = backend.rest.len();
+        buffer[..kept].copy_from_slice(&backend.rest);
+        let n = match backend.stream.poll_read_into(cx, &mut buffer[kept..]) {
+            Poll::Pending => return Ok(Moved::No),
+            Poll::Ready(Ok(n)) if n > 0 => n,
+            Poll::Ready(_) => return Err(End::ServerLost(Lost::Closed)),
+        };
+        let bytes = &mut buffer[..kept + n];
+        let given = relay::replies(&mut backend.line, &mut self.ledger, bytes)
+            .map_err(|desync| End::ServerLost(Lost::Desync(desync.to_string())))?;
+        backend.rest.clear();
+        backend.rest.extend_from_slice(&bytes[given.rest..]);
+        if backend.line.gate() == Gate::Refused {
+            return Err(End::ServerLost(Lost::SettingsRefused));
+        }
+        let metrics = self.pool.metrics();
+        metrics.bytes_received_server.inc_by(count(n));
+        metrics.bytes_sent_client.inc_by(count(given.relay));
+        backend
+            .to_client
+            .send(&mut self.client, cx, &bytes[..given.relay])
+            .map_err(|_| End::Vanished)?;
+        Ok(Moved::Yes)
+    }
+
+    /// Client to server: the inbox first, then what is left over, then one read.
+    fn client_to_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Side {
+        let mut moved = self.inbox_on()?;
+        let Phase::Linked(lease) = &mut self.phase else { return Ok(moved) };
+        let backend: &mut PgBackend = lease;
+        match backend.to_server.poll_send(&mut backend.stream, cx) {
+            Poll::Ready(Ok(())) => {}
+            // What the server said last is still to be read, and its end of stream tells the rest.
+            Poll::Ready(Err(_)) => backend.to_server.clear(),
+            Poll::Pending => return Ok(moved),
+        }
+        if !wants_client(backend) {
+            return Ok(moved);
+        }
+        if self.inbox.as_ref().is_some_and(|inbox| inbox.is_ready()) {
+            // It had to wait for what has just been sent.
+            return Ok(Moved::Yes);
+        }
+        let n = match self.client.poll_read_into(cx, buffer) {
+            Poll::Pending => return Ok(moved),
+            Poll::Ready(Ok(n)) if n > 0 => n,
+            Poll::Ready(_) => return Err(End::Vanished),
+        };
+        self.pool.metrics().bytes_received_client.inc_by(count(n));
+        moved = Moved::Yes;
+        match &mut self.inbox {
+            Some(inbox) => {
+                inbox.bytes.extend_from_slice(&buffer[..n]);
+                self.inbox_on()?;
+                let Phase::Linked(lease) = &mut self.phase else { return Ok(moved) };
+                flush(lease, cx);
+            }
+            None => self.pass_on(Some(cx), &buffer[..n])?,
+        }
+        Ok(moved)
+    }
+
+    /// First bytes after a checkout that did not wait.
+    pub(super) fn inbox_first(&mut self, bytes: &[u8]) -> Turn {
+        let Phase::Linked(lease) = &self.phase else { return Turn::Again };
+        if !wants_client(lease) {
+            self.park(bytes, 0);
+            return Turn::Again;
+        }
+        match self.pass_on(None, bytes) {
+            Ok(()) => Turn::Again,
+            Err(end) => Turn::End(end),
+        }
+    }
+
+    /// Passes on what is in the inbox, if enough is there and the server may have it.
+    fn inbox_on(&mut self) -> Side {
+        let Phase::Linked(lease) = &self.phase else { return Ok(Moved::No) };
+        if !wants_client(lease) || lease.to_server.len() > TO_SERVER_BYTES {
+            return Ok(Moved::No);
+        }
+        let Some(inbox) = self.inbox.take_if(|inbox| inbox.is_ready()) else {
+            return Ok(Moved::No);
+        };
+        let Inbox { bytes, .. } = *inbox;
+        self.pass_on(None, &bytes)?;
+        Ok(Moved::Yes)
+    }
+
+    /// Passes bytes of the client's on; with a context they are written at once. What must wait is parked.
+    fn pass_on(&mut self, cx: Option<&mut Context<'_>>, bytes: &[u8]) -> Result<(), End> {
+        let Phase::Linked(lease) = &mut self.phase else { return Ok(()) };
+        let backend: &mut PgBackend = lease;
+        let around = Surroundings {
+            registry: self.pool.connector().registry(),
+            settings: &self.settings,
+            understood_bytes: self.pool.connector().limits().understood_frame_bytes,
+        };
+        let pins = self.ledger.as_ref().map(|ledger| ledger.pins()).unwrap_or_default();
+        let out = backend.to_server.bytes();
+        let before = out.len();
+        let taken = relay::requests(&mut backend.line, &mut self.ledger, around, bytes, out);
+        let Taken { consumed, output, need, goodbye } = taken.map_err(dismissed)?;
+        let sent = match output {
+            Output::Input => consumed,
+            Output::Appended => backend.to_server.bytes().len() - before,
+        };
+        self.pool.metrics().bytes_sent_server.inc_by(count(sent));
+        match (output, cx) {
+            // A broken stream shows when it is read.
+            (Output::Input, Some(cx)) => {
+                let stream = &mut backend.stream;
+                let _shows = backend.to_server.send(stream, cx, &bytes[..consumed]);
+            }
+            (Output::Input, None) => {
+                backend.to_server.bytes().extend_from_slice(&bytes[..consumed]);
+            }
+            (Output::Appended, Some(cx)) => flush(backend, cx),
+            (Output::Appended, None) => {}
+        }
+        self.park(&bytes[consumed..], need);
+        self.pinned_since(pins);
+        match goodbye {
+            Goodbye::No => Ok(()),
+            Goodbye::Said => Err(End::Goodbye),
+        }
+    }
+
+    /// Counts a pin when the session has something new to keep its connection for.
+    fn pinned_since(&mut self, before: Suspects) {
+        let Some(ledger) = &self.ledger else { return };
+        let Some(reason) = ledger.pins().without(before).reason() else { return };
+        if let Phase::Linked(lease) = &mut self.phase {
+            lease.pin(reason);
+        }
+    }
+
+    /// A cancel request under way, and the clock of a client that doesn't read.
+    fn poll_rare(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let Some(rare) = &mut self.rare else { return Ok(()) };
+        if let Some(cancelling) = &mut rare.cancelling
+            && cancelling.as_mut().poll(cx).is_ready()
+        {
+            rare.cancelling = None;
+        }
+        Ok(())
+    }
+
+    /// The client leaves bytes unread while it holds a connection: not for ever.
+    fn stalled(&mut self, cx: &mut Context<'_>) -> Side {
+        let limit = self.pool.connector().limits().slow_reader;
+        let rare = self.rare.get_or_insert_default();
+        let stall = rare.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        match stall.as_mut().poll(cx) {
+            Poll::Pending => Ok(Moved::No),
+            Poll::Ready(()) => {
+                let name = &self.pool.settings().name;
+                tracing::warn!(pool = %name, seconds = limit.as_secs(), "client sent away: it reads nothing");
+                Err(End::Vanished)
+            }
+        }
+    }
+
+    /// Asks the server to cancel what runs for this client; the lease stays until that is done.
+    pub(super) fn cancel_at_server(&mut self) {
+        let Phase::Linked(lease) = &self.phase else { return };
+        if lease.line.exchange.owed() == 0 {
+            return;
+        }
+        let rare = self.rare.get_or_insert_default();
+        if rare.cancelling.is_some() {
+            return;
+        }
+        let pool = Arc::clone(&self.pool);
+        let key = lease.key.clone();
+        rare.cancelling = Some(Box::pin(async move {
+            if let Err(error) = send_cancel(pool.connector().dial(), &key).await {
+                tracing::warn!(pool = %pool.settings().name, %error, "cancel request not delivered");
+            }
+        }));
+    }
+
+    /// Whether the connection can go back: nothing owed, nothing unsent, nothing kept.
+    fn is_over(&self) -> bool {
+        let Phase::Linked(lease) = &self.phase else { return false };
+        lease.line.is_over()
+            && lease.to_server.is_empty()
+            && lease.to_client.is_empty()
+            && lease.rest.is_empty()
+            && self.ledger.as_ref().is_none_or(|ledger| ledger.pins().is_empty())
+            && self.rare.as_ref().is_none_or(|rare| rare.cancelling.is_none())
+    }
+
+    fn release(&mut self) {
+        if let Phase::Linked(mut lease) = self.enter(Phase::Idle) {
+            lease.unpin();
+            lease.give_back();
+        }
+        // A request that came too late for the one it meant must not hit the next.
+        self.cancel.clear();
+        if let Some(inbox) = &mut self.inbox {
+            inbox.need = 0;
+        }
+    }
+
+    fn count(&mut self) {
+        let Phase::Linked(lease) = &mut self.phase else { return };
+        let tally = lease.line.take_tally();
+        let metrics = self.pool.metrics();
+        if tally.transactions > 0 {
+            metrics.transactions.inc_by(tally.transactions);
+        }
+        if tally.requests > 0 {
+            metrics.requests.inc_by(tally.requests);
+        }
+    }
+}
+
+/// Whether the server may get more of the client's.
+fn wants_client(backend: &PgBackend) -> bool {
+    backend.line.gate() == Gate::Open && backend.line.exchange.owed() < OWED_LIMIT
+}
+
+/// Writes what waits for the server; a broken stream shows when it is read.
+fn flush(backend: &mut PgBackend, cx: &mut Context<'_>) {
+    let sent: Poll<io::Result<()>> = backend.to_server.poll_send(&mut backend.stream, cx);
+    if let Poll::Ready(Err(_)) = sent {
+        backend.to_server.clear();
+    }
+}

@@ -1,0 +1,174 @@
+//! The session without a server connection: it looks for work, waits in the queue, or says no.
+
+use std::task::{Context, Poll};
+
+use super::{End, Inbox, Phase, Rare, Session, Turn};
+use crate::pool::{Checkout, CheckoutError, CheckoutErrorKind, Lease};
+use crate::postgres::backend::{PgConnect, checkout_error};
+use crate::postgres::message::{ErrorFields, Severity, error_frame, ready_idle};
+use crate::postgres::relay::{self, Stance, Violation, Waiting, Work};
+
+/// Longest frame that is gathered before a server connection is asked for, in bytes.
+const GATHERED_BYTES: usize = 64 * 1024;
+
+impl Session {
+    /// Idle: says what is to be said, then looks for work.
+    pub(super) fn idle(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        if let Some(rare) = &mut self.rare {
+            match rare.words.poll_send(&mut self.client, cx) {
+                Poll::Ready(Ok(())) if rare.stance == Stance::Open => self.rare = None,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Turn::End(End::Vanished),
+                // A client that reads nothing gets nothing more done.
+                Poll::Pending => return Turn::Sleep,
+            }
+        }
+        if let Some(inbox) = self.inbox.take_if(|inbox| inbox.bytes.len() >= inbox.need) {
+            return self.look(&inbox.bytes);
+        }
+        match self.client.poll_read_into(cx, buffer) {
+            Poll::Pending => Turn::Sleep,
+            Poll::Ready(Ok(0) | Err(_)) => Turn::End(End::Vanished),
+            Poll::Ready(Ok(n)) => {
+                self.pool.metrics().bytes_received_client.inc_by(count(n));
+                match self.inbox.take() {
+                    None => self.look(&buffer[..n]),
+                    Some(mut inbox) => {
+                        inbox.bytes.extend_from_slice(&buffer[..n]);
+                        self.inbox = Some(inbox);
+                        Turn::Again
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at bytes of the client's for work. They are parked until a server connection is there, which is at once
+    /// if one is free: then this poll goes on with them.
+    fn look(&mut self, bytes: &[u8]) -> Turn {
+        let stance = self.rare.as_ref().map_or(Stance::Open, |rare| rare.stance);
+        let looked = relay::waiting(&mut self.dropping, stance, bytes, GATHERED_BYTES);
+        let Waiting { dropped, work } = match looked {
+            Ok(waiting) => waiting,
+            Err(violation) => return Turn::End(dismissed(violation)),
+        };
+        let bytes = &bytes[dropped..];
+        match work {
+            Work::Wait(need) => self.park(bytes, need),
+            Work::Goodbye => return Turn::End(End::Goodbye),
+            Work::RefusalEnds => {
+                let rare = self.rare.get_or_insert_default();
+                rare.stance = Stance::Open;
+                rare.words.bytes().extend_from_slice(&ready_idle());
+                self.park(bytes, 0);
+            }
+            Work::Ready => {
+                match self.pool.checkout() {
+                    Checkout::Ready(lease) => return self.link_with(lease, bytes),
+                    Checkout::Queued(ticket) => {
+                        self.enter(Phase::Waiting(ticket));
+                    }
+                }
+                self.park(bytes, 0);
+            }
+        }
+        Turn::Again
+    }
+
+    /// In the queue: takes what the ticket brings, and notices a client that goes away meanwhile.
+    pub(super) fn waiting(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        let Phase::Waiting(ticket) = &mut self.phase else { return Turn::Again };
+        match ticket.poll_lease(cx) {
+            Poll::Ready(Ok(lease)) => return self.link(lease),
+            Poll::Ready(Err(error)) => return self.refuse(&error),
+            Poll::Pending => {}
+        }
+        let parked = self.inbox.as_ref().map_or(0, |inbox| inbox.bytes.len());
+        if parked >= self.pool.connector().limits().parked_bytes {
+            // The kernel holds the rest; that the client hangs up is seen when the wait is over.
+            return match self.client.poll_hangup(cx) {
+                Poll::Ready(()) => Turn::End(End::Vanished),
+                Poll::Pending => Turn::Sleep,
+            };
+        }
+        match self.client.poll_read_into(cx, buffer) {
+            Poll::Pending => Turn::Sleep,
+            Poll::Ready(Ok(0) | Err(_)) => Turn::End(End::Vanished),
+            Poll::Ready(Ok(n)) => {
+                self.pool.metrics().bytes_received_client.inc_by(count(n));
+                self.park(&buffer[..n], 0);
+                Turn::Again
+            }
+        }
+    }
+
+    /// Takes the lease: what rides ahead goes first.
+    pub(super) fn link(&mut self, mut lease: Lease<PgConnect>) -> Turn {
+        let backend = &mut *lease;
+        backend.line.begin(&self.settings, backend.to_server.bytes());
+        self.enter(Phase::Linked(lease));
+        Turn::Again
+    }
+
+    fn link_with(&mut self, lease: Lease<PgConnect>, bytes: &[u8]) -> Turn {
+        self.link(lease);
+        self.inbox_first(bytes)
+    }
+
+    /// There will be no server connection for this request: an error now, and the ReadyForQuery at its end.
+    fn refuse(&mut self, error: &CheckoutError) -> Turn {
+        if error.kind == CheckoutErrorKind::Closed {
+            let fields = checkout_error(error, Severity::Fatal);
+            return Turn::End(End::Dismissed(fields));
+        }
+        self.refuse_with(&checkout_error(error, Severity::Error));
+        Turn::Again
+    }
+
+    /// As [`Session::refuse`], with the words given.
+    pub(super) fn refuse_with(&mut self, fields: &ErrorFields) {
+        self.enter(Phase::Idle);
+        let rare: &mut Rare = self.rare.get_or_insert_default();
+        rare.stance = Stance::Refusing;
+        rare.words.bytes().extend_from_slice(&error_frame(fields));
+        if let Some(inbox) = &mut self.inbox {
+            inbox.need = 0;
+        }
+    }
+
+    /// The client asks for what it waits for to be cancelled.
+    pub(super) fn cancel_requested(&mut self) {
+        match &self.phase {
+            Phase::Idle => {}
+            Phase::Waiting(_) => {
+                let words = "canceling statement due to user request";
+                self.refuse_with(&ErrorFields::error("57014", words));
+            }
+            Phase::Linked(_) => self.cancel_at_server(),
+        }
+    }
+}
+
+/// The words for a frame that ends the session.
+pub(super) fn dismissed(violation: Violation) -> End {
+    let fields = match violation {
+        Violation::TooLong(_) => ErrorFields::fatal("54000", violation.to_string())
+            .hint("Raise postgres.understood_frame_bytes in tidegate's configuration file."),
+        Violation::Type(_) | Violation::Length => {
+            ErrorFields::fatal("08P01", violation.to_string())
+        }
+    };
+    End::Dismissed(fields)
+}
+
+/// A length as a counter takes it.
+pub(super) fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+impl Inbox {
+    /// Whether enough is here to go on.
+    pub(super) fn is_ready(&self) -> bool {
+        self.bytes.len() >= self.need && !self.bytes.is_empty()
+    }
+}

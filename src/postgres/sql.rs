@@ -1,0 +1,613 @@
+//! A lexer that suspects: which words of a query may leave something behind in the server's session.
+//!
+//! It reads SQL only as far as strings, quoted names, comments and dollar quotes have to be told from words (PostgreSQL
+//! documentation, "Lexical Structure"), in pieces of any size, so that a query of any length passes without being
+//! gathered. It may suspect what turns out harmless; what it misses is what code hides in functions.
+
+/// Longest name Postgres keeps (NAMEDATALEN less the zero); longer words are cut as Postgres cuts them.
+const NAME_BYTES: usize = 63;
+
+/// What a query may leave behind, as a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Suspects(u16);
+
+impl Suspects {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// A changed setting: SET, RESET, `set_config()`.
+    pub const SETTING: Self = Self(1);
+    /// A LISTEN.
+    pub const LISTEN: Self = Self(1 << 1);
+    /// A statement made by SQL's PREPARE.
+    pub const PREPARE: Self = Self(1 << 2);
+    /// A cursor WITH HOLD.
+    pub const CURSOR: Self = Self(1 << 3);
+    /// A temporary table, view, function or sequence.
+    pub const TEMPORARY: Self = Self(1 << 4);
+    /// An advisory lock of the session.
+    pub const ADVISORY_LOCK: Self = Self(1 << 5);
+    /// A library loaded by LOAD.
+    pub const LOAD: Self = Self(1 << 6);
+    /// A seed of `random()`.
+    pub const SEED: Self = Self(1 << 7);
+    /// A named connection of the dblink extension.
+    pub const DBLINK: Self = Self(1 << 8);
+    /// DISCARD ALL, which takes all of the above away.
+    pub const DISCARD_ALL: Self = Self(1 << 14);
+    /// DEALLOCATE ALL.
+    pub const DEALLOCATE_ALL: Self = Self(1 << 15);
+
+    const REASONS: [(Self, &'static str); 9] = [
+        (Self::SETTING, "setting"),
+        (Self::LISTEN, "listen"),
+        (Self::PREPARE, "prepare"),
+        (Self::CURSOR, "cursor_with_hold"),
+        (Self::TEMPORARY, "temporary_object"),
+        (Self::ADVISORY_LOCK, "advisory_lock"),
+        (Self::LOAD, "load"),
+        (Self::SEED, "setseed"),
+        (Self::DBLINK, "dblink"),
+    ];
+
+    /// Whether nothing is suspected.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether any of `other` is in this set.
+    #[must_use]
+    pub fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Adds all of `other`.
+    pub const fn insert(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    /// Those that keep a backend with its session.
+    #[must_use]
+    pub fn pins(self) -> Self {
+        Self(self.0 & !(Self::DISCARD_ALL.0 | Self::DEALLOCATE_ALL.0))
+    }
+
+    /// What is in this set and not in `other`.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// The first reason for a pin, as metrics name it.
+    #[must_use]
+    pub fn reason(self) -> Option<&'static str> {
+        Self::REASONS.iter().find(|(one, _)| self.intersects(*one)).map(|(_, reason)| *reason)
+    }
+}
+
+/// What a query was found to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// What it may leave behind.
+    pub suspects: Suspects,
+    /// Statements it names in DEALLOCATE.
+    pub deallocates: Vec<Box<[u8]>>,
+}
+
+/// Reads one query, in pieces of any size.
+#[derive(Clone, Debug)]
+pub struct Lexer {
+    place: Place,
+    word: [u8; NAME_BYTES],
+    word_len: usize,
+    verb: Verb,
+    index: u32,
+    before: Before,
+    findings: Findings,
+    quoting: Quoting,
+}
+
+/// How a plain string literal treats backslashes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quoting {
+    /// As the standard does: a backslash is a backslash.
+    #[default]
+    Standard,
+    /// `standard_conforming_strings = off`: a backslash escapes.
+    Backslash,
+}
+
+/// Where in the text the lexer stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Plain,
+    Word,
+    /// In a string; `true` where a backslash escapes.
+    Text {
+        escapes: bool,
+    },
+    /// Behind a backslash of such a string.
+    Escaped,
+    /// Behind a quote that ends a string, or doubles.
+    TextEnd {
+        escapes: bool,
+    },
+    Name,
+    NameEnd,
+    Dash,
+    LineComment,
+    Slash,
+    BlockComment {
+        depth: u32,
+        last: u8,
+    },
+    DollarTag(Vec<u8>),
+    DollarBody {
+        tag: Vec<u8>,
+        matched: Option<usize>,
+    },
+}
+
+/// A statement's first word, where it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Other,
+    Set,
+    Discard,
+    Deallocate,
+    Declare,
+}
+
+/// The word before this one, where it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Other,
+    /// CREATE, INTO, and what may stand between them and TEMP.
+    Making,
+    With,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Quoted {
+    No,
+    Yes,
+}
+
+/// What a whole query says.
+#[must_use]
+pub fn read(text: &[u8], quoting: Quoting) -> Findings {
+    let mut lexer = Lexer::new(quoting);
+    lexer.feed(text);
+    lexer.finish()
+}
+
+impl Lexer {
+    /// A lexer at the start of a query.
+    #[must_use]
+    pub fn new(quoting: Quoting) -> Self {
+        Self {
+            place: Place::Plain,
+            word: [0; NAME_BYTES],
+            word_len: 0,
+            verb: Verb::Other,
+            index: 0,
+            before: Before::Other,
+            findings: Findings::default(),
+            quoting,
+        }
+    }
+
+    /// Reads on.
+    pub fn feed(&mut self, text: &[u8]) {
+        let mut at = 0;
+        while let Some(&byte) = text.get(at) {
+            // The long places are skipped by search; everything else goes byte by byte.
+            if let Some(skipped) = self.skip(&text[at..]) {
+                at += skipped;
+                continue;
+            }
+            if self.step(byte) == Taken::Yes {
+                at += 1;
+            }
+        }
+    }
+
+    /// Ends the query.
+    #[must_use]
+    pub fn finish(mut self) -> Findings {
+        self.end_word();
+        self.findings
+    }
+
+    /// How many bytes can be passed over without a look at each; `None` if the next one needs a look.
+    fn skip(&self, rest: &[u8]) -> Option<usize> {
+        let found = match &self.place {
+            Place::Text { escapes: false } => memchr::memchr(b'\'', rest),
+            Place::Text { escapes: true } => memchr::memchr2(b'\'', b'\\', rest),
+            Place::LineComment => memchr::memchr(b'\n', rest),
+            Place::DollarBody { matched: None, .. } => memchr::memchr(b'$', rest),
+            _ => return None,
+        };
+        match found {
+            Some(0) => None,
+            Some(n) => Some(n),
+            None => Some(rest.len()),
+        }
+    }
+
+    /// Reads one byte, or changes place so that it is read there.
+    fn step(&mut self, byte: u8) -> Taken {
+        match &mut self.place {
+            Place::Plain => return self.plain(byte),
+            Place::Word => return self.in_word(byte),
+            Place::Text { escapes } => {
+                let escapes = *escapes;
+                self.place = match byte {
+                    b'\'' => Place::TextEnd { escapes },
+                    b'\\' if escapes => Place::Escaped,
+                    _ => Place::Text { escapes },
+                };
+            }
+            Place::Escaped => self.place = Place::Text { escapes: true },
+            Place::TextEnd { escapes } => {
+                if byte != b'\'' {
+                    self.place = Place::Plain;
+                    return Taken::No;
+                }
+                self.place = Place::Text { escapes: *escapes };
+            }
+            Place::Name => match byte {
+                b'"' => self.place = Place::NameEnd,
+                _ => self.push(byte),
+            },
+            Place::NameEnd => {
+                if byte != b'"' {
+                    self.place = Place::Plain;
+                    self.word_done(Quoted::Yes);
+                    return Taken::No;
+                }
+                self.push(byte);
+                self.place = Place::Name;
+            }
+            Place::Dash | Place::Slash => return self.maybe_comment(byte),
+            Place::LineComment => {
+                if byte == b'\n' {
+                    self.place = Place::Plain;
+                }
+            }
+            Place::BlockComment { depth, last } => {
+                match (*last, byte) {
+                    (b'/', b'*') => (*depth, *last) = (*depth + 1, 0),
+                    (b'*', b'/') => (*depth, *last) = (depth.saturating_sub(1), 0),
+                    _ => *last = byte,
+                }
+                if *depth == 0 {
+                    self.place = Place::Plain;
+                }
+            }
+            Place::DollarTag(_) => return self.dollar_tag(byte),
+            Place::DollarBody { .. } => self.dollar_body(byte),
+        }
+        Taken::Yes
+    }
+
+    fn plain(&mut self, byte: u8) -> Taken {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'_' | 0x80.. => {
+                self.place = Place::Word;
+                self.push(byte.to_ascii_lowercase());
+            }
+            b'\'' => self.place = Place::Text { escapes: self.quoting == Quoting::Backslash },
+            b'"' => self.place = Place::Name,
+            b'-' => self.place = Place::Dash,
+            b'/' => self.place = Place::Slash,
+            b'$' => self.place = Place::DollarTag(Vec::new()),
+            b';' => self.end_statement(),
+            _ => {}
+        }
+        Taken::Yes
+    }
+
+    fn in_word(&mut self, byte: u8) -> Taken {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'$' | 0x80.. => {
+                self.push(byte.to_ascii_lowercase());
+                Taken::Yes
+            }
+            // E'..' is a string in which backslashes escape; the other prefixes (B, X, N, U&) change nothing here.
+            b'\'' if self.word[..self.word_len] == *b"e" => {
+                self.word_len = 0;
+                self.place = Place::Text { escapes: true };
+                Taken::Yes
+            }
+            _ => {
+                self.place = Place::Plain;
+                self.word_done(Quoted::No);
+                Taken::No
+            }
+        }
+    }
+
+    fn maybe_comment(&mut self, byte: u8) -> Taken {
+        let (next, taken) = match (&self.place, byte) {
+            (Place::Dash, b'-') => (Place::LineComment, Taken::Yes),
+            (Place::Slash, b'*') => (Place::BlockComment { depth: 1, last: 0 }, Taken::Yes),
+            _ => (Place::Plain, Taken::No),
+        };
+        self.place = next;
+        taken
+    }
+
+    fn dollar_tag(&mut self, byte: u8) -> Taken {
+        let Place::DollarTag(tag) = &mut self.place else { return Taken::Yes };
+        match byte {
+            b'$' => {
+                let tag = std::mem::take(tag);
+                self.place = Place::DollarBody { tag, matched: None };
+            }
+            b'0'..=b'9' if tag.is_empty() => {
+                // $1 is a parameter.
+                self.place = Place::Plain;
+            }
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | 0x80.. if tag.len() < NAME_BYTES => {
+                tag.push(byte);
+            }
+            _ => {
+                self.place = Place::Plain;
+                return Taken::No;
+            }
+        }
+        Taken::Yes
+    }
+
+    /// Looks for `$tag$`: `matched` counts the bytes of the tag seen behind a dollar sign.
+    fn dollar_body(&mut self, byte: u8) {
+        let Place::DollarBody { tag, matched } = &mut self.place else { return };
+        *matched = match *matched {
+            Some(n) if byte == b'$' && n == tag.len() => {
+                self.place = Place::Plain;
+                return;
+            }
+            Some(n) if tag.get(n) == Some(&byte) => Some(n + 1),
+            _ if byte == b'$' => Some(0),
+            _ => None,
+        };
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(slot) = self.word.get_mut(self.word_len) {
+            *slot = byte;
+            self.word_len += 1;
+        }
+    }
+
+    fn end_word(&mut self) {
+        match self.place {
+            Place::Word => self.word_done(Quoted::No),
+            Place::NameEnd => self.word_done(Quoted::Yes),
+            _ => {}
+        }
+    }
+
+    fn end_statement(&mut self) {
+        self.verb = Verb::Other;
+        self.index = 0;
+        self.before = Before::Other;
+    }
+
+    fn word_done(&mut self, quoted: Quoted) {
+        let word = self.word;
+        let word = &word[..self.word_len];
+        self.word_len = 0;
+        self.called(word);
+        self.deallocated(word, quoted);
+        if quoted == Quoted::No {
+            if self.index == 0 {
+                self.first(word);
+            } else {
+                self.later(word);
+            }
+            self.before = self.follows(word);
+        } else {
+            if self.verb == Verb::Set && self.index == 1 {
+                self.suspect(Suspects::SETTING);
+            }
+            self.before = Before::Other;
+        }
+        self.index = self.index.saturating_add(1);
+    }
+
+    fn suspect(&mut self, what: Suspects) {
+        self.findings.suspects.insert(what);
+    }
+
+    /// Functions that leave something behind, wherever they are called.
+    fn called(&mut self, word: &[u8]) {
+        let what = match word {
+            b"set_config" => Suspects::SETTING,
+            b"setseed" => Suspects::SEED,
+            _ if word.starts_with(b"pg_advisory_lock") => Suspects::ADVISORY_LOCK,
+            _ if word.starts_with(b"pg_try_advisory_lock") => Suspects::ADVISORY_LOCK,
+            _ if word.starts_with(b"pg_temp") => Suspects::TEMPORARY,
+            _ if word.starts_with(b"dblink_connect") => Suspects::DBLINK,
+            _ => return,
+        };
+        self.suspect(what);
+    }
+
+    /// The statement that DEALLOCATE names.
+    fn deallocated(&mut self, word: &[u8], quoted: Quoted) {
+        let noise = quoted == Quoted::No && (word == b"prepare" || word == b"all");
+        if self.verb == Verb::Deallocate && self.index >= 1 && !noise {
+            self.findings.deallocates.push(word.into());
+            self.verb = Verb::Other;
+        }
+    }
+
+    fn first(&mut self, word: &[u8]) {
+        self.verb = match word {
+            b"set" => Verb::Set,
+            b"discard" => Verb::Discard,
+            b"deallocate" => Verb::Deallocate,
+            b"declare" => Verb::Declare,
+            _ => Verb::Other,
+        };
+        match word {
+            b"reset" => self.suspect(Suspects::SETTING),
+            b"listen" => self.suspect(Suspects::LISTEN),
+            b"load" => self.suspect(Suspects::LOAD),
+            b"prepare" => self.suspect(Suspects::PREPARE),
+            _ => {}
+        }
+    }
+
+    fn later(&mut self, word: &[u8]) {
+        match (self.verb, word) {
+            (Verb::Set, b"local" | b"transaction" | b"constraints") if self.index == 1 => {}
+            (Verb::Set, _) if self.index == 1 => self.suspect(Suspects::SETTING),
+            (Verb::Discard, b"all") => self.suspect(Suspects::DISCARD_ALL),
+            (Verb::Deallocate, b"all") => self.suspect(Suspects::DEALLOCATE_ALL),
+            (Verb::Declare, b"hold") if self.before == Before::With => {
+                self.suspect(Suspects::CURSOR);
+            }
+            (_, b"temp" | b"temporary") if self.before == Before::Making => {
+                self.suspect(Suspects::TEMPORARY);
+            }
+            _ => {}
+        }
+    }
+
+    fn follows(&self, word: &[u8]) -> Before {
+        match word {
+            b"create" | b"into" => Before::Making,
+            b"or" | b"replace" | b"local" | b"global" => self.before,
+            b"with" => Before::With,
+            _ => Before::Other,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Yes,
+    No,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn suspects(text: &str) -> Suspects {
+        read(text.as_bytes(), Quoting::Standard).suspects
+    }
+
+    #[test]
+    fn suspects_what_outlives_a_transaction() {
+        for (text, what) in [
+            ("SET x = 1", Suspects::SETTING),
+            ("set session x to 1", Suspects::SETTING),
+            ("SET \"app.user\" = 1", Suspects::SETTING),
+            ("SET TIME ZONE 'UTC'", Suspects::SETTING),
+            ("reset all", Suspects::SETTING),
+            ("select pg_catalog.set_config('a','b',false)", Suspects::SETTING),
+            ("select \"set_config\"('a','b',false)", Suspects::SETTING),
+            ("begin; SET ROLE x; commit", Suspects::SETTING),
+            ("/* c */ -- d\n SET x = 1", Suspects::SETTING),
+            ("listen jobs", Suspects::LISTEN),
+            ("PREPARE a AS SELECT 1", Suspects::PREPARE),
+            ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", Suspects::CURSOR),
+            ("create temp table t()", Suspects::TEMPORARY),
+            ("CREATE OR REPLACE LOCAL TEMPORARY VIEW v AS SELECT 1", Suspects::TEMPORARY),
+            ("select 1 into temp t", Suspects::TEMPORARY),
+            ("create table pg_temp.t()", Suspects::TEMPORARY),
+            ("select pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+            ("select pg_try_advisory_lock_shared(1)", Suspects::ADVISORY_LOCK),
+            ("LOAD 'auto_explain'", Suspects::LOAD),
+            ("select setseed(0.5)", Suspects::SEED),
+            ("select dblink_connect('a','b')", Suspects::DBLINK),
+            ("DISCARD ALL", Suspects::DISCARD_ALL),
+            ("deallocate all", Suspects::DEALLOCATE_ALL),
+            ("deallocate prepare all", Suspects::DEALLOCATE_ALL),
+        ] {
+            assert_eq!(suspects(text), what, "{text}");
+        }
+    }
+
+    #[test]
+    fn leaves_the_rest_alone() {
+        for text in [
+            "select 1",
+            "SET LOCAL x = 1",
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "SET CONSTRAINTS ALL DEFERRED",
+            "update t set x = 1",
+            "select 'SET x = 1; LISTEN y'",
+            "select e'\\'; set x = 1; --'",
+            "select 'it''s; set x = 1'",
+            "select $$; set x = 1; $$",
+            "select $a$ $b$; set x = 1; $a $a$",
+            "select $1; select 2",
+            "/* ; set x = 1; /* ; listen y */ ; set z = 2 */ select 1",
+            "-- ; set x = 1\nselect 2",
+            "select temp from weather",
+            "select \"; set x = 1; \" from t",
+            "select pg_advisory_xact_lock(1)",
+            "declare c cursor for with hold as (select 1) select * from hold"
+                .split(" for")
+                .next()
+                .unwrap(),
+            "notify a, 'b'",
+            "unlisten *",
+        ] {
+            assert_eq!(suspects(text), Suspects::NONE, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_what_deallocate_names() {
+        for (text, name) in [
+            ("DEALLOCATE foo", "foo"),
+            ("deallocate PREPARE \"Foo\"", "Foo"),
+            ("select 1; deallocate Bar", "bar"),
+        ] {
+            let found = read(text.as_bytes(), Quoting::Standard);
+            assert_eq!(found.deallocates, [name.as_bytes().into()], "{text}");
+        }
+    }
+
+    #[test]
+    fn old_quoting_is_followed() {
+        let text = b"select 'a\\'; set x = 1; --'";
+        assert_eq!(read(text, Quoting::Backslash).suspects, Suspects::NONE);
+        assert_eq!(read(text, Quoting::Standard).suspects, Suspects::SETTING);
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_finds_the_same(
+            parts in proptest::collection::vec(
+                prop_oneof![
+                    Just("set "), Just("'"), Just("$a$"), Just("$$"), Just("--"), Just("\n"), Just("/*"),
+                    Just("*/"), Just(";"), Just("x "), Just("\\"), Just("e'"), Just("\""), Just("with hold "),
+                    Just("declare "), Just("create "), Just("temp "), Just("deallocate "), Just("all"),
+                ],
+                0..40,
+            ),
+            cuts in proptest::collection::vec(0usize..200, 0..6),
+        ) {
+            let text = parts.concat().into_bytes();
+            let whole = read(&text, Quoting::Standard);
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
+            cuts.sort_unstable();
+            let mut lexer = Lexer::new(Quoting::Standard);
+            let mut from = 0;
+            for cut in cuts {
+                lexer.feed(&text[from..cut]);
+                from = cut;
+            }
+            lexer.feed(&text[from..]);
+            prop_assert_eq!(lexer.finish(), whole);
+        }
+    }
+}

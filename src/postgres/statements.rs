@@ -1,0 +1,260 @@
+//! Prepared statements: what a session calls them, and what a server connection calls them.
+//!
+//! A statement is known by its text. Sessions map their names to statements; each server connection has given some of
+//! them names of its own, which are never used twice there, so that no client's name can collide with them.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use foldhash::fast::RandomState;
+
+use super::sql::{self, Findings, Quoting};
+
+/// One distinct statement.
+#[derive(Debug)]
+pub struct Statement {
+    /// Unique in this process, never used again.
+    pub id: u64,
+    /// The body of a Parse behind the name: text, zero, parameter types.
+    pub body: Box<[u8]>,
+    /// What running it may leave behind.
+    pub findings: Findings,
+}
+
+/// The statements all sessions of a pool know, so that equal ones are one.
+#[derive(Debug, Default)]
+pub struct Registry {
+    next: AtomicU64,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    hasher: RandomState,
+    by_hash: HashMap<u64, Vec<Entry>, RandomState>,
+    /// Entries at which those that nobody holds any more are swept out.
+    sweep_at: usize,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    settings: u64,
+    statement: Weak<Statement>,
+}
+
+impl Registry {
+    /// A statement that no other session shares (an unnamed one).
+    #[must_use]
+    pub fn lone(&self, body: &[u8], quoting: Quoting) -> Arc<Statement> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Statement { id, body: body.into(), findings: findings(body, quoting) })
+    }
+
+    /// The statement with this body for sessions with these startup settings: under another `search_path` the same
+    /// text is another statement.
+    #[must_use]
+    pub fn intern(&self, body: &[u8], settings: u64, quoting: Quoting) -> Arc<Statement> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let hash = known.hasher.hash_one((settings, body));
+        let entries = known.by_hash.entry(hash).or_default();
+        let same = entries
+            .iter()
+            .filter(|entry| entry.settings == settings)
+            .filter_map(|entry| entry.statement.upgrade())
+            .find(|statement| *statement.body == *body);
+        if let Some(statement) = same {
+            return statement;
+        }
+        let statement = self.lone(body, quoting);
+        entries.push(Entry { settings, statement: Arc::downgrade(&statement) });
+        known.len += 1;
+        known.sweep();
+        statement
+    }
+}
+
+impl Known {
+    /// Drops the entries nobody holds, when there are twice as many as after the last time.
+    fn sweep(&mut self) {
+        if self.len < self.sweep_at.max(1024) {
+            return;
+        }
+        self.by_hash.retain(|_, entries| {
+            entries.retain(|entry| entry.statement.strong_count() > 0);
+            !entries.is_empty()
+        });
+        self.len = self.by_hash.values().map(Vec::len).sum();
+        self.sweep_at = self.len * 2;
+    }
+}
+
+fn findings(body: &[u8], quoting: Quoting) -> Findings {
+    let text = memchr::memchr(0, body).map_or(body, |end| &body[..end]);
+    sql::read(text, quoting)
+}
+
+/// A session's statements by the names the client gave them.
+#[derive(Debug, Default)]
+pub struct SessionStatements {
+    /// By name.
+    pub named: HashMap<Box<[u8]>, Arc<Statement>, RandomState>,
+    /// The unnamed one.
+    pub unnamed: Option<Arc<Statement>>,
+}
+
+impl SessionStatements {
+    /// Forgets them all.
+    pub fn clear(&mut self) {
+        self.named = HashMap::default();
+        self.unnamed = None;
+    }
+}
+
+/// The statements a server connection has parsed, and its names for them.
+#[derive(Debug)]
+pub struct ServerStatements {
+    nonce: u64,
+    next: u64,
+    limit: usize,
+    parsed: HashMap<u64, Parsed, RandomState>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Parsed {
+    number: u64,
+    used: u64,
+    /// Kept, so that the next session with the same text finds it though no session has it now.
+    _statement: Arc<Statement>,
+}
+
+/// A server-side name, written out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerName([u8; Self::BYTES]);
+
+impl ServerName {
+    const BYTES: usize = 36;
+
+    fn new(nonce: u64, number: u64) -> Self {
+        let mut name = *b"tg_0000000000000000_000000000000000\0";
+        hex(&mut name[3..19], nonce);
+        hex(&mut name[20..35], number);
+        Self(name)
+    }
+
+    /// The name with its terminating zero.
+    #[must_use]
+    pub fn with_zero(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn hex(out: &mut [u8], mut value: u64) {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    for slot in out.iter_mut().rev() {
+        let digit = usize::try_from(value & 0xf).unwrap_or_default();
+        *slot = DIGITS[digit];
+        value >>= 4;
+    }
+}
+
+impl ServerStatements {
+    /// For a new server connection; `nonce` is random, so that no client can guess its names; at most `limit`
+    /// statements are kept parsed.
+    #[must_use]
+    pub fn new(nonce: u64, limit: usize) -> Self {
+        Self { nonce, next: 0, limit: limit.max(1), parsed: HashMap::default(), clock: 0 }
+    }
+
+    /// The server's name for a statement it has, which counts as a use.
+    pub fn name_of(&mut self, id: u64) -> Option<ServerName> {
+        self.clock += 1;
+        let parsed = self.parsed.get_mut(&id)?;
+        parsed.used = self.clock;
+        Some(ServerName::new(self.nonce, parsed.number))
+    }
+
+    /// A new name for a statement about to be parsed, and the name of one that must be closed to stay in the limit.
+    pub fn name_new(&mut self, statement: &Arc<Statement>) -> (ServerName, Option<ServerName>) {
+        let evicted = if self.parsed.len() >= self.limit { self.evict() } else { None };
+        self.clock += 1;
+        self.next += 1;
+        let kept = Arc::clone(statement);
+        let parsed = Parsed { number: self.next, used: self.clock, _statement: kept };
+        self.parsed.insert(statement.id, parsed);
+        (ServerName::new(self.nonce, self.next), evicted)
+    }
+
+    /// The server doesn't have it after all.
+    pub fn forget(&mut self, id: u64) {
+        self.parsed.remove(&id);
+    }
+
+    /// The server has none any more.
+    pub fn clear(&mut self) {
+        self.parsed.clear();
+    }
+
+    /// A name that no statement has or ever had.
+    #[must_use]
+    pub fn name_of_none(&self) -> ServerName {
+        ServerName::new(self.nonce, 0)
+    }
+
+    fn evict(&mut self) -> Option<ServerName> {
+        let (&id, _) = self.parsed.iter().min_by_key(|(_, parsed)| parsed.used)?;
+        let oldest = self.parsed.remove(&id)?;
+        Some(ServerName::new(self.nonce, oldest.number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_texts_are_one_statement_per_settings() {
+        let registry = Registry::default();
+        let a = registry.intern(b"select 1\0\0\0", 0, Quoting::Standard);
+        let b = registry.intern(b"select 1\0\0\0", 0, Quoting::Standard);
+        let c = registry.intern(b"select 1\0\0\0", 1, Quoting::Standard);
+        assert!(Arc::ptr_eq(&a, &b));
+        assert_ne!(a.id, c.id);
+    }
+
+    #[test]
+    fn statements_nobody_holds_are_swept() {
+        let registry = Registry::default();
+        for n in 0..10_000 {
+            drop(registry.intern(format!("select {n}\0\0\0").as_bytes(), 0, Quoting::Standard));
+        }
+        assert!(registry.known.lock().unwrap().len <= 1024);
+    }
+
+    #[test]
+    fn least_recently_used_is_evicted_and_names_are_never_reused() {
+        let registry = Registry::default();
+        let [a, b, c] = [b"a", b"b", b"c"].map(|text| registry.lone(text, Quoting::Standard));
+        let mut server = ServerStatements::new(7, 2);
+        let (one, _) = server.name_new(&a);
+        let (two, evicted) = server.name_new(&b);
+        assert_eq!(evicted, None);
+        assert_eq!(server.name_of(a.id), Some(one));
+        let (three, evicted) = server.name_new(&c);
+        assert_eq!(evicted, Some(two));
+        assert_eq!(server.name_of(b.id), None);
+        let (again, evicted) = server.name_new(&b);
+        assert_eq!(evicted, Some(one));
+        assert_ne!(again, two);
+        assert_ne!(again, three);
+    }
+
+    #[test]
+    fn names_are_terminated_and_tell_their_parts() {
+        let name = ServerName::new(0xab, 0x1f);
+        assert_eq!(name.with_zero(), b"tg_00000000000000ab_00000000000001f\0");
+    }
+}
