@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::admin;
@@ -18,6 +19,9 @@ use crate::metrics::Metrics;
 use crate::supervisor::{self, Signals, StartError, Supervised};
 
 use listeners::{Bound, Taken};
+
+/// What ends `serve`.
+const STOP: [Signal; 4] = [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT];
 
 /// What the program was started for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +88,7 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
         Work::Run(command) => wrap(loaded, command, &variables, &mut signals, &trigger).await?,
         Work::Serve | Work::Check => {
             raise_file_limit();
-            let signal = signals.stop().await;
+            let signal = signals.any_of(&STOP).await;
             tracing::info!(signal = signal.as_raw(), "told to stop");
             0
         }
@@ -92,8 +96,8 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
     trigger.start(loaded.settings.drain);
     let in_time = tokio::select! {
         in_time = trigger.finished() => in_time,
-        // Whoever asks twice does not want to wait.
-        _signal = signals.stop() => false,
+        // A platform may send SIGTERM twice, and means no haste; a person at a terminal does.
+        _signal = signals.any_of(&[Signal::INT]) => false,
     };
     if !in_time {
         tracing::warn!(sessions = drain.live(), "stopped with sessions unfinished");

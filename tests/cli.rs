@@ -73,12 +73,10 @@ fn pid(child: &Child) -> Pid {
 /// Waits for the child's first line on standard output.
 fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
+    let mut byte = [0];
     // Byte by byte: what follows stays for `finish`.
-    for byte in child.stdout.as_mut().unwrap().bytes() {
-        match byte.unwrap() {
-            b'\n' => break,
-            byte => line.push(char::from(byte)),
-        }
+    while child.stdout.as_mut().unwrap().read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+        line.push(char::from(byte[0]));
     }
     line
 }
@@ -171,7 +169,7 @@ fn a_command_that_does_not_mind_sigterm_is_waited_for() {
 
 #[test]
 fn serve_stops_when_told() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
         let mut child = tidegate(&["serve"], &[DB]).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         assert!(log.any(|line| line.unwrap().contains("listener=postgres")), "it never listened");
