@@ -69,7 +69,8 @@ impl RedisConnect {
 
     async fn open(&self) -> Result<RedisBackend, ConnectError> {
         let (host, port) = (&self.upstream.host, self.upstream.port);
-        let mut stream = net::connect(host, port).await.map_err(|error| unreachable("io", &error))?;
+        let mut stream =
+            net::connect(host, port).await.map_err(|error| unreachable("io", &error))?;
         if let (Some(tls), net::Host::Tcp(name)) = (&self.tls, host) {
             stream = tls.connect(stream, name).await.map_err(|error| unreachable("tls", &error))?;
         }
@@ -110,13 +111,11 @@ async fn read_reply(stream: &mut Stream) -> Result<Vec<u8>, ConnectError> {
             let error = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
             return Err(unreachable("io", &error));
         }
-        let (used, state) = scanner
-            .advance(&byte[..n])
-            .map_err(|error| ConnectError {
-                fault: Fault::Rejected,
-                code: "protocol".into(),
-                message: error.to_string(),
-            })?;
+        let (used, state) = scanner.advance(&byte[..n]).map_err(|error| ConnectError {
+            fault: Fault::Rejected,
+            code: "protocol".into(),
+            message: error.to_string(),
+        })?;
         reply.extend_from_slice(&byte[..used]);
         if state != Reply::Partial {
             return Ok(reply);

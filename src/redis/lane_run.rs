@@ -25,7 +25,7 @@ const LOST: &str = "ERR tidegate: the Redis server closed the connection while t
 
 /// How a lane's use of one connection ended.
 #[derive(Debug)]
-pub enum Ending {
+pub(super) enum Ending {
     /// Given back: somebody waits for it, or the lane was closed.
     GivenBack,
     /// The connection ended.
@@ -169,10 +169,8 @@ impl LaneRun {
         let (mut at, mut run, mut replies) = (0, 0, 0);
         while at < bytes.len() {
             let begins = at;
-            let (used, reply) = self
-                .replies
-                .advance(&bytes[at..])
-                .map_err(|error| error.to_string())?;
+            let (used, reply) =
+                self.replies.advance(&bytes[at..]).map_err(|error| error.to_string())?;
             at += used;
             if self.replies.is_push() {
                 // Nothing on a lane asks for pushes, so nobody waits for this one.
@@ -248,7 +246,14 @@ impl LaneRun {
             ambiguous += if fate == Fate::Ambiguous { debt.replies } else { 0 };
             first = false;
         }
-        tracing::warn!(reason, in_flight = ambiguous, "a lane lost its connection");
+        if ambiguous > 0 {
+            tracing::warn!(reason, in_flight = ambiguous, "a lane lost its connection");
+        } else {
+            tracing::info!(
+                reason,
+                "an idle lane lost its connection; the next command opens another"
+            );
+        }
         if let (Some(batch), Some(key)) = (self.unsent(&unsent), key) {
             self.lane.put_back(Batch { key, ..batch });
         }
@@ -279,28 +284,19 @@ impl LaneRun {
             Poll::Ready(None) => return Err(Ending::GivenBack),
             Poll::Pending => {}
         }
-        if !self.out.is_empty() && self.write(cx).map_err(lost)?.is_ready() {
-            moved = Moved::Yes;
+        if !self.out.is_empty() {
+            if self.write(cx).map_err(lost)?.is_ready() {
+                moved = Moved::Yes;
+            }
+        } else if let Some(lease) = &mut self.lease {
+            // TLS may still hold a part of what it took.
+            let _flushed =
+                lease.stream.poll_flushed(cx).map_err(|error| lost(error.to_string()))?;
         }
         if self.read(cx).map_err(lost)?.is_ready() {
             moved = Moved::Yes;
         }
         Ok(moved)
-    }
-}
-
-/// `Poll<Result>` turned round, so that `?` leaves with the error.
-trait Fallible<T> {
-    fn map_err<F>(self, to: impl FnOnce(String) -> F) -> Result<Poll<T>, F>;
-}
-
-impl<T> Fallible<T> for Poll<Result<T, String>> {
-    fn map_err<F>(self, to: impl FnOnce(String) -> F) -> Result<Poll<T>, F> {
-        match self {
-            Poll::Ready(Ok(value)) => Ok(Poll::Ready(value)),
-            Poll::Ready(Err(error)) => Err(to(error)),
-            Poll::Pending => Ok(Poll::Pending),
-        }
     }
 }
 

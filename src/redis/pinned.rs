@@ -174,6 +174,12 @@ impl Pinned {
             && self.inflow == Inflow::Whole
     }
 
+    /// Whether the hold lasts until the client leaves.
+    #[must_use]
+    pub fn is_endless(&self) -> bool {
+        matches!(self.hold, Hold::Subscribed | Hold::Stream)
+    }
+
     /// Gives the backend back, or closes it if something may be left on it. Only when [`Self::is_over`].
     pub fn release(mut self) {
         self.lease.unpin();
@@ -233,8 +239,7 @@ impl Pinned {
         let plain = Some(Expect::Relay(Meaning::Plain));
         match reason {
             Reason::Transaction => {
-                let hold =
-                    if step(name) == Step::Multi { Hold::Queueing } else { Hold::Watching };
+                let hold = if step(name) == Step::Multi { Hold::Queueing } else { Hold::Watching };
                 self.relay(bytes, Some(Expect::Relay(Meaning::Began)), hold)
             }
             Reason::Subscription => {
@@ -394,7 +399,11 @@ impl Pinned {
     }
 
     /// Reads once and appends what is the client's to `out`.
-    pub fn poll_receive(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Result<(), Loss>> {
+    pub fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<u8>,
+    ) -> Poll<Result<(), Loss>> {
         with_read_buffer(|buffer| {
             let n = ready!(self.lease.stream.poll_read_into(cx, buffer))
                 .map_err(|error| broken(&error))?;
@@ -455,9 +464,6 @@ impl Pinned {
                 self.confirm();
             }
             return Ok(());
-        }
-        if self.is_resp2_message_type() && self.hold == Hold::Fencing {
-            // The pong of a subscribed RESP2 client.
         }
         let failed = self.replies.first() == b'-';
         match self.expects.pop_front() {
@@ -547,10 +553,16 @@ fn broken(error: &std::io::Error) -> Loss {
 }
 
 /// The first bytes of a reply.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Head {
     bytes: [u8; HEAD],
     length: usize,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { bytes: [0; HEAD], length: 0 }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

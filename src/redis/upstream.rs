@@ -166,6 +166,7 @@ fn pool_settings(settings: &RedisSettings, name: &str) -> PoolSettings {
         connect_timeout: settings.connect_timeout,
         lifetime: settings.server_lifetime,
         idle: settings.server_idle,
+        jitter_percent: 10,
     }
 }
 

@@ -129,6 +129,11 @@ impl RequestScanner {
         self.length
     }
 
+    /// Counts from here on: what was taken so far has been passed on.
+    pub fn forget_length(&mut self) {
+        self.length = 0;
+    }
+
     /// Takes bytes of the present command from `unseen`: how many, and what it is now.
     ///
     /// Everything is consumed while the answer is [`Progress::Partial`].
