@@ -10,7 +10,7 @@ use crate::config::Settings;
 use crate::lifecycle::Drain;
 use crate::metrics::Metrics;
 use crate::pool::Reachability;
-use crate::postgres;
+use crate::{postgres, redis};
 
 /// Tells what one service knows of its pools.
 type Probe = Box<dyn Fn() -> Vec<(String, Reachability)> + Send + Sync>;
@@ -26,15 +26,16 @@ pub(super) fn start(settings: &Settings, bound: Bound, drain: &Drain) -> anyhow:
         }
         probes.push(Box::new(move || service.readiness()));
     }
+    if let Some(settings) = &settings.redis {
+        let service = Arc::new(redis::service::Service::new(settings, &metrics, drain.clone())?);
+        for (index, listener) in bound.redis.into_iter().enumerate() {
+            let service = Arc::clone(&service);
+            tokio::spawn(async move { service.serve(index, listener).await });
+        }
+        probes.push(Box::new(move || service.readiness()));
+    }
     let readiness: admin::Readiness =
         Arc::new(move || probes.iter().flat_map(|probe| probe()).collect());
     tokio::spawn(admin::serve(bound.admin, metrics, readiness, drain.clone()));
-    // Until there is something to serve it.
-    let redis = bound.redis;
-    let drain = drain.clone();
-    tokio::spawn(async move {
-        drain.started().await;
-        drop(redis);
-    });
     Ok(())
 }

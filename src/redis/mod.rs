@@ -1,1 +1,20 @@
-//! Redis: one client's session over shared lanes and a few pinned backends.
+//! Redis: one client's session over shared lanes and a few backends of its own for what can't be shared.
+//!
+//! Sans-IO core: [`wire`], [`command`], [`exchange`], [`greeting`], [`login`]. Above it: [`backend`] (one connection
+//! to the server, kept by the pool), [`lane`] (one backend for many sessions, whose replies go to their [`mailbox`]es),
+//! [`pinned`] (a backend that one session holds), [`session`], and [`service`], which takes clients.
+
+pub mod backend;
+pub mod command;
+pub mod exchange;
+pub mod greeting;
+pub mod lane;
+mod lane_run;
+pub mod login;
+pub mod mailbox;
+pub mod pinned;
+pub mod service;
+pub mod session;
+mod session_pinned;
+pub mod upstream;
+pub mod wire;

@@ -1,0 +1,174 @@
+//! One connection to the Redis server, as the pool keeps it: it knows its database and protocol, so whoever takes it
+//! sends only the difference.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::greeting::{Proto, ServerFacts};
+use super::login::{LOGIN_REPLY_LIMIT, Login, Step};
+use super::wire::{Reply, ReplyScanner, write_command};
+use crate::config::RedisUpstream;
+use crate::net::{self, Stream, Tls};
+use crate::pool::{Backend, Connect, ConnectError, Fault, Pool};
+
+/// A pool of Redis connections.
+pub type RedisPool = Pool<RedisConnect>;
+
+/// What a command expects of the connection it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Database number.
+    pub db: u32,
+    /// Protocol of the replies.
+    pub proto: Proto,
+}
+
+/// Opens connections to one upstream.
+#[derive(Debug)]
+pub struct RedisConnect {
+    upstream: Arc<RedisUpstream>,
+    tls: Option<Tls>,
+    facts: Arc<FactsCell>,
+}
+
+/// What the server said of itself at the last login; empty until then.
+#[derive(Debug, Default)]
+pub struct FactsCell(Mutex<Option<Arc<ServerFacts>>>);
+
+impl FactsCell {
+    /// The facts, if any server was reached yet.
+    pub fn get(&self) -> Option<Arc<ServerFacts>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that the server has database `db`.
+    pub fn note_database(&self, db: u32) {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(facts) = slot.as_mut()
+            && facts.known_db < db
+        {
+            Arc::make_mut(facts).known_db = db;
+        }
+    }
+
+    fn learn(&self, mut facts: ServerFacts) {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        facts.known_db = slot.as_ref().map_or(0, |known| known.known_db);
+        *slot = Some(Arc::new(facts));
+    }
+}
+
+impl RedisConnect {
+    /// For one upstream; every login is noted in `facts`.
+    #[must_use]
+    pub fn new(upstream: Arc<RedisUpstream>, tls: Option<Tls>, facts: Arc<FactsCell>) -> Self {
+        Self { upstream, tls, facts }
+    }
+
+    async fn open(&self) -> Result<RedisBackend, ConnectError> {
+        let (host, port) = (&self.upstream.host, self.upstream.port);
+        let mut stream =
+            net::connect(host, port).await.map_err(|error| unreachable("io", &error))?;
+        if let (Some(tls), net::Host::Tcp(name)) = (&self.tls, host) {
+            stream = tls.connect(stream, name).await.map_err(|error| unreachable("tls", &error))?;
+        }
+        let password = self.upstream.password.as_ref().map(|secret| secret.expose());
+        let (mut login, mut words) = Login::begin(self.upstream.user.as_deref(), password);
+        loop {
+            stream.write_all(&words).await.map_err(|error| unreachable("io", &error))?;
+            stream.flush().await.map_err(|error| unreachable("io", &error))?;
+            let reply = read_reply(&mut stream).await?;
+            match login.take(&reply) {
+                Step::Send(next) => words = next,
+                Step::Done(facts) => {
+                    self.facts.learn(facts);
+                    let key = Key { db: 0, proto: Proto::Resp2 };
+                    return Ok(RedisBackend { stream, key });
+                }
+                Step::Failed(refusal) => return Err(refused(refusal.code, refusal.message)),
+            }
+        }
+    }
+}
+
+impl Connect for RedisConnect {
+    type Backend = RedisBackend;
+
+    fn connect(&self) -> impl Future<Output = Result<RedisBackend, ConnectError>> + Send {
+        Box::pin(self.open())
+    }
+}
+
+async fn read_reply(stream: &mut Stream) -> Result<Vec<u8>, ConnectError> {
+    let mut reply = Vec::new();
+    let mut scanner = ReplyScanner::default();
+    let mut byte = [0; 512];
+    loop {
+        let n = stream.read(&mut byte).await.map_err(|error| unreachable("io", &error))?;
+        if n == 0 {
+            let error = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+            return Err(unreachable("io", &error));
+        }
+        let (used, state) = scanner.advance(&byte[..n]).map_err(|error| ConnectError {
+            fault: Fault::Rejected,
+            code: "protocol".into(),
+            message: error.to_string(),
+        })?;
+        reply.extend_from_slice(&byte[..used]);
+        if state != Reply::Partial {
+            return Ok(reply);
+        }
+        if reply.len() > LOGIN_REPLY_LIMIT {
+            return Err(refused("ERR".into(), "the answer to the login is too long".into()));
+        }
+    }
+}
+
+fn unreachable(code: &str, error: &std::io::Error) -> ConnectError {
+    ConnectError { fault: Fault::Unreachable, code: code.into(), message: error.to_string() }
+}
+
+fn refused(code: String, message: String) -> ConnectError {
+    let fault = match code.as_str() {
+        _ if message.contains("max number of clients") => Fault::Refused,
+        "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" => Fault::Unreachable,
+        _ => Fault::Rejected,
+    };
+    ConnectError { fault, code, message }
+}
+
+/// A connection, logged in, with nothing owed.
+#[derive(Debug)]
+pub struct RedisBackend {
+    /// The bytes.
+    pub stream: Stream,
+    /// What it is set to.
+    pub key: Key,
+}
+
+impl RedisBackend {
+    /// Writes the commands that bring it to `key` and tells how many replies (none of them pushes) they will have.
+    /// [`RedisBackend::key`] is to be set when all of them came and none was an error.
+    pub fn write_switch(&self, key: Key, out: &mut Vec<u8>) -> u32 {
+        let mut replies = 0;
+        if self.key.proto != key.proto {
+            write_command(&["HELLO", &key.proto.number().to_string()], out);
+            replies += 1;
+        }
+        if self.key.db != key.db {
+            write_command(&["SELECT", &key.db.to_string()], out);
+            replies += 1;
+        }
+        replies
+    }
+}
+
+impl Backend for RedisBackend {
+    /// A connection at rest has nothing to say: end of stream and bytes both mean that it is of no use.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut byte = [0; 64];
+        self.stream.poll_read_into(cx, &mut byte).map(|_| ())
+    }
+}

@@ -1,0 +1,481 @@
+//! What a client says about itself and its connection, and the answers Redis 7 would give: HELLO, AUTH, SELECT, RESET,
+//! QUIT and the CLIENT subcommands that concern one connection only.
+//!
+//! These never reach a server, whose connections are shared: the state they set belongs to the session.
+
+use super::command::Word;
+
+/// The version of the protocol a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Proto {
+    /// RESP2, what every connection begins with.
+    #[default]
+    Resp2,
+    /// RESP3, after `HELLO 3`.
+    Resp3,
+}
+
+impl Proto {
+    /// The number HELLO knows it by.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Resp2 => 2,
+            Self::Resp3 => 3,
+        }
+    }
+}
+
+/// What one client told us of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Its number, as CLIENT ID gives it; unique in this process.
+    pub id: u64,
+    /// Its database.
+    pub db: u32,
+    /// Its protocol.
+    pub proto: Proto,
+    /// Whether it may work.
+    pub standing: Standing,
+    name: Box<[u8]>,
+    library: Box<[u8]>,
+    library_version: Box<[u8]>,
+}
+
+/// Whether a client has shown that it may use the upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Not yet.
+    Stranger,
+    /// It has, or need not.
+    Known,
+}
+
+/// What a client must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access<'a> {
+    /// Nothing, and any password will do (`trust`).
+    Open,
+    /// Nothing, because the upstream URL has no password; as a Redis without `requirepass`.
+    NoPassword,
+    /// The upstream URL's password and user (none: `default`).
+    Password {
+        /// The URL's user.
+        user: Option<&'a str>,
+        /// The URL's password.
+        password: &'a str,
+    },
+}
+
+/// What the server said of itself at our login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// `redis` or `valkey`.
+    pub server: String,
+    /// Its version.
+    pub version: String,
+    /// `standalone`, `sentinel` or `cluster`.
+    pub mode: String,
+    /// `master` or `replica`.
+    pub role: String,
+    /// Highest protocol it speaks. RESP2: it is older than HELLO (Redis 6).
+    pub proto: Proto,
+    /// The highest database number that it accepted so far.
+    pub known_db: u32,
+}
+
+/// What must happen after the answer was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    Nothing,
+    /// Nothing is to be answered yet: the server must be asked whether it has this database.
+    AskDatabase(u32),
+    /// Close the connection.
+    Close,
+}
+
+const NOAUTH: &str = "-NOAUTH Authentication required.\r\n";
+const WRONGPASS: &str = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+const NO_PASSWORD: &str = "-ERR AUTH <password> called without any password configured for the default user. \
+     Are you sure your configuration is correct?\r\n";
+const BAD_NAME: &str =
+    "-ERR Client names cannot contain spaces, newlines or special characters.\r\n";
+
+impl Identity {
+    /// A client that has just connected.
+    #[must_use]
+    pub fn new(id: u64, db: u32, access: Access<'_>) -> Self {
+        let standing = match access {
+            Access::Open | Access::NoPassword => Standing::Known,
+            Access::Password { .. } => Standing::Stranger,
+        };
+        Self {
+            id,
+            db,
+            proto: Proto::Resp2,
+            standing,
+            name: Box::default(),
+            library: Box::default(),
+            library_version: Box::default(),
+        }
+    }
+
+    /// The refusal of any other command before authentication.
+    #[must_use]
+    pub fn refusal() -> &'static str {
+        NOAUTH
+    }
+
+    /// Answers a session command into `out`. `arguments` begins with the command's name.
+    pub fn answer(
+        &mut self,
+        word: Word,
+        arguments: &[&[u8]],
+        access: Access<'_>,
+        facts: &ServerFacts,
+        out: &mut Vec<u8>,
+    ) -> Effect {
+        let before = matches!(word, Word::Hello | Word::Auth | Word::Reset | Word::Quit);
+        if self.standing == Standing::Stranger && !before {
+            out.extend_from_slice(NOAUTH.as_bytes());
+            return Effect::Nothing;
+        }
+        match word {
+            Word::Hello => self.hello(&arguments[1..], access, facts, out),
+            Word::Auth => self.auth(&arguments[1..], access, out),
+            Word::Select => return self.select(&arguments[1..], facts, out),
+            Word::Reset => {
+                *self = Self::new(self.id, 0, access);
+                out.extend_from_slice(b"+RESET\r\n");
+            }
+            Word::Quit => {
+                out.extend_from_slice(b"+OK\r\n");
+                return Effect::Close;
+            }
+            Word::SetName => match arguments {
+                [_, _, name] => out.extend_from_slice(self.set_name(name).as_bytes()),
+                _ => wrong_number("client|setname", out),
+            },
+            Word::GetName => self.get_name(out),
+            Word::Id => out.extend_from_slice(format!(":{}\r\n", self.id).as_bytes()),
+            Word::SetInfo => self.set_info(arguments, out),
+            Word::Info => self.info(out),
+            Word::NoEvict | Word::ReplyOn => out.extend_from_slice(b"+OK\r\n"),
+        }
+        Effect::Nothing
+    }
+
+    fn hello(
+        &mut self,
+        options: &[&[u8]],
+        access: Access<'_>,
+        facts: &ServerFacts,
+        out: &mut Vec<u8>,
+    ) {
+        match self.hello_options(options, access, facts) {
+            Ok(proto) => {
+                self.proto = proto;
+                self.write_hello(facts, out);
+            }
+            Err(refusal) => out.extend_from_slice(&refusal),
+        }
+    }
+
+    fn hello_options(
+        &mut self,
+        options: &[&[u8]],
+        access: Access<'_>,
+        facts: &ServerFacts,
+    ) -> Result<Proto, Vec<u8>> {
+        if facts.proto == Proto::Resp2 {
+            return Err(b"-ERR unknown command 'HELLO'\r\n".to_vec());
+        }
+        let proto = match options.first().map(|number| integer(number)) {
+            None => self.proto,
+            Some(Some(2)) => Proto::Resp2,
+            Some(Some(3)) => Proto::Resp3,
+            Some(Some(_)) => return Err(b"-NOPROTO unsupported protocol version\r\n".to_vec()),
+            Some(None) => {
+                let text = "-ERR Protocol version is not an integer or out of range\r\n";
+                return Err(text.into());
+            }
+        };
+        let mut rest = options.get(1..).unwrap_or_default();
+        let (mut name, mut proof) = (None, None);
+        while let [option, more @ ..] = rest {
+            match more {
+                [user, password, more @ ..] if option.eq_ignore_ascii_case(b"AUTH") => {
+                    proof = Some((*user, *password));
+                    rest = more;
+                }
+                [value, more @ ..] if option.eq_ignore_ascii_case(b"SETNAME") => {
+                    name = Some(*value);
+                    rest = more;
+                }
+                _ => {
+                    let shown = String::from_utf8_lossy(option).replace(['\r', '\n'], " ");
+                    let text = format!("-ERR Syntax error in HELLO option '{shown}'\r\n");
+                    return Err(text.into_bytes());
+                }
+            }
+        }
+        if let Some((user, password)) = proof {
+            self.prove(Some(user), password, access).map_err(str::as_bytes)?;
+        }
+        if self.standing == Standing::Stranger {
+            let text = "-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO \
+                 <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP \
+                 protocol version at the same time\r\n";
+            return Err(text.into());
+        }
+        if let Some(name) = name {
+            let answer = self.set_name(name);
+            if answer != "+OK\r\n" {
+                return Err(answer.into());
+            }
+        }
+        Ok(proto)
+    }
+
+    fn write_hello(&self, facts: &ServerFacts, out: &mut Vec<u8>) {
+        out.extend_from_slice(match self.proto {
+            Proto::Resp2 => b"*14\r\n",
+            Proto::Resp3 => b"%7\r\n",
+        });
+        let mut pair = |key: &str, value: &str| {
+            write_bulk(key.as_bytes(), out);
+            write_bulk(value.as_bytes(), out);
+        };
+        pair("server", &facts.server);
+        pair("version", &facts.version);
+        write_bulk(b"proto", out);
+        out.extend_from_slice(format!(":{}\r\n", self.proto.number()).as_bytes());
+        write_bulk(b"id", out);
+        out.extend_from_slice(format!(":{}\r\n", self.id).as_bytes());
+        let mut pair = |key: &str, value: &str| {
+            write_bulk(key.as_bytes(), out);
+            write_bulk(value.as_bytes(), out);
+        };
+        pair("mode", &facts.mode);
+        pair("role", &facts.role);
+        write_bulk(b"modules", out);
+        out.extend_from_slice(b"*0\r\n");
+    }
+
+    fn auth(&mut self, arguments: &[&[u8]], access: Access<'_>, out: &mut Vec<u8>) {
+        let answer = match arguments {
+            [password] if access == Access::NoPassword => {
+                let _unused = password;
+                Err(NO_PASSWORD)
+            }
+            [password] => self.prove(None, password, access),
+            [user, password] => self.prove(Some(user), password, access),
+            [] => return wrong_number("auth", out),
+            _ => Err("-ERR syntax error\r\n"),
+        };
+        out.extend_from_slice(answer.err().unwrap_or("+OK\r\n").as_bytes());
+    }
+
+    fn prove(
+        &mut self,
+        user: Option<&[u8]>,
+        password: &[u8],
+        access: Access<'_>,
+    ) -> Result<(), &'static str> {
+        let right = match access {
+            Access::Open => true,
+            Access::NoPassword => user.is_none_or(|user| user == b"default"),
+            Access::Password { user: expected, password: secret } => {
+                // As with Redis, a lone password is the default user's; the URL's user is the one we are.
+                let named =
+                    user.is_none_or(|user| user == expected.unwrap_or("default").as_bytes());
+                same_secret(password, secret.as_bytes()) && named
+            }
+        };
+        if !right {
+            return Err(WRONGPASS);
+        }
+        self.standing = Standing::Known;
+        Ok(())
+    }
+
+    fn select(&mut self, arguments: &[&[u8]], facts: &ServerFacts, out: &mut Vec<u8>) -> Effect {
+        let [number] = arguments else {
+            wrong_number("select", out);
+            return Effect::Nothing;
+        };
+        let Some(number) = integer(number) else {
+            out.extend_from_slice(b"-ERR value is not an integer or out of range\r\n");
+            return Effect::Nothing;
+        };
+        match u32::try_from(number) {
+            Ok(db) if db <= facts.known_db => {
+                self.db = db;
+                out.extend_from_slice(b"+OK\r\n");
+            }
+            Ok(db) => return Effect::AskDatabase(db),
+            Err(_negative) => out.extend_from_slice(b"-ERR DB index is out of range\r\n"),
+        }
+        Effect::Nothing
+    }
+
+    fn set_name(&mut self, name: &[u8]) -> &'static str {
+        if !name.iter().all(u8::is_ascii_graphic) {
+            return BAD_NAME;
+        }
+        self.name = name.into();
+        "+OK\r\n"
+    }
+
+    fn get_name(&self, out: &mut Vec<u8>) {
+        match (self.name.is_empty(), self.proto) {
+            (false, _) => write_bulk(&self.name, out),
+            (true, Proto::Resp2) => out.extend_from_slice(b"$-1\r\n"),
+            (true, Proto::Resp3) => out.extend_from_slice(b"_\r\n"),
+        }
+    }
+
+    fn set_info(&mut self, arguments: &[&[u8]], out: &mut Vec<u8>) {
+        let [_, _, attribute, value] = arguments else {
+            return wrong_number("client|setinfo", out);
+        };
+        let slot = if attribute.eq_ignore_ascii_case(b"LIB-NAME") {
+            &mut self.library
+        } else if attribute.eq_ignore_ascii_case(b"LIB-VER") {
+            &mut self.library_version
+        } else {
+            let shown = String::from_utf8_lossy(attribute).replace(['\r', '\n'], " ");
+            out.extend_from_slice(format!("-ERR Unrecognized option '{shown}'\r\n").as_bytes());
+            return;
+        };
+        if !value.iter().all(u8::is_ascii_graphic) {
+            let name = String::from_utf8_lossy(attribute).to_lowercase();
+            let text =
+                format!("-ERR {name} cannot contain spaces, newlines or special characters.\r\n");
+            return out.extend_from_slice(text.as_bytes());
+        }
+        *slot = (*value).into();
+        out.extend_from_slice(b"+OK\r\n");
+    }
+
+    fn info(&self, out: &mut Vec<u8>) {
+        let text = format!(
+            "id={} name={} flags=N db={} sub=0 psub=0 ssub=0 multi=-1 cmd=client|info resp={} lib-name={} lib-ver={}\n",
+            self.id,
+            String::from_utf8_lossy(&self.name),
+            self.db,
+            self.proto.number(),
+            String::from_utf8_lossy(&self.library),
+            String::from_utf8_lossy(&self.library_version),
+        );
+        match self.proto {
+            Proto::Resp2 => write_bulk(text.as_bytes(), out),
+            Proto::Resp3 => {
+                out.extend_from_slice(format!("={}\r\ntxt:{text}\r\n", text.len() + 4).as_bytes());
+            }
+        }
+    }
+}
+
+/// Writes an error of ours as one line; `text` begins with its error word.
+pub fn write_error(text: &str, out: &mut Vec<u8>) {
+    out.push(b'-');
+    out.extend(text.bytes().map(|byte| if byte == b'\r' || byte == b'\n' { b' ' } else { byte }));
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_bulk(bytes: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn wrong_number(command: &str, out: &mut Vec<u8>) {
+    write_error(&format!("ERR wrong number of arguments for '{command}' command"), out);
+}
+
+fn integer(text: &[u8]) -> Option<i64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// Compares in a time that does not tell how much was right.
+fn same_secret(given: &[u8], secret: &[u8]) -> bool {
+    let difference = given
+        .iter()
+        .zip(secret.iter().cycle())
+        .fold(0_u8, |difference, (left, right)| difference | (left ^ right));
+    difference == 0 && given.len() == secret.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> ServerFacts {
+        ServerFacts {
+            server: "redis".into(),
+            version: "7.0.15".into(),
+            mode: "standalone".into(),
+            role: "master".into(),
+            proto: Proto::Resp3,
+            known_db: 0,
+        }
+    }
+
+    const SECRET: Access<'static> = Access::Password { user: None, password: "pw" };
+
+    fn say(identity: &mut Identity, word: Word, line: &str, access: Access<'_>) -> String {
+        let arguments: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        let mut out = Vec::new();
+        identity.answer(word, &arguments, access, &facts(), &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_stranger_must_show_the_password() {
+        let mut client = Identity::new(7, 0, SECRET);
+        assert!(say(&mut client, Word::Id, "CLIENT ID", SECRET).starts_with("-NOAUTH"));
+        assert!(say(&mut client, Word::Hello, "HELLO 3", SECRET).starts_with("-NOAUTH HELLO"));
+        assert_eq!(client.proto, Proto::Resp2);
+        assert!(say(&mut client, Word::Auth, "AUTH no", SECRET).starts_with("-WRONGPASS"));
+        assert!(say(&mut client, Word::Auth, "AUTH pwpw", SECRET).starts_with("-WRONGPASS"));
+        assert!(say(&mut client, Word::Auth, "AUTH me pw", SECRET).starts_with("-WRONGPASS"));
+        assert_eq!(client.standing, Standing::Stranger);
+        let hello = say(&mut client, Word::Hello, "HELLO 3 AUTH default pw SETNAME me", SECRET);
+        assert!(hello.starts_with("%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n"), "{hello}");
+        assert_eq!(say(&mut client, Word::Id, "CLIENT ID", SECRET), ":7\r\n");
+        assert_eq!(say(&mut client, Word::GetName, "CLIENT GETNAME", SECRET), "$2\r\nme\r\n");
+        assert_eq!(say(&mut client, Word::Reset, "RESET", SECRET), "+RESET\r\n");
+        assert_eq!(client, Identity::new(7, 0, SECRET));
+    }
+
+    #[test]
+    fn a_url_without_password_needs_none() {
+        let mut client = Identity::new(1, 0, Access::NoPassword);
+        assert!(
+            say(&mut client, Word::Auth, "AUTH x", Access::NoPassword).starts_with("-ERR AUTH")
+        );
+        assert_eq!(say(&mut client, Word::Auth, "AUTH default x", Access::NoPassword), "+OK\r\n");
+        assert_eq!(say(&mut client, Word::Auth, "AUTH any x", Access::Open), "+OK\r\n");
+    }
+
+    #[test]
+    fn hello_and_select_refuse_as_redis_does() {
+        let open = Access::Open;
+        let mut client = Identity::new(1, 0, open);
+        assert!(say(&mut client, Word::Hello, "HELLO 4", open).starts_with("-NOPROTO "));
+        assert!(
+            say(&mut client, Word::Hello, "HELLO x", open).starts_with("-ERR Protocol version")
+        );
+        assert!(
+            say(&mut client, Word::Hello, "HELLO 3 WHAT", open).starts_with("-ERR Syntax error")
+        );
+        assert_eq!(client.proto, Proto::Resp2);
+        assert!(say(&mut client, Word::Select, "SELECT x", open).starts_with("-ERR value"));
+        assert!(say(&mut client, Word::Select, "SELECT -1", open).starts_with("-ERR DB index"));
+        let mut out = Vec::new();
+        let ask = client.answer(Word::Select, &[b"SELECT", b"9"], open, &facts(), &mut out);
+        assert_eq!((ask, out.len(), client.db), (Effect::AskDatabase(9), 0, 0));
+    }
+}

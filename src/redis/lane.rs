@@ -1,0 +1,265 @@
+//! A lane: one backend on which the commands of many sessions travel together.
+//!
+//! Sessions append whole commands to the lane's batch and wake its task; the task, which runs after all sessions that
+//! were ready with it, sends the batch in one write and brings the replies to the mailboxes in the order of the
+//! commands. Commands for another database or protocol wait until the lane has been switched, and the server has
+//! confirmed it: nothing is ever sent to a database that is only hoped for.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use super::backend::{Key, RedisPool};
+use super::greeting::write_error;
+use super::lane_run::{Ending, LaneRun};
+use super::mailbox::{MailLimits, Mailbox};
+use crate::pool::{Checkout, CheckoutError, Lease};
+
+/// Bytes that may wait for the lane's next write before sessions have to wait.
+const PENDING_LIMIT: usize = 8 * 1024 * 1024;
+/// How often a batch that was never sent is tried on a fresh connection.
+const RETRY_LIMIT: u32 = 3;
+
+/// Commands that go out together: the same database, the same protocol.
+#[derive(Debug)]
+pub struct Batch {
+    /// What they expect of the connection.
+    pub key: Key,
+    /// The commands.
+    pub bytes: Vec<u8>,
+    /// Whose they are, in order.
+    pub parts: Vec<Part>,
+}
+
+/// One session's share of a batch.
+#[derive(Debug)]
+pub struct Part {
+    /// Where the replies go.
+    pub mailbox: Arc<Mailbox>,
+    /// How many replies.
+    pub replies: u32,
+    /// Where its bytes begin in the batch.
+    pub begins: usize,
+}
+
+/// Who else takes connections from the lane's pool.
+#[derive(Debug)]
+pub enum Sharing {
+    /// Nobody but lanes.
+    Apart,
+    /// Sessions with holds, of which so many wait: with one connection in all, lane and holds take turns.
+    TakingTurns(Arc<AtomicUsize>),
+}
+
+/// One lane; its task is [`Lane::run`].
+#[derive(Debug)]
+pub struct Lane {
+    pool: Arc<RedisPool>,
+    limits: MailLimits,
+    sharing: Sharing,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    batches: VecDeque<Batch>,
+    pending_bytes: usize,
+    task: Option<Waker>,
+    waiting: Vec<Waker>,
+    retries: u32,
+    life: Life,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Life {
+    #[default]
+    Open,
+    Closed,
+}
+
+/// Whether a lane took a session's commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Submitted {
+    /// It did.
+    Taken,
+    /// Too much waits already; the session is woken when there is room.
+    Full,
+}
+
+impl Lane {
+    /// A lane that takes its connection from `pool` when there is something to send.
+    #[must_use]
+    pub fn new(pool: Arc<RedisPool>, limits: MailLimits, sharing: Sharing) -> Arc<Self> {
+        Arc::new(Self { pool, limits, sharing, inner: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bounds of every mailbox served here.
+    #[must_use]
+    pub fn limits(&self) -> MailLimits {
+        self.limits
+    }
+
+    /// The pool whose connection it takes.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<RedisPool> {
+        &self.pool
+    }
+
+    /// Hands over whole commands with `replies` replies in all.
+    pub fn submit(
+        &self,
+        cx: &Context<'_>,
+        key: Key,
+        bytes: &[u8],
+        replies: u32,
+        mailbox: &Arc<Mailbox>,
+    ) -> Submitted {
+        let mut inner = self.lock();
+        if inner.pending_bytes > PENDING_LIMIT {
+            inner.waiting.push(cx.waker().clone());
+            return Submitted::Full;
+        }
+        mailbox.owe(replies);
+        inner.pending_bytes += bytes.len();
+        // A session has one key while anything of its is owed, so batches of other keys may be overtaken.
+        let at = match inner.batches.iter().position(|batch| batch.key == key) {
+            Some(at) => at,
+            None => {
+                inner.batches.push_back(Batch { key, bytes: Vec::new(), parts: Vec::new() });
+                inner.batches.len() - 1
+            }
+        };
+        let batch = &mut inner.batches[at];
+        let part = Part { mailbox: Arc::clone(mailbox), replies, begins: batch.bytes.len() };
+        batch.bytes.extend_from_slice(bytes);
+        batch.parts.push(part);
+        if let Some(task) = inner.task.take() {
+            task.wake();
+        }
+        Submitted::Taken
+    }
+
+    /// Wakes the lane to look around (a session waits for its connection, or all is over).
+    pub fn nudge(&self) {
+        if let Some(task) = self.lock().task.take() {
+            task.wake();
+        }
+    }
+
+    /// Ends the lane's task.
+    pub fn close(&self) {
+        self.lock().life = Life::Closed;
+        self.nudge();
+    }
+
+    /// Whether the connection should be given to somebody else for a while.
+    #[must_use]
+    pub fn must_yield(&self) -> bool {
+        match &self.sharing {
+            Sharing::Apart => false,
+            Sharing::TakingTurns(waiting) => waiting.load(Ordering::Relaxed) > 0,
+        }
+    }
+
+    /// The next batch to send; registers the task to be woken by the next one otherwise.
+    pub(super) fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<Batch>> {
+        let mut inner = self.lock();
+        match inner.batches.pop_front() {
+            Some(batch) => {
+                inner.pending_bytes -= batch.bytes.len();
+                for waker in inner.waiting.drain(..) {
+                    waker.wake();
+                }
+                Poll::Ready(Some(batch))
+            }
+            None if inner.life == Life::Closed => Poll::Ready(None),
+            None => {
+                inner.task = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Registers the task without taking a batch.
+    pub(super) fn listen(&self, cx: &Context<'_>) {
+        self.lock().task = Some(cx.waker().clone());
+    }
+
+    /// Something was answered: the connection is good.
+    pub(super) fn forget_retries(&self) {
+        self.lock().retries = 0;
+    }
+
+    /// Puts back what was never sent, ahead of everything else.
+    pub(super) fn put_back(&self, batch: Batch) {
+        let mut inner = self.lock();
+        inner.pending_bytes += batch.bytes.len();
+        inner.batches.push_front(batch);
+    }
+
+    /// The lane's task: takes a connection when there is work, and another when that one has ended. Ends after
+    /// [`Lane::close`] when everything was sent.
+    pub async fn run(self: Arc<Self>) {
+        while let Some(batch) = std::future::poll_fn(|cx| self.poll_batch(cx)).await {
+            self.put_back(batch);
+            match self.checkout().await {
+                Ok(lease) => {
+                    let ending = LaneRun::new(Arc::clone(&self), lease).await;
+                    self.after(&ending);
+                }
+                Err(error) => self.fail_all(&format!("ERR tidegate: {error}")),
+            }
+        }
+    }
+
+    async fn checkout(&self) -> Result<Lease<super::backend::RedisConnect>, CheckoutError> {
+        match self.pool.checkout() {
+            Checkout::Ready(lease) => Ok(lease),
+            Checkout::Queued(ticket) => ticket.lease().await,
+        }
+    }
+
+    fn after(&self, ending: &Ending) {
+        let Ending::Lost { reason } = ending else { return };
+        let retries = {
+            let mut inner = self.lock();
+            inner.retries += 1;
+            inner.retries
+        };
+        if retries > RETRY_LIMIT {
+            self.fail_all(&format!(
+                "ERR tidegate: the Redis server closed {retries} connections in a row before anything could be \
+                 sent ({reason}); nothing was applied, look at the server's log"
+            ));
+        }
+    }
+
+    /// Answers everything that waits with an error.
+    fn fail_all(&self, text: &str) {
+        let batches = {
+            let mut inner = self.lock();
+            inner.pending_bytes = 0;
+            inner.retries = 0;
+            for waker in inner.waiting.drain(..) {
+                waker.wake();
+            }
+            std::mem::take(&mut inner.batches)
+        };
+        for part in batches.into_iter().flat_map(|batch| batch.parts) {
+            fail(&part.mailbox, part.replies, text, self.limits);
+        }
+    }
+}
+
+/// Answers `replies` commands with the same error.
+pub(super) fn fail(mailbox: &Mailbox, replies: u32, text: &str, limits: MailLimits) {
+    let mut line = Vec::new();
+    write_error(text, &mut line);
+    let lines = line.repeat(usize::try_from(replies).unwrap_or(0));
+    mailbox.deliver(&lines, replies, limits);
+}

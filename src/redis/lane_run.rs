@@ -1,0 +1,335 @@
+//! A lane at work on one connection: batches out, replies in, both at any time.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::Sleep;
+
+use super::backend::{Key, RedisConnect};
+use super::exchange::{Debt, Exchange, Fate};
+use super::lane::{Batch, Lane, Part, fail};
+use super::mailbox::Mailbox;
+use super::wire::{Reply, ReplyScanner};
+use crate::net::with_read_buffer;
+use crate::pool::Lease;
+
+/// How long a lane waits for a client that is being sent a large reply to make room, before it goes on for the sake of all the
+/// others and lets the bytes pile up to the client's limit.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What commands in flight are told when their connection ends.
+const LOST: &str = "ERR tidegate: the Redis server closed the connection while this command was in flight; \
+     it may or may not have been applied";
+
+/// How a lane's use of one connection ended.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// Given back: somebody waits for it, or the lane was closed.
+    GivenBack,
+    /// The connection ended.
+    Lost {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+#[derive(Debug, Clone)]
+enum Creditor {
+    Session(Arc<Mailbox>),
+    /// Our own commands that bring the connection to another key.
+    Switch,
+}
+
+/// The connection's way from one key to another.
+#[derive(Debug)]
+enum Course {
+    Steady,
+    /// The batch goes out when the server has confirmed its key.
+    Switching(Batch),
+}
+
+/// Progress of one look at one side.
+#[derive(Debug, PartialEq, Eq)]
+enum Moved {
+    Yes,
+    No,
+}
+
+/// The future of a lane on one connection. Dropping it closes the connection.
+pub(super) struct LaneRun {
+    lane: Arc<Lane>,
+    lease: Option<Lease<RedisConnect>>,
+    exchange: Exchange<Creditor>,
+    replies: ReplyScanner,
+    course: Course,
+    out: Vec<u8>,
+    /// Bytes of `out` that were sent.
+    sent: usize,
+    /// Bytes sent before `out`.
+    sent_before: u64,
+    /// The client that the lane waits for, and until when.
+    waiting: Option<(Arc<Mailbox>, Pin<Box<Sleep>>)>,
+}
+
+impl LaneRun {
+    pub(super) fn new(lane: Arc<Lane>, lease: Lease<RedisConnect>) -> Self {
+        Self {
+            lane,
+            lease: Some(lease),
+            exchange: Exchange::default(),
+            replies: ReplyScanner::default(),
+            course: Course::Steady,
+            out: Vec::new(),
+            sent: 0,
+            sent_before: 0,
+            waiting: None,
+        }
+    }
+
+    /// Loads the next batch when the last one is on its way.
+    fn load(&mut self, cx: &Context<'_>) -> Poll<Option<()>> {
+        if !self.out.is_empty() || matches!(self.course, Course::Switching(_)) {
+            self.lane.listen(cx);
+            return Poll::Pending;
+        }
+        if self.lane.must_yield() {
+            self.lane.listen(cx);
+            // What is owed is awaited; then the connection goes to whoever waits for it.
+            return if self.exchange.is_empty() { Poll::Ready(None) } else { Poll::Pending };
+        }
+        let Some(batch) = ready!(self.lane.poll_batch(cx)) else {
+            return if self.exchange.is_empty() { Poll::Ready(None) } else { Poll::Pending };
+        };
+        self.begin(batch);
+        Poll::Ready(Some(()))
+    }
+
+    fn begin(&mut self, batch: Batch) {
+        let mut switch = Vec::new();
+        let Some(lease) = &self.lease else { return };
+        let replies = lease.write_switch(batch.key, &mut switch);
+        if replies > 0 {
+            let begins = self.sent_before;
+            self.exchange.owe(Debt { creditor: Creditor::Switch, replies, begins });
+            self.out = switch;
+            self.course = Course::Switching(batch);
+            return;
+        }
+        for part in batch.parts {
+            let begins = self.sent_before + u64::try_from(part.begins).unwrap_or(0);
+            let creditor = Creditor::Session(part.mailbox);
+            self.exchange.owe(Debt { creditor, replies: part.replies, begins });
+        }
+        self.out = batch.bytes;
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
+        let Some(lease) = &mut self.lease else { return Poll::Pending };
+        while self.sent < self.out.len() {
+            let n = ready!(lease.stream.poll_write_from(cx, &self.out[self.sent..]))
+                .map_err(|error| error.to_string())?;
+            if n == 0 {
+                return Poll::Ready(Err("the connection takes no more bytes".into()));
+            }
+            self.sent += n;
+        }
+        let length = self.out.len();
+        lease.pool().metrics().bytes_sent_server.inc_by(u64::try_from(length).unwrap_or(0));
+        self.sent_before += u64::try_from(length).unwrap_or(0);
+        self.sent = 0;
+        // Kept for the next batch's switch at most: batches bring their own memory.
+        self.out = Vec::new();
+        ready!(lease.stream.poll_flushed(cx)).map_err(|error| error.to_string())?;
+        Poll::Ready(Ok(()))
+    }
+
+    /// One read, so that the sessions get their turn to write before the next.
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
+        if let Some((mailbox, patience)) = &mut self.waiting {
+            if mailbox.poll_room(cx).is_pending() && patience.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.waiting = None;
+        }
+        with_read_buffer(|buffer| {
+            let Some(lease) = &mut self.lease else { return Poll::Pending };
+            let n = ready!(lease.stream.poll_read_into(cx, buffer))
+                .map_err(|error| error.to_string())?;
+            if n == 0 {
+                return Poll::Ready(Err("end of stream".into()));
+            }
+            lease.pool().metrics().bytes_received_server.inc_by(u64::try_from(n).unwrap_or(0));
+            Poll::Ready(self.distribute(cx, &buffer[..n]))
+        })
+    }
+
+    fn distribute(&mut self, cx: &Context<'_>, bytes: &[u8]) -> Result<(), String> {
+        let (mut at, mut run, mut replies) = (0, 0, 0);
+        while at < bytes.len() {
+            let begins = at;
+            let (used, reply) =
+                self.replies.advance(&bytes[at..]).map_err(|error| error.to_string())?;
+            at += used;
+            if self.replies.is_push() {
+                // Nothing on a lane asks for pushes, so nobody waits for this one.
+                self.hand_over(cx, &bytes[run..begins], replies)?;
+                (run, replies) = (at, 0);
+                continue;
+            }
+            let Some((_creditor, owed)) = self.exchange.front() else {
+                let said = String::from_utf8_lossy(&bytes[begins..at]).trim().to_owned();
+                return Err(format!("unasked reply: {said:.200}"));
+            };
+            if reply == Reply::Whole {
+                replies += 1;
+                if replies == owed {
+                    self.hand_over(cx, &bytes[run..at], replies)?;
+                    (run, replies) = (at, 0);
+                }
+            }
+        }
+        self.hand_over(cx, &bytes[run..], replies)
+    }
+
+    fn hand_over(&mut self, cx: &Context<'_>, bytes: &[u8], replies: u32) -> Result<(), String> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        match self.exchange.front() {
+            Some((Creditor::Session(mailbox), _)) => {
+                mailbox.deliver(bytes, replies, self.lane.limits());
+                if self.waiting.is_none() && mailbox.poll_room(cx).is_pending() {
+                    let patience = Box::pin(tokio::time::sleep(PATIENCE));
+                    self.waiting = Some((Arc::clone(mailbox), patience));
+                }
+            }
+            Some((Creditor::Switch, _)) if self.replies.first() == b'-' => {
+                let said = String::from_utf8_lossy(bytes).trim().to_owned();
+                return Err(format!("the server refused to change database or protocol: {said}"));
+            }
+            Some((Creditor::Switch, _)) | None => {}
+        }
+        self.exchange.pay(replies);
+        if replies > 0 {
+            self.lane.forget_retries();
+        }
+        if self.exchange.is_empty()
+            && let Course::Switching(batch) = std::mem::replace(&mut self.course, Course::Steady)
+        {
+            if let Some(lease) = &mut self.lease {
+                lease.key = batch.key;
+            }
+            self.begin(batch);
+        }
+        Ok(())
+    }
+
+    /// The connection is gone: tells those whose commands may have been applied, keeps the others' for the next one.
+    fn settle(&mut self, reason: &str) {
+        let written = self.sent_before + u64::try_from(self.sent).unwrap_or(0);
+        let mid_reply = self.replies.is_inside() && !self.replies.is_push();
+        let (mut ambiguous, mut first) = (0, true);
+        let mut unsent = Vec::new();
+        let key = self.lease.as_ref().map(|lease| lease.key);
+        for (fate, debt) in self.exchange.settle(written) {
+            let Creditor::Session(mailbox) = debt.creditor else {
+                first = false;
+                continue;
+            };
+            match fate {
+                Fate::Ambiguous if first && mid_reply => mailbox.tear(),
+                Fate::Ambiguous => fail(&mailbox, debt.replies, LOST, self.lane.limits()),
+                Fate::Unsent => unsent.push((mailbox, debt.replies, debt.begins)),
+            }
+            ambiguous += if fate == Fate::Ambiguous { debt.replies } else { 0 };
+            first = false;
+        }
+        if ambiguous > 0 {
+            tracing::warn!(reason, in_flight = ambiguous, "a lane lost its connection");
+        } else {
+            tracing::info!(
+                reason,
+                "an idle lane lost its connection; the next command opens another"
+            );
+        }
+        if let (Some(batch), Some(key)) = (self.unsent(&unsent), key) {
+            self.lane.put_back(Batch { key, ..batch });
+        }
+        if let Course::Switching(batch) = std::mem::replace(&mut self.course, Course::Steady) {
+            self.lane.put_back(batch);
+        }
+    }
+
+    fn unsent(&mut self, parts: &[(Arc<Mailbox>, u32, u64)]) -> Option<Batch> {
+        let origin = parts.first()?.2;
+        let place = |begins: u64| usize::try_from(begins - origin).unwrap_or(0);
+        let offset = usize::try_from(origin.saturating_sub(self.sent_before)).ok()?;
+        let bytes = self.out.get(offset..)?.to_vec();
+        let parts = parts.iter().map(|(mailbox, replies, begins)| Part {
+            mailbox: Arc::clone(mailbox),
+            replies: *replies,
+            begins: place(*begins),
+        });
+        let key = Key { db: 0, proto: super::greeting::Proto::Resp2 };
+        Some(Batch { key, bytes, parts: parts.collect() })
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Moved, Ending> {
+        let lost = |reason| Ending::Lost { reason };
+        let mut moved = Moved::No;
+        match self.load(cx) {
+            Poll::Ready(Some(())) => moved = Moved::Yes,
+            Poll::Ready(None) => return Err(Ending::GivenBack),
+            Poll::Pending => {}
+        }
+        if !self.out.is_empty() {
+            if self.write(cx).map_err(lost)?.is_ready() {
+                moved = Moved::Yes;
+            }
+        } else if let Some(lease) = &mut self.lease {
+            // TLS may still hold a part of what it took.
+            let _flushed =
+                lease.stream.poll_flushed(cx).map_err(|error| lost(error.to_string()))?;
+        }
+        if self.read(cx).map_err(lost)?.is_ready() {
+            moved = Moved::Yes;
+        }
+        Ok(moved)
+    }
+}
+
+impl Future for LaneRun {
+    type Output = Ending;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ending> {
+        let run = self.get_mut();
+        let mut turns = 0;
+        loop {
+            match run.turn(cx) {
+                Ok(Moved::No) => return Poll::Pending,
+                Ok(Moved::Yes) => {
+                    turns += 1;
+                    if turns > 1 {
+                        // The sessions that were just served come first.
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                Err(ending) => {
+                    if let Ending::Lost { reason } = &ending {
+                        run.settle(reason);
+                    }
+                    if let Some(lease) = run.lease.take() {
+                        match &ending {
+                            Ending::GivenBack => lease.give_back(),
+                            Ending::Lost { .. } => lease.close("connection lost"),
+                        }
+                    }
+                    return Poll::Ready(ending);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,597 @@
+//! A backend that one session holds: what may be sent on it now, what is owed, and when it can be given back.
+//!
+//! Replies are counted, except where the protocol does not (subscriptions: then the server is asked whether any are
+//! left; streams: then the connection is never shared again).
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll, ready};
+
+use super::backend::{Key, RedisConnect};
+use super::command::{Carriage, Reason, Step, Word, is_unsubscribe, step};
+use super::greeting::Proto;
+use super::wire::{Reply, ReplyScanner, write_command};
+use crate::net::with_read_buffer;
+use crate::pool::Lease;
+
+/// Bytes of requests kept for the server, and of replies for the client, before the other side has to wait.
+pub const PINNED_BUFFER: usize = 256 * 1024;
+/// First bytes of a reply that are kept to tell what it is.
+const HEAD: usize = 40;
+/// Longest answer to our own question about subscriptions.
+const CAPTURE_LIMIT: usize = 8 * 1024;
+
+/// Why the session holds the backend, and what ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Our commands that set database and protocol are on their way.
+    Preparing(Reason),
+    /// Ready for the command it was taken for.
+    First(Reason),
+    /// One command: ends when it is answered.
+    Once,
+    /// WATCH without MULTI: ends with EXEC after MULTI, or UNWATCH.
+    Watching,
+    /// MULTI: ends with EXEC or DISCARD.
+    Queueing,
+    /// The last command of a transaction is sent: ends when everything is answered.
+    Ending,
+    /// Something is, or was, subscribed: ends when the server says that nothing is.
+    Subscribed,
+    /// The server was asked whether anything is still subscribed.
+    Fencing,
+    /// Bytes of which nothing is known: ends with the connection.
+    Stream,
+}
+
+/// A reply that will come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Relay(Meaning),
+    /// To a command of ours.
+    Swallow,
+    /// To our question about subscriptions.
+    Fence,
+    /// So many confirmations of one SUBSCRIBE.
+    Confirmations(usize),
+}
+
+/// What a reply means for the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    Plain,
+    /// Of the WATCH or MULTI that began the hold: an error ends it.
+    Began,
+    /// Of a SELECT: no error means that database.
+    Select(u32),
+    /// Of EXEC: not null and no error means the SELECTs inside took effect.
+    Exec,
+}
+
+/// What to do with a command of the session that holds the backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing yet: something must be answered first.
+    Wait,
+    /// It was taken.
+    Taken,
+    /// The session answers it, now that everything before is answered.
+    Answer(Word),
+    /// It can't be carried here.
+    Refuse(&'static str),
+}
+
+const NOT_IN_MULTI: &str = "ERR tidegate: this command is not carried inside MULTI or while keys are watched or channels subscribed; \
+     send it before, or on a connection of its own";
+
+/// Why the backend is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Loss {
+    /// It broke, or what it said is not RESP.
+    Broken(String),
+    /// It refused the session's database or protocol.
+    Refused(String),
+}
+
+/// The request bytes now on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inflow {
+    /// Whole commands.
+    Whole,
+    /// A command whose end is not here yet; its bytes pass as they come.
+    Inside,
+}
+
+/// Condition of the backend at the end of the hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Clean,
+    /// Something of the session may be left on it.
+    Spoilt,
+}
+
+/// The held backend.
+pub struct Pinned {
+    lease: Lease<RedisConnect>,
+    hold: Hold,
+    key: Key,
+    expects: VecDeque<Expect>,
+    requests: Vec<u8>,
+    sent: usize,
+    replies: ReplyScanner,
+    head: Head,
+    captured: Vec<u8>,
+    condition: Condition,
+    queued_db: Option<u32>,
+    /// A database that a SELECT of the client has reached; for the session to collect.
+    pub selected: Option<u32>,
+    /// The request bytes now on their way.
+    pub inflow: Inflow,
+}
+
+impl Pinned {
+    /// Takes up `lease` for a command that is carried for `reason` and expects `key`.
+    #[must_use]
+    pub fn new(mut lease: Lease<RedisConnect>, reason: Reason, key: Key) -> Self {
+        lease.pin(reason.label());
+        let mut requests = Vec::new();
+        let replies = lease.write_switch(key, &mut requests);
+        let hold = if replies > 0 { Hold::Preparing(reason) } else { Hold::First(reason) };
+        Self {
+            lease,
+            hold,
+            key,
+            expects: (0..replies).map(|_| Expect::Swallow).collect(),
+            requests,
+            sent: 0,
+            replies: ReplyScanner::default(),
+            head: Head::default(),
+            captured: Vec::new(),
+            condition: Condition::Clean,
+            queued_db: None,
+            selected: None,
+            inflow: Inflow::Whole,
+        }
+    }
+
+    /// Why it is held.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        self.hold
+    }
+
+    /// Whether more requests may be added.
+    #[must_use]
+    pub fn has_room(&self, depth: usize) -> bool {
+        self.requests.len() - self.sent < PINNED_BUFFER && self.expects.len() < depth
+    }
+
+    /// Whether the hold has ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.hold, Hold::Once | Hold::Ending)
+            && self.expects.is_empty()
+            && self.requests.is_empty()
+            && self.inflow == Inflow::Whole
+    }
+
+    /// Whether the hold lasts until the client leaves.
+    #[must_use]
+    pub fn is_endless(&self) -> bool {
+        matches!(self.hold, Hold::Subscribed | Hold::Stream)
+    }
+
+    /// Gives the backend back, or closes it if something may be left on it. Only when [`Self::is_over`].
+    pub fn release(mut self) {
+        self.lease.unpin();
+        match self.condition {
+            Condition::Clean => self.lease.give_back(),
+            Condition::Spoilt => self.lease.close("state unknown"),
+        }
+    }
+
+    /// Closes the backend: the hold did not end.
+    pub fn abandon(mut self, reason: &'static str) {
+        self.lease.unpin();
+        self.lease.close(reason);
+    }
+
+    /// Replies that the client still waits for; `None` if it already has a part of the next one.
+    #[must_use]
+    pub fn unanswered(&self) -> Option<usize> {
+        if self.replies.is_inside() && self.goes_to_client() {
+            return None;
+        }
+        let relayed = self.expects.iter().filter(|expect| matches!(expect, Expect::Relay(_)));
+        Some(relayed.count())
+    }
+
+    /// Bytes that are relayed without being looked at.
+    pub fn push_bytes(&mut self, bytes: &[u8]) {
+        self.requests.extend_from_slice(bytes);
+    }
+
+    /// Decides about a command, of which at least the name is in `words`; if taken, `bytes` are to be sent and a reply is expected.
+    pub fn take(&mut self, words: &[&[u8]], carriage: Carriage, bytes: &[u8]) -> Decision {
+        let name = words.first().copied().unwrap_or_default();
+        match self.hold {
+            Hold::Preparing(_) | Hold::Once | Hold::Ending | Hold::Fencing => Decision::Wait,
+            Hold::First(reason) => self.take_first(reason, words, bytes),
+            Hold::Watching => self.take_watching(name, words, carriage, bytes),
+            Hold::Queueing => self.take_queueing(name, words, carriage, bytes),
+            Hold::Subscribed => self.take_subscribed(name, words, carriage, bytes),
+            Hold::Stream => self.relay(bytes, None, Hold::Stream),
+        }
+    }
+
+    fn relay(&mut self, bytes: &[u8], expect: Option<Expect>, hold: Hold) -> Decision {
+        self.requests.extend_from_slice(bytes);
+        self.expects.extend(expect);
+        self.hold = hold;
+        Decision::Taken
+    }
+
+    fn plain(&mut self, bytes: &[u8]) -> Decision {
+        self.relay(bytes, Some(Expect::Relay(Meaning::Plain)), self.hold)
+    }
+
+    fn take_first(&mut self, reason: Reason, words: &[&[u8]], bytes: &[u8]) -> Decision {
+        let name = words.first().copied().unwrap_or_default();
+        let plain = Some(Expect::Relay(Meaning::Plain));
+        match reason {
+            Reason::Transaction => {
+                let hold = if step(name) == Step::Multi { Hold::Queueing } else { Hold::Watching };
+                self.relay(bytes, Some(Expect::Relay(Meaning::Began)), hold)
+            }
+            Reason::Subscription => {
+                self.hold = Hold::Subscribed;
+                self.take_subscribed(name, words, Carriage::Pinned(reason), bytes)
+            }
+            Reason::Stream => self.relay(bytes, None, Hold::Stream),
+            Reason::Database => self.relay(bytes, Some(Expect::Relay(selects(words))), Hold::Once),
+            Reason::Wait => {
+                // WAIT is about the connection's own last write. The session's writes went over a lane, before this one,
+                // so waiting for a later write of this connection covers them. A publication is replicated and stores nothing.
+                write_command(&["PUBLISH", "tidegate:wait", ""], &mut self.requests);
+                self.expects.push_back(Expect::Swallow);
+                self.relay(bytes, plain, Hold::Once)
+            }
+            Reason::Blocking | Reason::Large => self.relay(bytes, plain, Hold::Once),
+            Reason::Unknown => {
+                self.condition = Condition::Spoilt;
+                self.relay(bytes, plain, Hold::Once)
+            }
+        }
+    }
+
+    fn answer(&self, word: Word) -> Decision {
+        if self.expects.is_empty() { Decision::Answer(word) } else { Decision::Wait }
+    }
+
+    fn refuse(&self, text: &'static str) -> Decision {
+        if self.expects.is_empty() { Decision::Refuse(text) } else { Decision::Wait }
+    }
+
+    fn take_watching(
+        &mut self,
+        name: &[u8],
+        words: &[&[u8]],
+        carriage: Carriage,
+        bytes: &[u8],
+    ) -> Decision {
+        let plain = Some(Expect::Relay(Meaning::Plain));
+        match (step(name), carriage) {
+            (Step::Multi, _) => self.relay(bytes, plain, Hold::Queueing),
+            (Step::Unwatch, _) => self.relay(bytes, plain, Hold::Ending),
+            (_, Carriage::Session(Word::Select)) => {
+                self.relay(bytes, Some(Expect::Relay(selects(words))), Hold::Watching)
+            }
+            (_, Carriage::Session(Word::Hello)) => self.refuse(NOT_IN_MULTI),
+            (_, Carriage::Session(word)) => self.answer(word),
+            (_, Carriage::Refused(text)) => self.refuse(text),
+            (_, Carriage::Pinned(Reason::Stream)) => self.relay(bytes, None, Hold::Stream),
+            (_, Carriage::Pinned(Reason::Subscription)) => {
+                self.condition = Condition::Spoilt;
+                self.hold = Hold::Subscribed;
+                self.take_subscribed(name, words, carriage, bytes)
+            }
+            (_, Carriage::Pinned(Reason::Unknown)) => {
+                self.condition = Condition::Spoilt;
+                self.plain(bytes)
+            }
+            _ => self.plain(bytes),
+        }
+    }
+
+    fn take_queueing(
+        &mut self,
+        name: &[u8],
+        words: &[&[u8]],
+        carriage: Carriage,
+        bytes: &[u8],
+    ) -> Decision {
+        match (step(name), carriage) {
+            (Step::Exec, _) => self.relay(bytes, Some(Expect::Relay(Meaning::Exec)), Hold::Ending),
+            (Step::Discard, _) => {
+                self.queued_db = None;
+                self.relay(bytes, Some(Expect::Relay(Meaning::Plain)), Hold::Ending)
+            }
+            (_, Carriage::Session(Word::Reset | Word::Quit)) => match carriage {
+                Carriage::Session(word) => self.answer(word),
+                _ => Decision::Wait,
+            },
+            (_, Carriage::Session(Word::Hello | Word::Auth))
+            | (_, Carriage::Pinned(Reason::Subscription | Reason::Stream)) => {
+                self.refuse(NOT_IN_MULTI)
+            }
+            (_, Carriage::Refused(text)) => self.refuse(text),
+            (_, Carriage::Session(Word::Select)) => {
+                if let Meaning::Select(db) = selects(words) {
+                    self.queued_db = Some(db);
+                }
+                self.plain(bytes)
+            }
+            (_, Carriage::Session(_) | Carriage::Pinned(Reason::Unknown)) => {
+                self.condition = Condition::Spoilt;
+                self.plain(bytes)
+            }
+            _ => self.plain(bytes),
+        }
+    }
+
+    fn take_subscribed(
+        &mut self,
+        name: &[u8],
+        words: &[&[u8]],
+        carriage: Carriage,
+        bytes: &[u8],
+    ) -> Decision {
+        match carriage {
+            _ if is_unsubscribe(name) => {
+                self.requests.extend_from_slice(bytes);
+                write_command(&["CLIENT", "INFO"], &mut self.requests);
+                self.captured.clear();
+                self.expects.push_back(Expect::Fence);
+                self.hold = Hold::Fencing;
+                Decision::Taken
+            }
+            Carriage::Pinned(Reason::Subscription) => {
+                let confirmations = Expect::Confirmations(words.len().saturating_sub(1).max(1));
+                self.relay(bytes, Some(confirmations), Hold::Subscribed)
+            }
+            Carriage::Session(Word::Select) => {
+                self.relay(bytes, Some(Expect::Relay(selects(words))), Hold::Subscribed)
+            }
+            Carriage::Session(Word::Hello) => self.refuse(NOT_IN_MULTI),
+            Carriage::Session(word) => self.answer(word),
+            Carriage::Refused(text) => self.refuse(text),
+            Carriage::Pinned(Reason::Stream) => self.relay(bytes, None, Hold::Stream),
+            Carriage::Pinned(Reason::Transaction | Reason::Unknown) => {
+                self.condition = Condition::Spoilt;
+                self.plain(bytes)
+            }
+            Carriage::Lane | Carriage::Pinned(_) => self.plain(bytes),
+        }
+    }
+
+    /// Sends what there is to send.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Loss>> {
+        if self.requests.is_empty() {
+            return self.lease.stream.poll_flushed(cx).map_err(|error| broken(&error));
+        }
+        while self.sent < self.requests.len() {
+            let n = ready!(self.lease.stream.poll_write_from(cx, &self.requests[self.sent..]))
+                .map_err(|error| broken(&error))?;
+            if n == 0 {
+                return Poll::Ready(Err(Loss::Broken("the connection takes no bytes".into())));
+            }
+            self.sent += n;
+        }
+        let sent = u64::try_from(self.sent).unwrap_or(0);
+        self.lease.pool().metrics().bytes_sent_server.inc_by(sent);
+        (self.requests, self.sent) = (Vec::new(), 0);
+        self.lease.stream.poll_flushed(cx).map_err(|error| broken(&error))
+    }
+
+    /// Whether requests wait to be sent.
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        !self.requests.is_empty()
+    }
+
+    /// Reads once and appends what is the client's to `out`.
+    pub fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<u8>,
+    ) -> Poll<Result<(), Loss>> {
+        with_read_buffer(|buffer| {
+            let n = ready!(self.lease.stream.poll_read_into(cx, buffer))
+                .map_err(|error| broken(&error))?;
+            if n == 0 {
+                return Poll::Ready(Err(Loss::Broken("end of stream".into())));
+            }
+            let received = u64::try_from(n).unwrap_or(0);
+            self.lease.pool().metrics().bytes_received_server.inc_by(received);
+            Poll::Ready(self.receive(&buffer[..n], out))
+        })
+    }
+
+    fn receive(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Loss> {
+        if self.hold == Hold::Stream {
+            out.extend_from_slice(bytes);
+            return Ok(());
+        }
+        let mut at = 0;
+        while at < bytes.len() {
+            let (used, reply) = self
+                .replies
+                .advance(&bytes[at..])
+                .map_err(|error| Loss::Broken(error.to_string()))?;
+            let piece = &bytes[at..at + used];
+            at += used;
+            self.head.feed(piece);
+            if self.goes_to_client() {
+                out.extend_from_slice(piece);
+            } else if self.captured.len() < CAPTURE_LIMIT {
+                self.captured.extend_from_slice(piece);
+            }
+            if reply != Reply::Partial {
+                self.end_of_frame()?;
+                self.head = Head::default();
+            }
+        }
+        Ok(())
+    }
+
+    /// Of the frame that has just begun or ended.
+    fn goes_to_client(&self) -> bool {
+        let message = self.replies.is_push() || self.is_resp2_message_type();
+        message || !matches!(self.expects.front(), Some(Expect::Swallow | Expect::Fence))
+    }
+
+    /// In RESP2 messages are arrays; none of our own questions is answered by one while they can come.
+    fn is_resp2_message_type(&self) -> bool {
+        matches!(self.hold, Hold::Subscribed | Hold::Fencing)
+            && self.key.proto == Proto::Resp2
+            && self.replies.first() == b'*'
+    }
+
+    fn end_of_frame(&mut self) -> Result<(), Loss> {
+        let message = self.replies.is_push()
+            || (self.is_resp2_message_type() && self.head.message_kind().is_some());
+        if message {
+            if self.head.message_kind() == Some(MessageKind::Confirmation) {
+                self.confirm();
+            }
+            return Ok(());
+        }
+        let failed = self.replies.first() == b'-';
+        match self.expects.pop_front() {
+            Some(Expect::Swallow) if failed => {
+                let said = String::from_utf8_lossy(&self.captured).trim().to_owned();
+                Err(Loss::Refused(said.trim_start_matches('-').to_owned()))
+            }
+            Some(Expect::Swallow) => {
+                self.captured.clear();
+                self.prepared();
+                Ok(())
+            }
+            Some(Expect::Fence) => {
+                self.fence();
+                Ok(())
+            }
+            Some(Expect::Relay(meaning)) => {
+                self.apply(meaning);
+                Ok(())
+            }
+            Some(Expect::Confirmations(_)) => Ok(()),
+            None if self.hold == Hold::Subscribed => Ok(()),
+            None => Err(Loss::Broken("a reply that nobody asked for".into())),
+        }
+    }
+
+    fn prepared(&mut self) {
+        if let Hold::Preparing(reason) = self.hold
+            && self.expects.is_empty()
+        {
+            self.lease.key = self.key;
+            self.hold = Hold::First(reason);
+        }
+    }
+
+    fn confirm(&mut self) {
+        if let Some(Expect::Confirmations(left)) = self.expects.front_mut() {
+            *left -= 1;
+            if *left == 0 {
+                self.expects.pop_front();
+            }
+        }
+    }
+
+    /// In RESP2 a subscribed connection refuses the question, which is answer enough.
+    fn fence(&mut self) {
+        let text = String::from_utf8_lossy(&self.captured);
+        let none_left = !text.starts_with('-')
+            && text.contains(" sub=0 psub=0")
+            && (text.contains(" ssub=0") || !text.contains(" ssub="));
+        self.hold = if none_left { Hold::Ending } else { Hold::Subscribed };
+        self.captured.clear();
+    }
+
+    fn apply(&mut self, meaning: Meaning) {
+        let failed = self.replies.first() == b'-';
+        match meaning {
+            Meaning::Plain => {}
+            Meaning::Began if failed => self.hold = Hold::Ending,
+            Meaning::Began => {}
+            Meaning::Select(db) if !failed => self.now_in(db),
+            Meaning::Select(_) => {}
+            Meaning::Exec => {
+                if let (Some(db), false) = (self.queued_db.take(), failed || self.head.is_null()) {
+                    // Whether a SELECT inside failed is not looked up: the backend is not shared again.
+                    self.condition = Condition::Spoilt;
+                    self.now_in(db);
+                }
+            }
+        }
+    }
+
+    fn now_in(&mut self, db: u32) {
+        self.key.db = db;
+        self.lease.key.db = db;
+        self.selected = Some(db);
+    }
+}
+
+fn selects(words: &[&[u8]]) -> Meaning {
+    let number = words.get(1).and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
+    number.map_or(Meaning::Plain, Meaning::Select)
+}
+
+fn broken(error: &std::io::Error) -> Loss {
+    Loss::Broken(error.to_string())
+}
+
+/// The first bytes of a reply.
+#[derive(Debug)]
+struct Head {
+    bytes: [u8; HEAD],
+    length: usize,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { bytes: [0; HEAD], length: 0 }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MessageKind {
+    Message,
+    Confirmation,
+}
+
+impl Head {
+    fn feed(&mut self, piece: &[u8]) {
+        let take = piece.len().min(HEAD - self.length);
+        self.bytes[self.length..self.length + take].copy_from_slice(&piece[..take]);
+        self.length += take;
+    }
+
+    fn is_null(&self) -> bool {
+        matches!(self.bytes.get(..3), Some([b'*' | b'$', b'-', b'1'] | [b'_', ..]))
+    }
+
+    /// What kind of pub/sub message begins like this: `*3 $7 message …`.
+    fn message_kind(&self) -> Option<MessageKind> {
+        let text = &self.bytes[..self.length];
+        let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.trim_ascii_end());
+        let (_count, _length) = (lines.next()?, lines.next()?);
+        match lines.next()? {
+            b"message" | b"pmessage" | b"smessage" => Some(MessageKind::Message),
+            b"subscribe" | b"psubscribe" | b"ssubscribe" | b"unsubscribe" | b"punsubscribe"
+            | b"sunsubscribe" => Some(MessageKind::Confirmation),
+            _ => None,
+        }
+    }
+}

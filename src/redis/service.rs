@@ -1,0 +1,144 @@
+//! The Redis service: one upstream per listener, its lanes and pools, and the loop that takes clients.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+
+use super::session::Session;
+use super::upstream::Upstream;
+use crate::config::RedisSettings;
+use crate::lifecycle::Drain;
+use crate::metrics::{Metrics, Protocol};
+use crate::net::{Listener, Stream};
+use crate::pool::Reachability;
+
+/// All that serves Redis clients. Opens no connection until a client needs one.
+#[derive(Debug)]
+pub struct Service {
+    upstreams: Vec<Arc<Upstream>>,
+    clients: Arc<AtomicUsize>,
+    client_limit: usize,
+    login_timeout: Duration,
+    drain: Drain,
+}
+
+impl Service {
+    /// Builds the service: one upstream for each of the settings' listeners.
+    ///
+    /// # Errors
+    /// When TLS can't be set up.
+    pub fn new(
+        settings: &RedisSettings,
+        metrics: &Arc<Metrics>,
+        drain: Drain,
+    ) -> Result<Self, anyhow::Error> {
+        let upstreams = settings.listeners.iter().map(|listener| {
+            let metrics = metrics.pool(Protocol::Redis, &listener.upstream.name);
+            Upstream::new(settings, &listener.upstream, metrics).map(Arc::new)
+        });
+        Ok(Self {
+            upstreams: upstreams.collect::<Result<_, _>>()?,
+            clients: Arc::default(),
+            client_limit: settings.limits.client_limit,
+            login_timeout: settings.login_timeout,
+            drain,
+        })
+    }
+
+    /// Takes the clients of one listener until the drain starts, then waits until their sessions have ended.
+    pub async fn serve(&self, listener_index: usize, listener: Listener) {
+        let Some(upstream) = self.upstreams.get(listener_index) else { return };
+        let mut tasks = tokio::task::JoinSet::new();
+        for lane in upstream.lanes() {
+            tasks.spawn(Arc::clone(lane).run());
+        }
+        tasks.spawn(upstream.holds().run_reaper());
+        if let Some(lane) = upstream.lanes().first()
+            && !Arc::ptr_eq(lane.pool(), upstream.holds())
+        {
+            tasks.spawn(lane.pool().run_reaper());
+        }
+        let drain = self.drain.clone();
+        tokio::select! {
+            () = self.accept(upstream, &listener) => {}
+            () = drain.started() => {}
+        }
+        drop(listener);
+        // Sessions finish what is owed; the lanes must live until then. Whoever is left at the deadline is cut off.
+        drain.deadline().await;
+        tasks.abort_all();
+    }
+
+    async fn accept(&self, upstream: &Arc<Upstream>, listener: &Listener) {
+        loop {
+            let (stream, _peer) = match listener.accept().await {
+                Ok(client) => client,
+                Err(error) => {
+                    tracing::error!(%error, "the Redis listener is of no use any more");
+                    return;
+                }
+            };
+            if self.clients.fetch_add(1, Ordering::Relaxed) >= self.client_limit {
+                self.clients.fetch_sub(1, Ordering::Relaxed);
+                tokio::spawn(refuse(stream, self.client_limit));
+                continue;
+            }
+            let place = Place(Arc::clone(&self.clients));
+            let greeting = tokio::time::sleep(self.login_timeout);
+            let session = Session::new(stream, Arc::clone(upstream), self.drain.guard(), greeting);
+            tokio::spawn(async move {
+                session.await;
+                drop(place);
+            });
+        }
+    }
+
+    /// For each upstream, whether its server was reached.
+    #[must_use]
+    pub fn readiness(&self) -> Vec<(String, Reachability)> {
+        let pool = |upstream: &Arc<Upstream>| {
+            let lanes = upstream.lanes().first().map(|lane| lane.pool().state());
+            let holds = upstream.holds().state();
+            let state = match lanes {
+                None | Some(Reachability::NotTried) => holds,
+                Some(state) => state,
+            };
+            (upstream.name().to_owned(), state)
+        };
+        self.upstreams.iter().map(pool).collect()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        for upstream in &self.upstreams {
+            for lane in upstream.lanes() {
+                lane.close();
+                lane.pool().close();
+            }
+            upstream.holds().close();
+        }
+    }
+}
+
+/// A client's place among the clients allowed.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Longest time to tell a client that there are too many.
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
+
+async fn refuse(mut stream: Stream, limit: usize) {
+    let text = format!(
+        "-ERR max number of clients reached (tidegate: {limit}; raise redis.limits.client_limit or use fewer clients)\r\n"
+    );
+    // The client may be gone already; then there is nobody to tell.
+    let _told = tokio::time::timeout(REFUSAL_TIME, stream.write_all(text.as_bytes())).await;
+}

@@ -1,0 +1,643 @@
+//! One client from greeting to goodbye: a small future that owns the client's stream and decides, command by command,
+//! which way each goes.
+//!
+//! Replies come in the order of the commands because only one way is in use at a time: while a lane owes replies, nothing
+//! is answered by the session or sent on a backend of its own, and the other way round. An idle session owns no
+//! buffer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::time::Sleep;
+
+use super::backend::{Key, RedisConnect};
+use super::command::{Carriage, Reason, Word, carriage};
+use super::greeting::{Effect, Identity, Proto, ServerFacts, Standing, write_error};
+use super::lane::{Lane, Submitted};
+use super::mailbox::{MailState, Mailbox};
+use super::pinned::Pinned;
+use super::session_pinned::Slow;
+use super::upstream::Upstream;
+use super::wire::{
+    Arguments, Progress, RequestError, RequestLimits, RequestScanner, split_inline, write_command,
+};
+use crate::lifecycle::DrainGuard;
+use crate::net::{Stream, with_read_buffer};
+use crate::pool::{Checkout, Ticket};
+
+/// Unread replies, in bytes, from which on no more of the client's commands are carried.
+const UNREAD_LIMIT: usize = 256 * 1024;
+/// Looks at both sides before others get their turn.
+const TURNS: usize = 32;
+
+/// One client's session. Runs until the client leaves, breaks the protocol, does not read, or the drain finds it idle.
+pub struct Session {
+    pub(super) stream: Stream,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) mailbox: Arc<Mailbox>,
+    lane: Option<Arc<Lane>>,
+    pub(super) identity: Identity,
+    /// Bytes of commands that were not carried yet.
+    pub(super) inbox: Vec<u8>,
+    /// Has looked at the first `length()` bytes of `inbox`.
+    pub(super) scanner: RequestScanner,
+    pub(super) out: Outbox,
+    pub(super) state: State,
+    pub(super) closing: Closing,
+    guard: DrainGuard,
+    /// Until when the client must have shown the password.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// Replies on their way to the client.
+#[derive(Default)]
+pub(super) struct Outbox {
+    pub(super) bytes: Vec<u8>,
+    at: usize,
+    /// How many of them are counted in the backlog.
+    counted: usize,
+}
+
+/// Which way commands go now.
+pub(super) enum State {
+    /// Over the lane.
+    Shared,
+    /// Until a connection is free; the command waits in the inbox.
+    Waiting(Box<Waiting>),
+    /// On a backend of the session's own.
+    Pinned(Box<Pinned>, Slow),
+}
+
+pub(super) struct Waiting {
+    ticket: Ticket<RedisConnect>,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Hold(Reason),
+    /// To learn what HELLO must say.
+    Facts,
+}
+
+/// How the session ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closing {
+    No,
+    /// When everything owed is written.
+    AfterReplies,
+}
+
+/// The session is over.
+#[derive(Debug)]
+pub(super) struct End(pub(super) &'static str);
+
+/// Whether anything happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    Yes,
+    No,
+}
+
+impl std::ops::BitOrAssign for Moved {
+    fn bitor_assign(&mut self, other: Self) {
+        if other == Self::Yes {
+            *self = Self::Yes;
+        }
+    }
+}
+
+/// What became of a command that can't simply go over the lane.
+enum Special {
+    Taken,
+    /// It stays in the inbox until something has happened.
+    Blocked,
+}
+
+/// Whole lane commands in a row.
+#[derive(Default)]
+struct Run {
+    begin: usize,
+    end: usize,
+    replies: u32,
+}
+
+impl Session {
+    /// A client that has just connected over `stream`.
+    #[must_use]
+    pub fn new(
+        stream: Stream,
+        upstream: Arc<Upstream>,
+        guard: DrainGuard,
+        greeting: Sleep,
+    ) -> Self {
+        let identity =
+            Identity::new(upstream.next_id(), upstream.first_database(), upstream.access());
+        let deadline = match identity.standing {
+            Standing::Stranger => Some(Box::pin(greeting)),
+            Standing::Known => None,
+        };
+        upstream.metrics.clients_idle.inc();
+        Self {
+            stream,
+            mailbox: Arc::new(Mailbox::new(Arc::clone(&upstream.backlog))),
+            upstream,
+            lane: None,
+            identity,
+            inbox: Vec::new(),
+            scanner: RequestScanner::default(),
+            out: Outbox::default(),
+            state: State::Shared,
+            closing: Closing::No,
+            guard,
+            deadline,
+        }
+    }
+
+    pub(super) fn key(&self) -> Key {
+        Key { db: self.identity.db, proto: self.identity.proto }
+    }
+
+    pub(super) fn request_limits(&self) -> RequestLimits {
+        match self.identity.standing {
+            Standing::Stranger => RequestLimits::Greeting,
+            Standing::Known => RequestLimits::Work,
+        }
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        let mut moved = self.flush(cx)?;
+        moved |= match &self.state {
+            State::Shared => Moved::No,
+            State::Waiting(_) => self.wait(cx),
+            State::Pinned(..) => self.relay(cx)?,
+        };
+        if self.closing == Closing::AfterReplies {
+            return self.leave(moved);
+        }
+        moved |= self.carry_inbox(cx)?;
+        moved |= self.read(cx)?;
+        self.watch_clock(cx)?;
+        Ok(moved)
+    }
+
+    fn leave(&self, moved: Moved) -> Result<Moved, End> {
+        if self.out.bytes.is_empty() && self.mailbox.is_quiet() {
+            return Err(End("closed"));
+        }
+        Ok(moved)
+    }
+
+    fn watch_clock(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        if self.identity.standing == Standing::Known {
+            self.deadline = None;
+        } else if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Err(End("the client did not authenticate in time"));
+        }
+        if self.guard.poll_started(cx).is_ready() {
+            let idle = match &self.state {
+                State::Shared => self.inbox.is_empty() && self.mailbox.is_quiet(),
+                State::Waiting(_) => false,
+                State::Pinned(pinned, _) => pinned.is_endless(),
+            };
+            if idle && self.out.bytes.is_empty() {
+                return Err(End("drain"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes replies from the mailbox and writes them.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        let empty = self.out.bytes.is_empty();
+        let (mail, _owed) = self.mailbox.poll_take(cx, &mut self.out.bytes);
+        if empty {
+            self.out.counted = self.out.bytes.len();
+        }
+        match mail {
+            MailState::Open | MailState::Gone => {}
+            MailState::Torn => self.closing = Closing::AfterReplies,
+            MailState::Flooded => {
+                self.upstream.metrics.clients_aborted.inc();
+                tracing::warn!(
+                    pool = self.upstream.name(),
+                    limit_bytes = self.upstream.limits.reply_bytes_per_client,
+                    "disconnected a client that does not read its replies"
+                );
+                return Err(End("flooded"));
+            }
+        }
+        let mut moved = Moved::No;
+        while self.out.at < self.out.bytes.len() {
+            match self.stream.poll_write_from(cx, &self.out.bytes[self.out.at..]) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    moved = Moved::Yes;
+                    self.out.at += n;
+                }
+                Poll::Ready(_) => return Err(End("the client is gone")),
+                Poll::Pending => return Ok(moved),
+            }
+        }
+        if moved == Moved::Yes {
+            let sent = u64::try_from(self.out.at).unwrap_or(0);
+            self.upstream.metrics.bytes_sent_client.inc_by(sent);
+            self.settle_backlog();
+            self.out = Outbox::default();
+        }
+        if self.stream.poll_flushed(cx).map(|result| result.is_err()) == Poll::Ready(true) {
+            return Err(End("the client is gone"));
+        }
+        Ok(moved)
+    }
+
+    fn settle_backlog(&mut self) {
+        self.upstream.backlog.settle(std::mem::take(&mut self.out.counted));
+    }
+
+    /// Waits for a connection.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Moved {
+        let State::Waiting(waiting) = &mut self.state else { return Moved::No };
+        let purpose = waiting.purpose;
+        let Poll::Ready(result) = waiting.ticket.poll_lease(cx) else { return Moved::No };
+        self.upstream.waiting.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.state = State::Shared;
+        match (result, purpose) {
+            (Ok(lease), Purpose::Facts) => lease.give_back(),
+            (Ok(lease), Purpose::Hold(reason)) => {
+                let pinned = Pinned::new(lease, reason, self.key());
+                self.state = State::Pinned(Box::new(pinned), Slow::default());
+            }
+            (Err(error), _) => self.refuse_first(&format!("ERR tidegate: {error}"), purpose),
+        }
+        Moved::Yes
+    }
+
+    /// Answers the command that waits in the inbox with an error.
+    fn refuse_first(&mut self, text: &str, purpose: Purpose) {
+        let mut scanner = RequestScanner::default();
+        let whole = match scanner.advance(&self.inbox, self.request_limits()) {
+            Ok((used, progress)) if progress != Progress::Partial => Some(used),
+            _ => None,
+        };
+        self.scanner = RequestScanner::default();
+        match (whole, purpose) {
+            (Some(used), purpose) if purpose != Purpose::Hold(Reason::Transaction) => {
+                self.inbox.drain(..used);
+                write_error(text, &mut self.out.bytes);
+            }
+            // What follows must not run outside the transaction it was meant for, and what was not read whole can't
+            // be told from what follows it.
+            _ => {
+                let text = format!(
+                    "{text}; the connection is closed, because the commands that follow would run without it"
+                );
+                write_error(&text, &mut self.out.bytes);
+                self.closing = Closing::AfterReplies;
+            }
+        }
+    }
+
+    /// Reads from the client, unless commands still wait; then only its end is noticed.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        let unseen = self.inbox.len() > self.scanner.length();
+        let willing = match &self.state {
+            State::Shared => !unseen,
+            State::Waiting(_) => false,
+            State::Pinned(pinned, _) => !unseen && pinned.has_room(usize::MAX),
+        };
+        if !willing || self.closing == Closing::AfterReplies {
+            return match self.stream.poll_hangup(cx) {
+                Poll::Ready(()) => Err(End("the client is gone")),
+                Poll::Pending => Ok(Moved::No),
+            };
+        }
+        with_read_buffer(|buffer| {
+            let n = match self.stream.poll_read_into(cx, buffer) {
+                Poll::Pending => return Ok(Moved::No),
+                Poll::Ready(Ok(n)) if n > 0 => n,
+                Poll::Ready(Ok(_)) => return self.end_of_client(),
+                Poll::Ready(Err(_)) => return Err(End("the client is gone")),
+            };
+            let received = u64::try_from(n).unwrap_or(0);
+            self.upstream.metrics.bytes_received_client.inc_by(received);
+            if self.inbox.is_empty() && matches!(self.state, State::Shared) {
+                let used = self.digest(cx, &buffer[..n], 0)?;
+                self.inbox.extend_from_slice(&buffer[used..n]);
+                self.bound_inbox(cx)?;
+            } else {
+                self.inbox.extend_from_slice(&buffer[..n]);
+                self.carry_inbox(cx)?;
+            }
+            Ok(Moved::Yes)
+        })
+    }
+
+    /// The client has closed its side: what it asked is still answered if it goes over the lane.
+    fn end_of_client(&mut self) -> Result<Moved, End> {
+        let pending = !self.mailbox.is_quiet() || !self.out.bytes.is_empty();
+        if matches!(self.state, State::Shared) && pending {
+            self.closing = Closing::AfterReplies;
+            return Ok(Moved::Yes);
+        }
+        Err(End("the client is gone"))
+    }
+
+    fn carry_inbox(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        if self.inbox.len() == self.scanner.length() {
+            return Ok(Moved::No);
+        }
+        match &self.state {
+            State::Waiting(_) => Ok(Moved::No),
+            State::Pinned(..) => self.carry_pinned(cx),
+            State::Shared => {
+                let inbox = std::mem::take(&mut self.inbox);
+                let before = self.scanner.length();
+                let used = self.digest(cx, &inbox, before)?;
+                self.inbox = inbox;
+                self.consume(used);
+                self.bound_inbox(cx)?;
+                let changed = used > 0 || !matches!(self.state, State::Shared);
+                Ok(if changed { Moved::Yes } else { Moved::No })
+            }
+        }
+    }
+
+    /// Forgets the first `used` bytes of the inbox.
+    pub(super) fn consume(&mut self, used: usize) {
+        if used == self.inbox.len() {
+            self.inbox = Vec::new();
+        } else {
+            self.inbox.drain(..used);
+        }
+    }
+
+    /// A command too large to be held goes, as far as it is here, on a backend of its own.
+    fn bound_inbox(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let partial = self.inbox.len() == self.scanner.length();
+        let large = self.inbox.len() > self.upstream.limits.understood_frame_bytes;
+        if !(partial && large && matches!(self.state, State::Shared) && self.mailbox.is_quiet()) {
+            return Ok(());
+        }
+        match carriage(Arguments::new(&self.inbox)) {
+            Carriage::Lane => self.hold(cx, Purpose::Hold(Reason::Large)),
+            Carriage::Pinned(reason) => self.hold(cx, Purpose::Hold(reason)),
+            Carriage::Session(_) | Carriage::Refused(_) => {
+                self.break_protocol(RequestError::Bulk);
+            }
+        }
+        self.scanner = RequestScanner::default();
+        Ok(())
+    }
+
+    /// Carries as many whole commands of `bytes` as may go now, the first `seen` bytes of which were scanned before: how many bytes are
+    /// done with.
+    fn digest(&mut self, cx: &mut Context<'_>, bytes: &[u8], seen: usize) -> Result<usize, End> {
+        let (mut at, mut begin, mut run) = (seen, 0, Run::default());
+        while at < bytes.len() && self.closing == Closing::No {
+            let progress = match self.scanner.advance(&bytes[at..], self.request_limits()) {
+                Ok((used, progress)) => {
+                    at += used;
+                    progress
+                }
+                Err(error) => {
+                    let begin = self.submit(cx, bytes, &mut run, begin);
+                    self.scanner = RequestScanner::default();
+                    if !self.mailbox.is_quiet() {
+                        return Ok(begin);
+                    }
+                    self.break_protocol(error);
+                    return Ok(bytes.len());
+                }
+            };
+            if progress == Progress::Partial {
+                break;
+            }
+            self.scanner = RequestScanner::default();
+            let command = &bytes[begin..at];
+            if progress == Progress::Command && self.goes_over_lane(command) {
+                if run.replies == 0 && !self.may_submit() {
+                    return Ok(begin);
+                }
+                run.begin = if run.replies == 0 { begin } else { run.begin };
+                (run.end, run.replies, begin) = (at, run.replies + 1, at);
+                continue;
+            }
+            let from = self.submit(cx, bytes, &mut run, begin);
+            if from != begin {
+                return Ok(from);
+            }
+            match self.special(cx, command, progress) {
+                Special::Taken => begin = at,
+                Special::Blocked => return Ok(begin),
+            }
+        }
+        let from = self.submit(cx, bytes, &mut run, begin);
+        if from != begin {
+            self.scanner = RequestScanner::default();
+        }
+        Ok(from)
+    }
+
+    fn goes_over_lane(&self, command: &[u8]) -> bool {
+        self.identity.standing == Standing::Known
+            && carriage(Arguments::new(command)) == Carriage::Lane
+    }
+
+    /// Hands the run to the lane: where the bytes that are not done with begin (`begin`, or the run's own begin).
+    fn submit(&mut self, cx: &Context<'_>, bytes: &[u8], run: &mut Run, begin: usize) -> usize {
+        let Run { begin: from, end, replies } = std::mem::take(run);
+        if replies == 0 {
+            return begin;
+        }
+        match self.send(cx, &bytes[from..end], replies) {
+            Submitted::Taken => begin,
+            Submitted::Full => from,
+        }
+    }
+
+    fn send(&mut self, cx: &Context<'_>, bytes: &[u8], replies: u32) -> Submitted {
+        let key = self.key();
+        let lane = self.lane.get_or_insert_with(|| Arc::clone(self.upstream.lane(key)));
+        let submitted = lane.submit(cx, key, bytes, replies, &self.mailbox);
+        if submitted == Submitted::Taken {
+            self.upstream.metrics.requests.inc_by(u64::from(replies));
+        }
+        submitted
+    }
+
+    fn may_submit(&self) -> bool {
+        let depth = u32::try_from(self.upstream.limits.pipeline_depth).unwrap_or(u32::MAX);
+        self.out.bytes.len() - self.out.at < UNREAD_LIMIT && self.mailbox.owed() < depth
+    }
+
+    /// An inline command, or one that does not go over the lane.
+    fn special(&mut self, cx: &mut Context<'_>, command: &[u8], progress: Progress) -> Special {
+        let inline;
+        let mut words: Vec<&[u8]> = Vec::new();
+        match progress {
+            Progress::Nothing | Progress::Partial => return Special::Taken,
+            Progress::Command => words.extend(Arguments::new(command)),
+            Progress::Inline => match split_inline(command) {
+                Ok(split) if split.is_empty() => return Special::Taken,
+                Ok(split) => {
+                    inline = split;
+                    words.extend(inline.iter().map(Vec::as_slice));
+                }
+                Err(_) if !self.mailbox.is_quiet() => return Special::Blocked,
+                Err(error) => {
+                    self.break_protocol(error);
+                    return Special::Taken;
+                }
+            },
+        }
+        let how = carriage(words.iter().copied());
+        if how == Carriage::Lane && self.identity.standing == Standing::Known {
+            let mut bytes = Vec::new();
+            write_command(&words, &mut bytes);
+            let blocked = !self.may_submit() || self.send(cx, &bytes, 1) == Submitted::Full;
+            return if blocked { Special::Blocked } else { Special::Taken };
+        }
+        if !self.mailbox.is_quiet() {
+            return Special::Blocked;
+        }
+        self.special_now(cx, &words, how)
+    }
+
+    fn special_now(&mut self, cx: &mut Context<'_>, words: &[&[u8]], how: Carriage) -> Special {
+        match how {
+            Carriage::Session(word) => self.answer(cx, word, words),
+            _ if self.identity.standing == Standing::Stranger => {
+                self.out.bytes.extend_from_slice(Identity::refusal().as_bytes());
+                Special::Taken
+            }
+            Carriage::Refused(text) => {
+                write_error(text, &mut self.out.bytes);
+                Special::Taken
+            }
+            Carriage::Pinned(reason) => {
+                self.hold(cx, Purpose::Hold(reason));
+                Special::Blocked
+            }
+            Carriage::Lane => Special::Blocked,
+        }
+    }
+
+    fn answer(&mut self, cx: &mut Context<'_>, word: Word, words: &[&[u8]]) -> Special {
+        let facts = self.upstream.facts.get();
+        if word == Word::Hello && facts.is_none() {
+            self.hold(cx, Purpose::Facts);
+            return Special::Blocked;
+        }
+        match self.answer_now(word, words, facts.as_deref()) {
+            Effect::AskDatabase(_) => {
+                self.hold(cx, Purpose::Hold(Reason::Database));
+                Special::Blocked
+            }
+            Effect::Nothing | Effect::Close => Special::Taken,
+        }
+    }
+
+    /// Answers a session command; everything before it is answered.
+    pub(super) fn answer_now(
+        &mut self,
+        word: Word,
+        words: &[&[u8]],
+        facts: Option<&ServerFacts>,
+    ) -> Effect {
+        let unknown = ServerFacts {
+            server: "redis".into(),
+            version: "0.0.0".into(),
+            mode: "standalone".into(),
+            role: "master".into(),
+            proto: Proto::Resp2,
+            known_db: 0,
+        };
+        let (before, standing) = (self.key(), self.identity.standing);
+        let upstream = Arc::clone(&self.upstream);
+        let facts = facts.unwrap_or(&unknown);
+        let out = &mut self.out.bytes;
+        let from = out.len();
+        let effect = self.identity.answer(word, words, upstream.access(), facts, out);
+        if out[from..].starts_with(b"-WRONGPASS") {
+            upstream.metrics.login_failures.inc();
+            tracing::warn!(pool = upstream.name(), "a client gave a wrong user or password");
+        }
+        if standing == Standing::Stranger && self.identity.standing == Standing::Known {
+            upstream.metrics.logins.inc();
+        }
+        if self.key() != before {
+            self.lane = None;
+        }
+        if effect == Effect::Close {
+            self.closing = Closing::AfterReplies;
+        }
+        effect
+    }
+
+    /// Takes a connection for itself, now or when one is free.
+    fn hold(&mut self, cx: &mut Context<'_>, purpose: Purpose) {
+        match (self.upstream.holds().checkout(), purpose) {
+            (Checkout::Ready(lease), Purpose::Hold(reason)) => {
+                let pinned = Pinned::new(lease, reason, self.key());
+                self.state = State::Pinned(Box::new(pinned), Slow::default());
+            }
+            (Checkout::Ready(lease), Purpose::Facts) => lease.give_back(),
+            (Checkout::Queued(ticket), purpose) => {
+                self.state = State::Waiting(Box::new(Waiting { ticket, purpose }));
+                self.upstream.waiting.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                self.upstream.nudge_lanes();
+            }
+        }
+        // The ticket is not polled yet, or the command not sent.
+        cx.waker().wake_by_ref();
+    }
+
+    pub(super) fn break_protocol(&mut self, error: RequestError) {
+        write_error(&format!("ERR {error}"), &mut self.out.bytes);
+        self.closing = Closing::AfterReplies;
+    }
+
+    /// The lane of another database is another lane.
+    pub(super) fn moved_to(&mut self, db: u32) {
+        self.identity.db = db;
+        self.lane = None;
+        self.upstream.facts.note_database(db);
+    }
+}
+
+impl Future for Session {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let session = self.get_mut();
+        for _ in 0..TURNS {
+            match session.turn(cx) {
+                Ok(Moved::Yes) => {}
+                Ok(Moved::No) => return Poll::Pending,
+                Err(End(reason)) => {
+                    tracing::debug!(id = session.identity.id, reason, "a client left");
+                    return Poll::Ready(());
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.settle_backlog();
+        self.mailbox.abandon();
+        if let State::Waiting(_) = self.state {
+            self.upstream.waiting.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        if let State::Pinned(pinned, _) = std::mem::replace(&mut self.state, State::Shared) {
+            pinned.abandon("client gone");
+        }
+        self.upstream.metrics.clients_idle.dec();
+    }
+}

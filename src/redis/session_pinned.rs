@@ -1,0 +1,243 @@
+//! The part of a session that holds a backend: both directions are relayed at any time, and the backend goes back when
+//! its hold has ended.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::time::Sleep;
+
+use super::command::{Carriage, carriage};
+use super::greeting::write_error;
+use super::pinned::{Decision, Hold, Inflow, Loss, PINNED_BUFFER, Pinned};
+use super::session::{Closing, End, Moved, Session, State};
+use super::wire::{Arguments, Progress, RequestScanner, split_inline, write_command};
+
+const LOST: &str = "ERR tidegate: the Redis server closed the connection while this command was in flight; \
+     it may or may not have been applied";
+
+/// The deadline of a client that does not read while it holds a backend.
+#[derive(Default)]
+pub(super) struct Slow(Option<Pin<Box<Sleep>>>);
+
+impl Session {
+    /// Moves bytes both ways on the held backend, and gives it back when the hold is over.
+    pub(super) fn relay(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        let unread = self.out.bytes.len();
+        let State::Pinned(pinned, slow) = &mut self.state else { return Ok(Moved::No) };
+        let mut moved = Moved::No;
+        let had_requests = pinned.has_requests();
+        match pinned.poll_send(cx) {
+            Poll::Ready(Ok(())) if had_requests => moved = Moved::Yes,
+            Poll::Ready(Err(loss)) => return self.lose(&loss),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        if unread < PINNED_BUFFER {
+            slow.0 = None;
+            match pinned.poll_receive(cx, &mut self.out.bytes) {
+                Poll::Ready(Ok(())) => moved = Moved::Yes,
+                Poll::Ready(Err(loss)) => return self.lose(&loss),
+                Poll::Pending => {}
+            }
+        } else {
+            let patience = self.upstream.limits.slow_reader;
+            let sleep = slow.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+            if sleep.as_mut().poll(cx).is_ready() {
+                self.upstream.metrics.clients_aborted.inc();
+                tracing::warn!(
+                    pool = self.upstream.name(),
+                    "disconnected a client that holds a connection and does not read"
+                );
+                return Err(End("slow reader"));
+            }
+        }
+        if let Some(db) = pinned.selected.take() {
+            self.moved_to(db);
+        }
+        self.release_if_over(moved)
+    }
+
+    fn release_if_over(&mut self, moved: Moved) -> Result<Moved, End> {
+        let over = matches!(&self.state, State::Pinned(pinned, _) if pinned.is_over());
+        if over && let Some(pinned) = self.unpin() {
+            pinned.release();
+            return Ok(Moved::Yes);
+        }
+        Ok(moved)
+    }
+
+    fn unpin(&mut self) -> Option<Pinned> {
+        match std::mem::replace(&mut self.state, State::Shared) {
+            State::Pinned(pinned, _) => Some(*pinned),
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    /// The held backend broke.
+    fn lose(&mut self, loss: &Loss) -> Result<Moved, End> {
+        let Some(pinned) = self.unpin() else { return Ok(Moved::No) };
+        let (hold, unanswered, inflow) = (pinned.hold(), pinned.unanswered(), pinned.inflow);
+        pinned.abandon("connection lost");
+        tracing::warn!(pool = self.upstream.name(), ?loss, ?hold, "a held connection was lost");
+        let Some(unanswered) = unanswered else {
+            self.closing = Closing::AfterReplies;
+            return Ok(Moved::Yes);
+        };
+        for _ in 0..unanswered {
+            write_error(LOST, &mut self.out.bytes);
+        }
+        match (hold, inflow, loss) {
+            // The session's state was on that connection: as with a direct one, the client must begin anew.
+            (Hold::Once | Hold::Ending, Inflow::Whole, _) => {}
+            (Hold::Preparing(_) | Hold::First(_), _, Loss::Refused(text)) => {
+                write_error(text, &mut self.out.bytes);
+                self.closing = Closing::AfterReplies;
+            }
+            (Hold::Preparing(_) | Hold::First(_), _, Loss::Broken(_)) => {
+                write_error(LOST, &mut self.out.bytes);
+                self.closing = Closing::AfterReplies;
+            }
+            _ => self.closing = Closing::AfterReplies,
+        }
+        Ok(Moved::Yes)
+    }
+
+    /// Carries what lies in the inbox over the held backend, as far as the hold allows.
+    pub(super) fn carry_pinned(&mut self, _cx: &mut Context<'_>) -> Result<Moved, End> {
+        let inbox = std::mem::take(&mut self.inbox);
+        let (mut at, mut begin) = (self.scanner.length(), 0);
+        let mut moved = Moved::No;
+        while at < inbox.len() && self.closing == Closing::No {
+            let depth = self.upstream.limits.pipeline_depth;
+            let limits = self.request_limits();
+            let State::Pinned(pinned, _) = &mut self.state else { break };
+            if pinned.hold() == Hold::Stream {
+                pinned.push_bytes(&inbox[begin..]);
+                self.scanner = RequestScanner::default();
+                (begin, moved) = (inbox.len(), Moved::Yes);
+                break;
+            }
+            if !pinned.has_room(depth) {
+                break;
+            }
+            let (used, progress) = match self.scanner.advance(&inbox[at..], limits) {
+                Ok(found) => found,
+                Err(error) => {
+                    self.break_protocol(error);
+                    begin = inbox.len();
+                    break;
+                }
+            };
+            at += used;
+            if pinned.inflow == Inflow::Inside {
+                pinned.push_bytes(&inbox[begin..at]);
+                if progress != Progress::Partial {
+                    pinned.inflow = Inflow::Whole;
+                    self.scanner = RequestScanner::default();
+                }
+                (begin, moved) = (at, Moved::Yes);
+                continue;
+            }
+            let large = at - begin > self.upstream.limits.understood_frame_bytes;
+            if progress == Progress::Partial && !large {
+                break;
+            }
+            match self.offer(&inbox[begin..at], progress) {
+                Offered::Taken => {
+                    (begin, moved) = (at, Moved::Yes);
+                    if progress == Progress::Partial {
+                        continue;
+                    }
+                }
+                Offered::Kept => {
+                    self.scanner = RequestScanner::default();
+                    break;
+                }
+            }
+            self.scanner = RequestScanner::default();
+        }
+        self.inbox = inbox;
+        self.consume_pinned(begin);
+        Ok(moved)
+    }
+
+    /// While a large command passes, the scanner is ahead of the (empty) inbox; its count is then of no use.
+    fn consume_pinned(&mut self, begin: usize) {
+        self.consume(begin);
+        let inside =
+            matches!(&self.state, State::Pinned(pinned, _) if pinned.inflow == Inflow::Inside);
+        if inside || self.inbox.len() < self.scanner.length() {
+            self.scanner.forget_length();
+        }
+    }
+
+    /// Offers one command, whole or (with [`Progress::Partial`]) too large to be held.
+    fn offer(&mut self, command: &[u8], progress: Progress) -> Offered {
+        let (inline, mut bytes);
+        let mut words: Vec<&[u8]> = Vec::new();
+        let mut raw = command;
+        match progress {
+            Progress::Nothing => return Offered::Taken,
+            Progress::Command | Progress::Partial => words.extend(Arguments::new(command)),
+            Progress::Inline => match split_inline(command) {
+                Ok(split) if split.is_empty() => return Offered::Taken,
+                Ok(split) => {
+                    inline = split;
+                    words.extend(inline.iter().map(Vec::as_slice));
+                    bytes = Vec::new();
+                    write_command(&words, &mut bytes);
+                    raw = &bytes;
+                }
+                Err(error) => {
+                    self.break_protocol(error);
+                    return Offered::Taken;
+                }
+            },
+        }
+        let how = carriage(words.iter().copied());
+        self.decide(&words, how, raw, progress)
+    }
+
+    fn decide(
+        &mut self,
+        words: &[&[u8]],
+        how: Carriage,
+        raw: &[u8],
+        progress: Progress,
+    ) -> Offered {
+        let State::Pinned(pinned, _) = &mut self.state else { return Offered::Kept };
+        match pinned.take(words, how, raw) {
+            Decision::Wait => Offered::Kept,
+            Decision::Taken => {
+                if progress == Progress::Partial {
+                    pinned.inflow = Inflow::Inside;
+                }
+                self.upstream.metrics.requests.inc();
+                Offered::Taken
+            }
+            Decision::Refuse(text) => {
+                write_error(text, &mut self.out.bytes);
+                Offered::Taken
+            }
+            Decision::Answer(word) => {
+                if word == super::command::Word::Reset
+                    && let Some(pinned) = self.unpin()
+                {
+                    pinned.abandon("reset");
+                }
+                let facts = self.upstream.facts.get();
+                self.answer_now(word, words, facts.as_deref());
+                Offered::Taken
+            }
+        }
+    }
+}
+
+/// Whether the held backend, or the session, took a command.
+enum Offered {
+    Taken,
+    /// It stays in the inbox.
+    Kept,
+}

@@ -1,0 +1,177 @@
+//! Everything the sessions of one upstream share: its lanes, the pool for holds, what is known of the server.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::backend::{FactsCell, Key, RedisConnect, RedisPool};
+use super::greeting::Access;
+use super::lane::{Lane, Sharing};
+use super::mailbox::{Backlog, MailLimits};
+use crate::config::{Auth, RedisLimits, RedisSettings, RedisUpstream};
+use crate::metrics::PoolMetrics;
+use crate::net::{Tls, TlsError, TlsSettings, Verify};
+use crate::pool::{Budget, Pool, PoolSettings};
+
+/// One lane for so many connections.
+const CONNECTIONS_PER_LANE: usize = 4;
+/// More lanes than this bring nothing.
+const LANE_LIMIT: usize = 4;
+/// Keys whose lane is remembered; others share by number.
+const KEY_LIMIT: usize = 64;
+
+/// One upstream and what serves it.
+#[derive(Debug)]
+pub struct Upstream {
+    config: Arc<RedisUpstream>,
+    auth: Auth,
+    lanes: Vec<Arc<Lane>>,
+    keys: Mutex<Vec<Key>>,
+    holds: Arc<RedisPool>,
+    /// Sessions that wait for a connection of their own.
+    pub waiting: Arc<AtomicUsize>,
+    /// What the server said of itself.
+    pub facts: Arc<FactsCell>,
+    /// Replies that lie here unread.
+    pub backlog: Arc<Backlog>,
+    /// Bounds of each session.
+    pub limits: RedisLimits,
+    /// Counters, resolved once.
+    pub metrics: Arc<PoolMetrics>,
+    next_id: AtomicU64,
+}
+
+impl Upstream {
+    /// Builds lanes and pools; opens nothing.
+    ///
+    /// The connections are divided, not shared, between lanes and holds: blocked clients can't take a lane's, and
+    /// lanes can't take a hold's. With one connection in all, both take turns.
+    ///
+    /// # Errors
+    /// When TLS can't be set up.
+    pub fn new(
+        settings: &RedisSettings,
+        config: &Arc<RedisUpstream>,
+        metrics: Arc<PoolMetrics>,
+    ) -> Result<Self, TlsError> {
+        let facts = Arc::new(FactsCell::default());
+        let tls = tls(config)?;
+        let pool = |limit: usize| {
+            let connect = RedisConnect::new(Arc::clone(config), tls.clone(), Arc::clone(&facts));
+            let pool_settings = pool_settings(settings, &config.name);
+            Pool::new(connect, pool_settings, Budget::new(limit), Arc::clone(&metrics))
+        };
+        let mail = MailLimits {
+            client_bytes: settings.limits.reply_bytes_per_client,
+            total_bytes: settings.limits.reply_bytes_total,
+        };
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let size = settings.pool_size.max(1);
+        let (holds, lanes) = if size == 1 {
+            let only = pool(1);
+            let sharing = Sharing::TakingTurns(Arc::clone(&waiting));
+            (Arc::clone(&only), vec![Lane::new(only, mail, sharing)])
+        } else {
+            let count = (size / CONNECTIONS_PER_LANE).clamp(1, LANE_LIMIT);
+            let for_lanes = pool(count);
+            let lane = || Lane::new(Arc::clone(&for_lanes), mail, Sharing::Apart);
+            let lanes = std::iter::repeat_with(lane).take(count).collect();
+            (pool(size - count), lanes)
+        };
+        metrics.server_limit.set(i64::try_from(size).unwrap_or(i64::MAX));
+        Ok(Self {
+            config: Arc::clone(config),
+            auth: settings.auth,
+            lanes,
+            keys: Mutex::default(),
+            holds,
+            waiting,
+            facts,
+            backlog: Arc::default(),
+            limits: settings.limits.clone(),
+            metrics,
+            next_id: AtomicU64::new(1),
+        })
+    }
+
+    /// What a client must know.
+    #[must_use]
+    pub fn access(&self) -> Access<'_> {
+        match (self.auth, &self.config.password) {
+            (Auth::Trust, _) => Access::Open,
+            (Auth::Password, None) => Access::NoPassword,
+            (Auth::Password, Some(password)) => {
+                Access::Password { user: self.config.user.as_deref(), password: password.expose() }
+            }
+        }
+    }
+
+    /// The database that a client begins in.
+    #[must_use]
+    pub fn first_database(&self) -> u32 {
+        self.config.database
+    }
+
+    /// The pool's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// A number for the next client.
+    #[must_use]
+    pub fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The connections for sessions with a hold.
+    #[must_use]
+    pub fn holds(&self) -> &Arc<RedisPool> {
+        &self.holds
+    }
+
+    /// All lanes.
+    #[must_use]
+    pub fn lanes(&self) -> &[Arc<Lane>] {
+        &self.lanes
+    }
+
+    /// The lane of sessions with this key: always the same one, so that their order holds.
+    #[must_use]
+    pub fn lane(&self, key: Key) -> &Arc<Lane> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = match keys.iter().position(|known| *known == key) {
+            Some(place) => place,
+            None if keys.len() < KEY_LIMIT => {
+                keys.push(key);
+                keys.len() - 1
+            }
+            None => usize::try_from(key.db).unwrap_or(0),
+        };
+        &self.lanes[place % self.lanes.len()]
+    }
+
+    /// Tells lanes that share their connection that somebody waits.
+    pub fn nudge_lanes(&self) {
+        for lane in &self.lanes {
+            lane.nudge();
+        }
+    }
+}
+
+fn pool_settings(settings: &RedisSettings, name: &str) -> PoolSettings {
+    PoolSettings {
+        name: name.to_owned(),
+        wait: settings.wait,
+        queue_limit: settings.queue_limit,
+        connect_timeout: settings.connect_timeout,
+        lifetime: settings.server_lifetime,
+        idle: settings.server_idle,
+        jitter_percent: 10,
+    }
+}
+
+fn tls(config: &RedisUpstream) -> Result<Option<Tls>, TlsError> {
+    let crate::config::RedisTls::On { verify, ca } = &config.tls else { return Ok(None) };
+    let verify = if *verify { Verify::Full } else { Verify::None };
+    Tls::new(&TlsSettings { verify, roots: ca.clone() }).map(Some)
+}
