@@ -3,21 +3,23 @@
 
 mod listeners;
 mod logging;
+mod services;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::sync::Arc;
 
 use anyhow::Context as _;
+use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::admin;
 use crate::config::{ConfigError, Loaded};
 use crate::lifecycle::{Drain, DrainTrigger};
-use crate::metrics::Metrics;
 use crate::supervisor::{self, Signals, StartError, Supervised};
 
-use listeners::{Bound, Taken};
+use listeners::Taken;
+
+/// What ends `serve`.
+const STOP: [Signal; 4] = [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT];
 
 /// What the program was started for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,12 +81,12 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
     let bound = listeners::bind(loaded, taken).await?;
     let variables = bound.local_urls(loaded)?;
     let (trigger, drain) = Drain::new();
-    serve(bound, &drain)?;
+    services::start(&loaded.settings, bound, &drain)?;
     let code = match work {
         Work::Run(command) => wrap(loaded, command, &variables, &mut signals, &trigger).await?,
         Work::Serve | Work::Check => {
             raise_file_limit();
-            let signal = signals.stop().await;
+            let signal = signals.any_of(&STOP).await;
             tracing::info!(signal = signal.as_raw(), "told to stop");
             0
         }
@@ -92,27 +94,13 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
     trigger.start(loaded.settings.drain);
     let in_time = tokio::select! {
         in_time = trigger.finished() => in_time,
-        // Whoever asks twice does not want to wait.
-        _signal = signals.stop() => false,
+        // A platform may send SIGTERM twice, and means no haste; a person at a terminal does.
+        _signal = signals.any_of(&[Signal::INT]) => false,
     };
     if !in_time {
         tracing::warn!(sessions = drain.live(), "stopped with sessions unfinished");
     }
     Ok(code)
-}
-
-/// Starts everything that listens; each part ends with the drain.
-fn serve(bound: Bound, drain: &Drain) -> anyhow::Result<()> {
-    let metrics = Metrics::new().context("cannot set up the metrics")?;
-    let readiness: admin::Readiness = Arc::new(Vec::new);
-    tokio::spawn(admin::serve(bound.admin, metrics, readiness, drain.clone()));
-    let listeners = (bound.postgres, bound.redis);
-    let drain = drain.clone();
-    tokio::spawn(async move {
-        drain.started().await;
-        drop(listeners);
-    });
-    Ok(())
 }
 
 /// Starts the command, lives as long as it does; its exit code.

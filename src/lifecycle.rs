@@ -212,3 +212,94 @@ impl Sleepers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::task::Wake;
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(5);
+
+    struct Flag(AtomicBool);
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_with_its_last_session() {
+        let (trigger, drain) = Drain::new();
+        let guards = [drain.guard(), drain.guard()];
+        assert_eq!((drain.live(), drain.is_draining()), (2, false));
+        trigger.start(GRACE);
+        assert!(drain.is_draining());
+        drain.started().await;
+        let begun = Instant::now();
+        let finished = tokio::spawn(async move { trigger.finished().await });
+        for guard in guards {
+            assert!(!finished.is_finished());
+            drop(guard);
+            tokio::task::yield_now().await;
+        }
+        assert!(finished.await.unwrap());
+        assert_eq!(begun.elapsed(), Duration::ZERO, "nobody waited for the deadline");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_at_its_deadline_which_only_comes_nearer() {
+        let (trigger, drain) = Drain::new();
+        let _guard = drain.guard();
+        let begun = Instant::now();
+        trigger.start(GRACE);
+        trigger.start(GRACE * 2);
+        assert!(!trigger.finished().await);
+        drain.deadline().await;
+        assert_eq!(begun.elapsed(), GRACE);
+        trigger.start(Duration::ZERO);
+        assert!(!trigger.finished().await);
+        assert_eq!(begun.elapsed(), GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_nearer_deadline_is_seen_by_who_already_waits() {
+        let (trigger, drain) = Drain::new();
+        let _guard = drain.guard();
+        let begun = Instant::now();
+        trigger.start(GRACE);
+        let (finished, ()) = tokio::join!(trigger.finished(), async { trigger.start(GRACE / 5) });
+        assert!(!finished);
+        assert_eq!(begun.elapsed(), GRACE / 5);
+    }
+
+    #[tokio::test]
+    async fn an_empty_drain_ends_at_once() {
+        let (trigger, _drain) = Drain::new();
+        trigger.start(GRACE);
+        assert!(trigger.finished().await);
+    }
+
+    #[test]
+    fn idle_sessions_are_woken_by_the_start_and_their_slots_used_again() {
+        let (trigger, drain) = Drain::new();
+        let flag = Arc::new(Flag(AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&flag));
+        let cx = Context::from_waker(&waker);
+        for _ in 0..3 {
+            let mut gone = drain.guard();
+            assert!(gone.poll_started(&cx).is_pending());
+        }
+        let mut guard = drain.guard();
+        assert!(guard.poll_started(&cx).is_pending());
+        assert!(guard.poll_started(&cx).is_pending(), "a second look keeps one waker");
+        assert_eq!(drain.shared.sleepers().slots.len(), 1);
+        assert!(!flag.0.load(Ordering::SeqCst));
+        trigger.start(GRACE);
+        assert!(flag.0.load(Ordering::SeqCst));
+        assert!(guard.poll_started(&cx).is_ready());
+        assert!(drain.guard().poll_started(&cx).is_ready(), "a late one sees it at once");
+    }
+}

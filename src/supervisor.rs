@@ -75,11 +75,11 @@ impl Signals {
         .await
     }
 
-    /// Waits for SIGTERM or SIGINT. Cancel safe.
-    pub async fn stop(&mut self) -> Signal {
+    /// Waits for one of `wanted`; other signals are let go. Cancel safe.
+    pub async fn any_of(&mut self, wanted: &[Signal]) -> Signal {
         loop {
             match self.next().await {
-                Event::Signal(known @ (Signal::TERM | Signal::INT)) => return known,
+                Event::Signal(known) if wanted.contains(&known) => return known,
                 Event::Signal(_) => {}
                 Event::Child => reap_orphans(),
             }

@@ -1,12 +1,12 @@
 //! The program as its user meets it: exit codes, signals, messages, rewritten variables.
 
-#![allow(missing_docs, reason = "a test binary has no readers of its documentation")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,6 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 const DB: (&str, &str) = ("DATABASE_URL", "postgres://u:hunter2@127.0.0.1:9/app?sslmode=require");
 const REDIS: (&str, &str) = ("REDIS_URL", "rediss://:hunter2@127.0.0.1:9/1");
+
+/// Kept by the tests that need to know who holds the default ports.
+static DEFAULT_PORTS: Mutex<()> = Mutex::new(());
 
 /// A port that is free now, below the ephemeral range; each call tries another.
 fn port() -> u16 {
@@ -70,12 +73,10 @@ fn pid(child: &Child) -> Pid {
 /// Waits for the child's first line on standard output.
 fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
+    let mut byte = [0];
     // Byte by byte: what follows stays for `finish`.
-    for byte in child.stdout.as_mut().unwrap().bytes() {
-        match byte.unwrap() {
-            b'\n' => break,
-            byte => line.push(char::from(byte)),
-        }
+    while child.stdout.as_mut().unwrap().read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+        line.push(char::from(byte[0]));
     }
     line
 }
@@ -168,7 +169,7 @@ fn a_command_that_does_not_mind_sigterm_is_waited_for() {
 
 #[test]
 fn serve_stops_when_told() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
         let mut child = tidegate(&["serve"], &[DB]).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         assert!(log.any(|line| line.unwrap().contains("listener=postgres")), "it never listened");
@@ -194,6 +195,7 @@ fn a_port_that_was_asked_for_and_is_taken_is_an_error() {
 
 #[test]
 fn run_takes_another_port_when_the_default_is_taken_and_serve_says_so() {
+    let _alone = DEFAULT_PORTS.lock().unwrap_or_else(PoisonError::into_inner);
     // Held by us or by somebody else: either way it is taken.
     let _holder = TcpListener::bind(("127.0.0.1", 6432));
     let mut run = tidegate(&["run", "--", "sh", "-c", "echo $DATABASE_URL"], &[DB]);
@@ -230,6 +232,7 @@ fn an_upstream_that_is_ourselves_is_refused() {
 
 #[test]
 fn one_tidegate_inside_another_goes_through_it() {
+    let _alone = DEFAULT_PORTS.lock().unwrap_or_else(PoisonError::into_inner);
     let program = env!("CARGO_BIN_EXE_tidegate");
     let script = format!("echo $DATABASE_URL; {program} run -- sh -c 'echo $DATABASE_URL'");
     let mut command = tidegate(&["run", "--", "sh", "-c", &script], &[DB]);

@@ -9,6 +9,7 @@ mod local;
 mod postgres_url;
 mod redis_url;
 mod resolve;
+mod roots;
 mod secret;
 mod settings;
 mod suggest;
@@ -90,6 +91,7 @@ pub fn load(
         written.take_flag(path, text);
     }
     let mut resolved = resolve::resolve(&written, environment)?;
+    resolved.settings.check_roots()?;
     let pooled = resolve::pooled_names(&written);
     resolved.warnings.extend(written::unknown_variables(environment, &pooled));
     Ok(Loaded {

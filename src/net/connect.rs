@@ -96,3 +96,45 @@ fn set_options(tcp: &TcpStream) -> io::Result<()> {
 fn at(error: io::Error, place: &dyn fmt::Display) -> io::Error {
     io::Error::new(error.kind(), format!("{place}: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::bind;
+
+    #[tokio::test]
+    async fn a_server_s_connection_notices_its_end() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = connect(&Host::Tcp("127.0.0.1".into()), address.port()).await.unwrap();
+        let tcp = stream.tcp().unwrap();
+        let socket = SockRef::from(tcp);
+        assert!(tcp.nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+    }
+
+    #[tokio::test]
+    async fn every_address_of_a_name_is_tried() {
+        // localhost is ::1 and 127.0.0.1 where there is IPv6; only the latter listens.
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let stream = connect(&Host::Tcp("localhost".into()), port).await.unwrap();
+        assert_eq!(stream.peer(), Some(listener.local_addr().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn an_error_names_the_place() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let refused = connect(&Host::Tcp("127.0.0.1".into()), port).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(refused.to_string().contains(&format!("127.0.0.1:{port}")), "{refused}");
+        let socket = connect(&Host::Unix("/nonexistent/socket".into()), 0).await.unwrap_err();
+        assert!(socket.to_string().contains("/nonexistent/socket"), "{socket}");
+        let name = connect(&Host::Tcp("no-such-host.invalid".into()), 1).await.unwrap_err();
+        assert!(name.to_string().contains("no-such-host.invalid"), "{name}");
+    }
+}

@@ -109,3 +109,52 @@ impl Ailment {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn who_suffers_decides_what_happens_next() {
+        for (errno, ailment) in [
+            (Errno::MFILE, Ailment::Process),
+            (Errno::NFILE, Ailment::Process),
+            (Errno::NOBUFS, Ailment::Process),
+            (Errno::NOMEM, Ailment::Process),
+            (Errno::CONNABORTED, Ailment::Client),
+            (Errno::PROTO, Ailment::Client),
+            (Errno::BADF, Ailment::Socket),
+            (Errno::INVAL, Ailment::Socket),
+        ] {
+            assert_eq!(Ailment::of(&io::Error::from(errno)), ailment, "{errno:?}");
+        }
+        assert_eq!(Ailment::of(&io::Error::other("?")), Ailment::Process);
+    }
+
+    #[tokio::test]
+    async fn a_client_is_accepted_without_delay_of_small_writes() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = match bind(address.parse().unwrap()).await {
+                Ok(listener) => listener,
+                // A machine without IPv6.
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => continue,
+                Err(error) => panic!("{error}"),
+            };
+            let bound = listener.local_addr().unwrap();
+            let client = tokio::net::TcpStream::connect(bound).await.unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            assert_eq!(peer, client.local_addr().unwrap());
+            assert_eq!(stream.peer(), Some(peer));
+            assert!(stream.tcp().unwrap().nodelay().unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_said() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let error = bind(listener.local_addr().unwrap()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}

@@ -189,3 +189,74 @@ impl AsyncWrite for Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn tcp_pair() -> (Stream, Stream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (Stream::Tcp(client), Stream::Tcp(listener.accept().await.unwrap().0))
+    }
+
+    fn unix_pair() -> (Stream, Stream) {
+        let (one, other) = UnixStream::pair().unwrap();
+        (Stream::Unix(one), Stream::Unix(other))
+    }
+
+    async fn read(stream: &mut Stream) -> Vec<u8> {
+        let mut buf = [0; 16];
+        let read = poll_fn(|cx| stream.poll_read_into(cx, &mut buf)).await.unwrap();
+        buf[..read].to_vec()
+    }
+
+    /// One look.
+    async fn hangup(stream: &mut Stream) -> Poll<()> {
+        poll_fn(|cx| Poll::Ready(stream.poll_hangup(cx))).await
+    }
+
+    #[tokio::test]
+    async fn bytes_and_the_end_arrive() {
+        for (mut one, mut other) in [tcp_pair().await, unix_pair()] {
+            let wrote = poll_fn(|cx| one.poll_write_from(cx, b"word")).await.unwrap();
+            poll_fn(|cx| one.poll_flushed(cx)).await.unwrap();
+            assert_eq!((wrote, read(&mut other).await), (4, b"word".to_vec()));
+            one.shutdown().await.unwrap();
+            assert_eq!(read(&mut other).await, b"");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hangup_wakes_who_watches_for_it() {
+        for (one, mut other) in [tcp_pair().await, unix_pair()] {
+            let watch = tokio::spawn(async move {
+                poll_fn(|cx| other.poll_hangup(cx)).await;
+            });
+            tokio::task::yield_now().await;
+            assert!(!watch.is_finished(), "a live peer has not hung up");
+            drop(one);
+            watch.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn watching_for_a_hangup_loses_no_bytes() {
+        for (mut one, mut other) in [tcp_pair().await, unix_pair()] {
+            one.write_all(b"first").await.unwrap();
+            assert_eq!(read(&mut other).await, b"first");
+            // Nothing to read: the watch lies down; then bytes come, which are no hang-up.
+            assert!(hangup(&mut other).await.is_pending());
+            one.write_all(b"second").await.unwrap();
+            assert!(hangup(&mut other).await.is_pending());
+            assert_eq!(read(&mut other).await, b"second");
+            drop(one);
+            poll_fn(|cx| other.poll_hangup(cx)).await;
+        }
+    }
+}
