@@ -1,13 +1,9 @@
 //! Greetings as clients make them, good and bad, at a service in front of a real server.
 
-#[path = "pg_login/server.rs"]
-mod server;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use server::{Server, free_port};
 use tidegate::config::{
     Auth, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret, SslMode,
 };
@@ -21,6 +17,8 @@ use tidegate::postgres::service::Service;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::NoTls;
+
+use super::server::{Server, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
