@@ -1,5 +1,10 @@
-//! Dialling real servers: every authentication method, every sslmode, and the errors.
+//! Dialling real servers: every authentication method, every sslmode, and the errors; and clients'
+//! greetings, good and bad.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "pg_login/greetings.rs"]
+mod greetings;
 #[path = "pg_login/server.rs"]
 mod server;
 
