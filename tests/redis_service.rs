@@ -160,6 +160,14 @@ impl Client {
         String::from_utf8(line).unwrap()
     }
 
+    async fn bulk(&mut self) -> String {
+        let header = self.line().await;
+        let length: usize = header.trim_start_matches('$').trim().parse().unwrap();
+        let mut body = vec![0; length + 2];
+        self.stream.read_exact(&mut body).await.unwrap();
+        String::from_utf8(body).unwrap()
+    }
+
     async fn closed(&mut self) {
         let mut rest = Vec::new();
         let end = self.stream.read_to_end(&mut rest);
@@ -379,6 +387,13 @@ async fn a_restarted_server_is_noticed_only_by_what_was_in_flight() {
         (proxy.client().await, proxy.client().await, proxy.client().await);
     idle.say("PING", "+PONG\r\n").await;
     blocked.send("BLPOP never 0\r\n").await;
+    // What the pause would keep from logging in must be there before.
+    loop {
+        idle.send("CLIENT LIST\r\n").await;
+        if idle.bulk().await.contains("cmd=blpop") {
+            break;
+        }
+    }
     busy.say("CLIENT PAUSE 60000", "+OK\r\n").await;
     busy.send("GET a\r\nGET b\r\n").await;
     tokio::time::sleep(Duration::from_millis(200)).await;

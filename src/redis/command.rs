@@ -209,7 +209,12 @@ pub fn is_unsubscribe(name: &[u8]) -> bool {
 
 /// Commands that answer at once and leave nothing on the connection, Redis 2.6 to 8.0 and its bundled modules.
 fn is_plain(name: &[u8]) -> bool {
-    is_keyed(name) || is_collection(name) || is_general(name) || is_module(name)
+    is_keyed(name)
+        || is_hash_or_list(name)
+        || is_set(name)
+        || is_stream(name)
+        || is_general(name)
+        || is_module(name)
 }
 
 /// Strings, bitmaps, counters, keys.
@@ -275,8 +280,8 @@ fn is_keyed(name: &[u8]) -> bool {
     )
 }
 
-/// Hashes, lists, sets, sorted sets, geo, streams.
-fn is_collection(name: &[u8]) -> bool {
+/// Hashes and lists.
+fn is_hash_or_list(name: &[u8]) -> bool {
     matches!(
         name,
         b"HDEL"
@@ -322,7 +327,14 @@ fn is_collection(name: &[u8]) -> bool {
             | b"RPOPLPUSH"
             | b"RPUSH"
             | b"RPUSHX"
-            | b"SADD"
+    )
+}
+
+/// Sets and sorted sets.
+fn is_set(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"SADD"
             | b"SCARD"
             | b"SDIFF"
             | b"SDIFFSTORE"
@@ -371,7 +383,14 @@ fn is_collection(name: &[u8]) -> bool {
             | b"ZSCORE"
             | b"ZUNION"
             | b"ZUNIONSTORE"
-            | b"GEOADD"
+    )
+}
+
+/// Geo and streams.
+fn is_stream(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"GEOADD"
             | b"GEODIST"
             | b"GEOHASH"
             | b"GEOPOS"

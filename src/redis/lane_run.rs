@@ -151,6 +151,9 @@ impl LaneRun {
             if mailbox.poll_room(cx).is_pending() && patience.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
+            if mailbox.poll_room(cx).is_pending() {
+                mailbox.lose_patience();
+            }
             self.waiting = None;
         }
         with_read_buffer(|buffer| {

@@ -57,6 +57,15 @@ struct Inner {
     session: Option<Waker>,
     /// The lane that waits for this mailbox to be emptied.
     lane: Option<Waker>,
+    patience: Patience,
+}
+
+/// Whether a lane still waits for this client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    Left,
+    /// Not until the client has taken what is here.
+    Spent,
 }
 
 /// Whether the session may go on.
@@ -76,8 +85,14 @@ impl Mailbox {
     /// An empty one.
     #[must_use]
     pub fn new(backlog: Arc<Backlog>) -> Self {
-        let inner =
-            Inner { bytes: Vec::new(), owed: 0, state: MailState::Open, session: None, lane: None };
+        let inner = Inner {
+            bytes: Vec::new(),
+            owed: 0,
+            state: MailState::Open,
+            session: None,
+            lane: None,
+            patience: Patience::Left,
+        };
         Self { inner: Mutex::new(inner), backlog }
     }
 
@@ -111,6 +126,7 @@ impl Mailbox {
         if out.is_empty() && !inner.bytes.is_empty() {
             std::mem::swap(out, &mut inner.bytes);
             inner.bytes = Vec::new();
+            inner.patience = Patience::Left;
             if let Some(lane) = inner.lane.take() {
                 lane.wake();
             }
@@ -150,14 +166,19 @@ impl Mailbox {
         }
     }
 
-    /// Ready when less than [`SOFT_BYTES`] lie here; the lane is woken when the session takes them.
+    /// Ready when less than [`SOFT_BYTES`] lie here, or patience was lost; the lane is woken when the session takes them.
     pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
         let mut inner = self.lock();
-        if inner.bytes.len() < SOFT_BYTES {
+        if inner.bytes.len() < SOFT_BYTES || inner.patience == Patience::Spent {
             return Poll::Ready(());
         }
         inner.lane = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// The lane has waited long enough: it does so again when the client has read.
+    pub fn lose_patience(&self) {
+        self.lock().patience = Patience::Spent;
     }
 
     /// The session has gone: what still comes is dropped.
