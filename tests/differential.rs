@@ -642,6 +642,8 @@ fn compare(scripts: &[Script]) {
                 let direct = play(&mut owner, server.port(), steps, Pieces::Whole);
                 for pieces in [Pieces::Whole, Pieces::Of(1), Pieces::Of(7)] {
                     if pieces == Pieces::Whole || length(steps) < 2_000 {
+                        // Kept by the test runner, and shown with a failure.
+                        eprintln!("{name} ({pieces:?})");
                         let pooled = play(&mut owner, gate.postgres_port(), steps, pieces);
                         same(name, pieces, &direct, &pooled);
                     }

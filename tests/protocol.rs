@@ -120,7 +120,7 @@ fn protocol_3_2_and_what_lies_beyond_are_negotiated() {
 }
 
 #[test]
-fn the_server_may_speak_while_the_client_is_idle_in_a_transaction() {
+fn a_setting_reloaded_in_a_transaction_is_reported() {
     let server = Postgres::start();
     let gate = Tidegate::before(&server, 1);
     let mut client = gate.client();
@@ -128,11 +128,23 @@ fn the_server_may_speak_while_the_client_is_idle_in_a_transaction() {
     let mut admin = server.superuser();
     admin.query("alter system set datestyle = 'German'").expect_no_error();
     admin.query("select pg_reload_conf()").expect_no_error();
-    let frame = client.frame_within(Duration::from_secs(10)).expect("a ParameterStatus");
-    assert_eq!(frame.kind(), 'S');
-    assert!(frame.body.starts_with(b"DateStyle\0German"), "{frame:?}");
+    let reported = eventually("a ParameterStatus", || {
+        client.query("select 1").frames.into_iter().find(|frame| frame.kind() == 'S')
+    });
+    assert!(reported.body.starts_with(b"DateStyle\0German"), "{reported:?}");
     client.query("commit").expect_no_error();
     assert_eq!(client.one("select 5"), "5");
+}
+
+#[test]
+fn the_server_may_end_a_transaction_in_which_nothing_happens() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 1);
+    let mut client = gate.client();
+    client.query("begin; set local idle_in_transaction_session_timeout = 300").expect_no_error();
+    let unasked = client.frame_within(Duration::from_secs(10)).expect("a word from the server");
+    assert_eq!(unasked.refusal().code, "25P03", "{unasked:?}");
+    assert_eq!(gate.client().one("select 6"), "6");
 }
 
 #[test]
