@@ -1,5 +1,7 @@
 //! The Redis service in front of a real redis-server: order, isolation, holds, bad days.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
