@@ -84,9 +84,10 @@ fn pgbench_fails_nothing_and_stays_within_the_pool() {
             assert!(passed, "{mode}: {said}\n{}", gate.output());
             assert!(said.contains("actually processed: 3000/3000"), "{mode}: {said}");
         }
-        // The transaction that writes: BEGIN, five statements, END.
+        // The transaction that writes: BEGIN, five statements, END. One thread a client: pgbench prepares
+        // statements one after the other and blocks, which must not keep open transactions from their end.
         let (passed, said) =
-            pgbench(&["-c", "20", "-j", "2", "-t", "20", "-n", "-M", "prepared", &pooled]);
+            pgbench(&["-c", "20", "-j", "20", "-t", "20", "-n", "-M", "prepared", &pooled]);
         assert!(passed, "{said}");
         assert!(said.contains("actually processed: 400/400"), "{said}");
     });

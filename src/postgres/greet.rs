@@ -52,6 +52,8 @@ enum End {
     Quiet(&'static str),
     /// The client is told.
     Told(Box<ErrorFields>),
+    /// With an error, for want of a server.
+    NoServer(Box<ErrorFields>),
 }
 
 impl From<io::Error> for End {
@@ -113,6 +115,12 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
             tracing::warn!(%peer, code, message, "refused a client");
             talk.refuse(&fields).await;
         }
+        Err(End::NoServer(fields)) => {
+            reception.metrics.login_failures.inc();
+            let ErrorFields { code, message, .. } = fields.as_ref();
+            tracing::debug!(%peer, code, message, "refused a client");
+            talk.refuse(&fields).await;
+        }
     }
 }
 
@@ -145,7 +153,8 @@ async fn welcome(reception: &Reception, talk: &mut Talk) -> Result<Welcome, End>
     let cancel = cancel.holding(visit);
     let asked = settings_for(&pool, startup.parameters);
     let settings = tokio::select! {
-        settings = asked => settings?,
+        // What keeps the pool from its server is logged there, once for all clients.
+        settings = asked => settings.map_err(|fields| End::NoServer(Box::new(fields)))?,
         () = poll_fn(|cx| talk.client.poll_hangup(cx)) => {
             return Err(End::Quiet("the client left before there was a server"));
         }

@@ -86,14 +86,29 @@ struct Rare {
     /// Words of ours for the client.
     words: Outbox,
     stance: Stance,
+    presence: Presence,
     cancelling: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Runs while the client leaves bytes unread and holds a connection.
     stall: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
+/// Whether the client will say more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Here,
+    /// It said goodbye behind requests that are still to be answered, as a server would answer them.
+    Leaving,
+}
+
 impl Default for Rare {
     fn default() -> Self {
-        Self { words: Outbox::default(), stance: Stance::Open, cancelling: None, stall: None }
+        Self {
+            words: Outbox::default(),
+            stance: Stance::Open,
+            presence: Presence::Here,
+            cancelling: None,
+            stall: None,
+        }
     }
 }
 

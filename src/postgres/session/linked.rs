@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::unlinked::{count, dismissed};
-use super::{End, Inbox, Lost, Phase, Session, Turn};
+use super::{End, Inbox, Lost, Phase, Presence, Session, Turn};
 use crate::postgres::backend::PgBackend;
 use crate::postgres::connect::send_cancel;
 use crate::postgres::relay::{self, Gate, Goodbye, Output, Surroundings, Taken};
@@ -31,9 +31,15 @@ impl Session {
     pub(super) fn linked(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         let moved = match self.both_sides(cx, buffer) {
             Ok(moved) => moved,
+            // Whoever has said goodbye may close before the last answer.
+            Err(End::Vanished) if self.is_leaving() => return Turn::End(End::Goodbye),
             Err(end) => return Turn::End(end),
         };
-        if self.is_over() {
+        if self.is_leaving() {
+            if self.is_answered() {
+                return Turn::End(End::Goodbye);
+            }
+        } else if self.is_over() {
             self.release();
             return Turn::Again;
         }
@@ -101,7 +107,7 @@ impl Session {
             Poll::Ready(Err(_)) => backend.to_server.clear(),
             Poll::Pending => return Ok(moved),
         }
-        if !wants_client(backend) {
+        if !wants_client(backend) || self.is_leaving() {
             return Ok(moved);
         }
         if self.inbox.as_ref().is_some_and(|inbox| inbox.is_ready()) {
@@ -143,7 +149,7 @@ impl Session {
     /// Passes on what is in the inbox, if enough is there and the server may have it.
     fn inbox_on(&mut self) -> Side {
         let Phase::Linked(lease) = &self.phase else { return Ok(Moved::No) };
-        if !wants_client(lease) || lease.to_server.len() > TO_SERVER_BYTES {
+        if !wants_client(lease) || lease.to_server.len() > TO_SERVER_BYTES || self.is_leaving() {
             return Ok(Moved::No);
         }
         let Some(inbox) = self.inbox.take_if(|inbox| inbox.is_ready()) else {
@@ -187,10 +193,26 @@ impl Session {
         }
         self.park(&bytes[consumed..], need);
         self.pinned_since(pins);
-        match goodbye {
-            Goodbye::No => Ok(()),
-            Goodbye::Said => Err(End::Goodbye),
+        if goodbye == Goodbye::Said {
+            self.inbox = None;
+            self.rare.get_or_insert_default().presence = Presence::Leaving;
         }
+        Ok(())
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.presence == Presence::Leaving)
+    }
+
+    /// Whether everything sent has its answer, and the client has it; or no answer can come: the server keeps answers
+    /// back until a Sync.
+    fn is_answered(&self) -> bool {
+        let Phase::Linked(lease) = &self.phase else { return true };
+        let exchange = &lease.line.exchange;
+        if exchange.wants_sync() || exchange.copies_in() {
+            return true;
+        }
+        exchange.owed() == 0 && lease.to_server.is_empty() && lease.to_client.is_empty()
     }
 
     /// Counts a pin when the session has something new to keep its connection for.
