@@ -366,15 +366,8 @@ pub async fn settings_for(
         Checkout::Queued(ticket) => ticket.lease().await,
     };
     let mut lease = lease.map_err(|error| checkout_error(&error, message::Severity::Fatal))?;
-    let mut change = Vec::new();
-    let before = lease.line.applied().cloned();
-    let from = before.as_ref().map_or(&[][..], |before| &before.asked);
-    settings::put_change(from, &asked, &mut change);
-    if change.is_empty() {
-        change = message::query("");
-    }
     let bound = pool.settings().connect_timeout;
-    let answer = match tokio::time::timeout(bound, lease.ask(&change)).await {
+    let answer = match tokio::time::timeout(bound, try_settings(&mut lease, &asked)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) | Err(_) => {
             lease.close("settings_failed");
@@ -391,14 +384,31 @@ pub async fn settings_for(
         return Err(error);
     }
     let mut reported = lease.parameters.clone();
-    if let Some(before) = &before {
-        overlay(&mut reported, &before.reported);
-    }
     overlay(&mut reported, &answer.parameters);
     let settings = pool.connector().learn(asked, reported);
     lease.line.set_applied(Arc::clone(&settings));
     lease.give_back();
     Ok(settings)
+}
+
+/// Brings a connection to settings that no server has checked yet, from what it was at login, so that its reports tell
+/// all that differs.
+async fn try_settings(backend: &mut PgBackend, asked: &[(String, String)]) -> io::Result<Answer> {
+    let before = backend.line.applied().cloned();
+    if before.is_some() {
+        backend.ask(&message::query("RESET ALL")).await?;
+    }
+    let mut change = Vec::new();
+    let from = before.as_ref().map_or(&[][..], |before| &before.asked);
+    settings::put_anew(from, asked, &mut change);
+    if change.is_empty() {
+        return Ok(Answer::default());
+    }
+    let answer = backend.ask(&change).await?;
+    if answer.error.is_some() {
+        backend.line.resettled();
+    }
+    Ok(answer)
 }
 
 /// Puts newer reports over older ones.

@@ -31,6 +31,8 @@ pub struct Line {
     /// What was counted since it was last asked.
     pub tally: Tally,
     applied: Option<Arc<Settings>>,
+    /// Whether the connection still has what was applied.
+    settled: Settled,
     gate: Gate,
     unnamed: Unnamed,
     client_rest: u32,
@@ -50,6 +52,14 @@ pub enum Farewell {
     Unsaid,
     /// With an error of severity FATAL or PANIC.
     Said,
+}
+
+/// Whether a connection still has the settings that were applied to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settled {
+    Yes,
+    /// Some may be back at what they were at login.
+    Perhaps,
 }
 
 /// Counts for the metrics.
@@ -121,6 +131,7 @@ impl Line {
             statements,
             tally: Tally::default(),
             applied: None,
+            settled: Settled::Yes,
             gate: Gate::Open,
             unnamed: Unnamed::Foreign,
             client_rest: 0,
@@ -175,10 +186,15 @@ impl Line {
             wire::put_frame(out, b'C', &[b"S", &name, b"\0"]);
             self.exchange.sent_ahead(Owed::CloseOurs);
         }
-        if self.applied.as_ref().is_some_and(|applied| Arc::ptr_eq(applied, settings)) {
+        let same = self.applied.as_ref().is_some_and(|applied| Arc::ptr_eq(applied, settings));
+        if same && self.settled == Settled::Yes {
             return;
         }
-        let applied = settings.put_change(self.applied.as_deref(), out);
+        let applied = match self.settled {
+            Settled::Yes => settings.put_change(self.applied.as_deref(), out),
+            Settled::Perhaps => settings.put_anew(self.applied.as_deref(), out),
+        };
+        self.settled = Settled::Yes;
         self.applied = Some(Arc::clone(settings));
         if applied != Applied::Unchanged {
             self.exchange.sent_query(Owed::QueryOurs);
@@ -188,12 +204,20 @@ impl Line {
         }
     }
 
+    /// Settings were reset: what was applied has to be applied again for the next session.
+    pub fn resettled(&mut self) {
+        if self.applied.as_ref().is_some_and(|applied| !applied.asked.is_empty()) {
+            self.settled = Settled::Perhaps;
+        }
+    }
+
     /// The connection was brought to these settings by other means.
     pub fn set_applied(&mut self, settings: Arc<Settings>) {
         self.applied = Some(settings);
+        self.settled = Settled::Yes;
     }
 
-    /// The settings it was brought to last; `None`: as logged in.
+    /// The settings it was brought to last, some of which it may have lost; `None`: it is as logged in.
     #[must_use]
     pub fn applied(&self) -> Option<&Arc<Settings>> {
         self.applied.as_ref()
@@ -202,6 +226,7 @@ impl Line {
     /// The server has been told DISCARD ALL: it is as after login.
     pub fn discarded(&mut self) {
         self.applied = None;
+        self.settled = Settled::Yes;
         self.statements.clear();
         self.strays.clear();
     }

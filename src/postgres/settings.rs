@@ -47,9 +47,19 @@ impl Settings {
 
     /// Appends the Query that brings a connection from `before` (`None`: as logged in) to this combination.
     pub fn put_change(&self, before: Option<&Self>, out: &mut Vec<u8>) -> Applied {
-        let nothing = Vec::new();
-        put_change(before.map_or(&nothing, |before| &before.asked), &self.asked, out)
+        put_change(before.map_or(&[], |before| &before.asked), &self.asked, out)
     }
+
+    /// As [`Settings::put_change`], for a connection that may have lost some of `before`: all is applied again.
+    pub fn put_anew(&self, before: Option<&Self>, out: &mut Vec<u8>) -> Applied {
+        put_anew(before.map_or(&[], |before| &before.asked), &self.asked, out)
+    }
+}
+
+/// Appends the Query that brings a connection that may have lost some of `from` to `to`.
+pub fn put_anew(from: &[(String, String)], to: &[(String, String)], out: &mut Vec<u8>) -> Applied {
+    let gone = from.iter().filter(|(name, _)| !to.iter().any(|(other, _)| other == name));
+    put(gone.map(|(name, _)| name), to.iter(), out)
 }
 
 /// Appends the Query that changes `from` into `to`.
@@ -59,10 +69,17 @@ pub fn put_change(
     out: &mut Vec<u8>,
 ) -> Applied {
     let gone = from.iter().filter(|(name, _)| !to.iter().any(|(other, _)| other == name));
-    let new = to.iter().filter(|pair| !from.contains(pair));
+    put(gone.map(|(name, _)| name), to.iter().filter(|pair| !from.contains(pair)), out)
+}
+
+fn put<'a>(
+    gone: impl Iterator<Item = &'a String>,
+    new: impl Iterator<Item = &'a (String, String)>,
+    out: &mut Vec<u8>,
+) -> Applied {
     let mut text = String::new();
     let mut who = false;
-    for (name, _) in gone {
+    for name in gone {
         text.push_str("RESET ");
         put_name(&mut text, name);
         text.push(';');

@@ -32,6 +32,8 @@ impl Suspects {
     pub const SEED: Self = Self(1 << 7);
     /// A named connection of the dblink extension.
     pub const DBLINK: Self = Self(1 << 8);
+    /// A RESET: back to what the connection had at login.
+    pub const RESET: Self = Self(1 << 13);
     /// DISCARD ALL, which takes all of the above away.
     pub const DISCARD_ALL: Self = Self(1 << 14);
     /// DEALLOCATE ALL.
@@ -69,7 +71,8 @@ impl Suspects {
     /// Those that keep a backend with its session.
     #[must_use]
     pub fn pins(self) -> Self {
-        Self(self.0 & !(Self::DISCARD_ALL.0 | Self::DEALLOCATE_ALL.0))
+        let passing = Self::RESET.0 | Self::DISCARD_ALL.0 | Self::DEALLOCATE_ALL.0;
+        Self(self.0 & !passing)
     }
 
     /// What is in this set and not in `other`.
@@ -105,6 +108,21 @@ pub struct Lexer {
     before: Before,
     findings: Findings,
     quoting: Quoting,
+    call: Option<Call>,
+}
+
+/// A call of `set_config()` being read: with `true` as its last argument it ends with the transaction.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    depth: u32,
+    last: Last,
+}
+
+/// The latest token of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Last {
+    True,
+    Other,
 }
 
 /// How a plain string literal treats backslashes.
@@ -194,6 +212,7 @@ impl Lexer {
             before: Before::Other,
             findings: Findings::default(),
             quoting,
+            call: None,
         }
     }
 
@@ -216,6 +235,7 @@ impl Lexer {
     #[must_use]
     pub fn finish(mut self) -> Findings {
         self.end_word();
+        self.end_statement();
         self.findings
     }
 
@@ -305,7 +325,31 @@ impl Lexer {
             b';' => self.end_statement(),
             _ => {}
         }
+        if !byte.is_ascii_whitespace() {
+            self.in_call(byte);
+        }
         Taken::Yes
+    }
+
+    /// Follows the parentheses of a `set_config()` call.
+    fn in_call(&mut self, byte: u8) {
+        let Some(call) = &mut self.call else { return };
+        match byte {
+            b'(' => call.depth += 1,
+            b')' if call.depth > 1 => call.depth -= 1,
+            b')' => {
+                let last = call.last;
+                self.call = None;
+                if last == Last::Other {
+                    self.suspect(Suspects::SETTING);
+                }
+                return;
+            }
+            // The first letter of a word; what the word is, is said when it ends.
+            b'a'..=b'z' | b'A'..=b'Z' => return,
+            _ => {}
+        }
+        call.last = Last::Other;
     }
 
     fn in_word(&mut self, byte: u8) -> Taken {
@@ -390,6 +434,9 @@ impl Lexer {
     }
 
     fn end_statement(&mut self) {
+        if self.call.take().is_some() {
+            self.suspect(Suspects::SETTING);
+        }
         self.verb = Verb::Other;
         self.index = 0;
         self.before = Before::Other;
@@ -423,8 +470,17 @@ impl Lexer {
 
     /// Functions that leave something behind, wherever they are called.
     fn called(&mut self, word: &[u8]) {
+        if let Some(call) = &mut self.call {
+            call.last = if word == b"true" { Last::True } else { Last::Other };
+        }
         let what = match word {
-            b"set_config" => Suspects::SETTING,
+            b"set_config" => {
+                // A call within a call is not followed: it counts as lasting.
+                if self.call.replace(Call { depth: 0, last: Last::Other }).is_some() {
+                    self.suspect(Suspects::SETTING);
+                }
+                return;
+            }
             b"setseed" => Suspects::SEED,
             _ if word.starts_with(b"pg_advisory_lock") => Suspects::ADVISORY_LOCK,
             _ if word.starts_with(b"pg_try_advisory_lock") => Suspects::ADVISORY_LOCK,
@@ -453,7 +509,7 @@ impl Lexer {
             _ => Verb::Other,
         };
         match word {
-            b"reset" => self.suspect(Suspects::SETTING),
+            b"reset" => self.suspect(Suspects::RESET),
             b"listen" => self.suspect(Suspects::LISTEN),
             b"load" => self.suspect(Suspects::LOAD),
             b"prepare" => self.suspect(Suspects::PREPARE),
@@ -509,7 +565,12 @@ mod tests {
             ("set session x to 1", Suspects::SETTING),
             ("SET \"app.user\" = 1", Suspects::SETTING),
             ("SET TIME ZONE 'UTC'", Suspects::SETTING),
-            ("reset all", Suspects::SETTING),
+            ("reset all", Suspects::RESET),
+            ("select set_config('a', $1, $2)", Suspects::SETTING),
+            ("select set_config('a', 'true', false)", Suspects::SETTING),
+            ("select set_config('a', true::text, f(true))", Suspects::SETTING),
+            ("select set_config('a', 'b', true and", Suspects::SETTING),
+            ("select set_config('a', 'b', true), set_config('a', 'b', 'f')", Suspects::SETTING),
             ("select pg_catalog.set_config('a','b',false)", Suspects::SETTING),
             ("select \"set_config\"('a','b',false)", Suspects::SETTING),
             ("begin; SET ROLE x; commit", Suspects::SETTING),
@@ -538,6 +599,8 @@ mod tests {
     fn leaves_the_rest_alone() {
         for text in [
             "select 1",
+            "select set_config('app.user_id', '7', true)",
+            "select pg_catalog.set_config('a', lower(coalesce('b', 'c')), TRUE ) from t",
             "SET LOCAL x = 1",
             "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
             "SET CONSTRAINTS ALL DEFERRED",
@@ -590,7 +653,7 @@ mod tests {
                 prop_oneof![
                     Just("set "), Just("'"), Just("$a$"), Just("$$"), Just("--"), Just("\n"), Just("/*"),
                     Just("*/"), Just(";"), Just("x "), Just("\\"), Just("e'"), Just("\""), Just("with hold "),
-                    Just("declare "), Just("create "), Just("temp "), Just("deallocate "), Just("all"),
+                    Just("declare "), Just("create "), Just("temp "), Just("deallocate "), Just("all"), Just("set_config("), Just("true"), Just(")"), Just(","),
                 ],
                 0..40,
             ),

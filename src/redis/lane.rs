@@ -5,6 +5,8 @@
 //! commands. Commands for another database or protocol wait until the lane has been switched, and the server has
 //! confirmed it: nothing is ever sent to a database that is only hoped for.
 
+mod run;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +14,9 @@ use std::task::{Context, Poll, Waker};
 
 use super::backend::{Key, RedisPool};
 use super::greeting::write_error;
-use super::lane_run::{Ending, LaneRun};
 use super::mailbox::{MailLimits, Mailbox};
 use crate::pool::{Checkout, CheckoutError, Lease};
+use run::{Ending, LaneRun};
 
 /// Bytes that may wait for the lane's next write before sessions have to wait.
 const PENDING_LIMIT: usize = 8 * 1024 * 1024;

@@ -5,6 +5,8 @@
 //! is answered by the session or sent on a backend of its own, and the other way round. An idle session owns no
 //! buffer.
 
+mod pinned;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,7 +19,6 @@ use super::greeting::{Effect, Identity, Proto, ServerFacts, Standing, write_erro
 use super::lane::{Lane, Submitted};
 use super::mailbox::{MailState, Mailbox};
 use super::pinned::Pinned;
-use super::session_pinned::Slow;
 use super::upstream::Upstream;
 use super::wire::{
     Arguments, Progress, RequestError, RequestLimits, RequestScanner, split_inline, write_command,
@@ -25,6 +26,7 @@ use super::wire::{
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
 use crate::pool::{Checkout, Ticket};
+use pinned::Slow;
 
 /// Unread replies, in bytes, from which on no more of the client's commands are carried.
 const UNREAD_LIMIT: usize = 256 * 1024;

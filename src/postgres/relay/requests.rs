@@ -405,6 +405,12 @@ impl Pass<'_> {
         if suspects.is_empty() {
             return;
         }
+        if suspects.intersects(Suspects::RESET) {
+            self.line.resettled();
+        }
+        if suspects == Suspects::RESET {
+            return;
+        }
         let ledger = self.ledger.get_or_insert_default();
         ledger.pins.insert(suspects.pins());
         if suspects.intersects(ALL_GONE) {

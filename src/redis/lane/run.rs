@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-use super::backend::{Key, RedisConnect};
-use super::exchange::{Debt, Exchange, Fate};
-use super::lane::{Batch, Lane, Part, fail};
-use super::mailbox::Mailbox;
-use super::wire::{Reply, ReplyScanner};
+use super::{Batch, Lane, Part, fail};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
+use crate::redis::backend::{Key, RedisConnect};
+use crate::redis::exchange::{Debt, Exchange, Fate};
+use crate::redis::mailbox::Mailbox;
+use crate::redis::wire::{Reply, ReplyScanner};
 
 /// How long a lane waits for a client that is being sent a large reply to make room, before it goes on for the sake of all the
 /// others and lets the bytes pile up to the client's limit.
@@ -275,7 +275,7 @@ impl LaneRun {
             replies: *replies,
             begins: place(*begins),
         });
-        let key = Key { db: 0, proto: super::greeting::Proto::Resp2 };
+        let key = Key { db: 0, proto: crate::redis::greeting::Proto::Resp2 };
         Some(Batch { key, bytes, parts: parts.collect() })
     }
 

@@ -6,18 +6,18 @@ use std::task::{Context, Poll};
 
 use tokio::time::Sleep;
 
-use super::command::{Carriage, carriage};
-use super::greeting::write_error;
-use super::pinned::{Decision, Hold, Inflow, Loss, PINNED_BUFFER, Pinned};
-use super::session::{Closing, End, Moved, Session, State};
-use super::wire::{Arguments, Progress, RequestScanner, split_inline, write_command};
+use super::{Closing, End, Moved, Session, State};
+use crate::redis::command::{Carriage, carriage};
+use crate::redis::greeting::write_error;
+use crate::redis::pinned::{Decision, Hold, Inflow, Loss, PINNED_BUFFER, Pinned};
+use crate::redis::wire::{Arguments, Progress, RequestScanner, split_inline, write_command};
 
 const LOST: &str = "ERR tidegate: the Redis server closed the connection while this command was in flight; \
      it may or may not have been applied";
 
 /// The deadline of a client that does not read while it holds a backend.
 #[derive(Default)]
-pub(super) struct Slow(Option<Pin<Box<Sleep>>>);
+pub(in crate::redis) struct Slow(Option<Pin<Box<Sleep>>>);
 
 impl Session {
     /// Moves bytes both ways on the held backend, and gives it back when the hold is over.
@@ -222,7 +222,7 @@ impl Session {
                 Offered::Taken
             }
             Decision::Answer(word) => {
-                if word == super::command::Word::Reset
+                if word == crate::redis::command::Word::Reset
                     && let Some(pinned) = self.unpin()
                 {
                     pinned.abandon("reset");
