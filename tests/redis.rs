@@ -326,10 +326,7 @@ fn redis_restarts_and_later_commands_work() {
     });
     server.restart();
     let told = waiting.reply();
-    assert!(
-        told.error().contains("closed the connection while this command was in flight"),
-        "says what happened: {told:?}"
-    );
+    assert!(told.error().contains("closed the connection"), "says what happened: {told:?}");
     assert_eq!(idle.command(&["GET", "x"]), Value::Null, "an idle client notices nothing");
     assert_eq!(waiting.command(&["SET", "y", "2"]), Value::simple("OK"), "and the other goes on");
     gate.assert_alive();
