@@ -44,6 +44,9 @@ pub enum Word {
     NoEvict,
     /// CLIENT REPLY ON, which changes nothing.
     ReplyOn,
+    /// CLIENT MAINT_NOTIFICATIONS, which libraries ask for in their handshake: of a connection that is not theirs alone
+    /// there is nothing to notify.
+    MaintNotifications,
 }
 
 /// Why a command needs a backend of its own.
@@ -165,6 +168,7 @@ fn client(subcommand: &[u8], value: Option<&[u8]>) -> Carriage {
         b"SETINFO" => Carriage::Session(Word::SetInfo),
         b"INFO" => Carriage::Session(Word::Info),
         b"NO-EVICT" => Carriage::Session(Word::NoEvict),
+        b"MAINT_NOTIFICATIONS" => Carriage::Session(Word::MaintNotifications),
         b"REPLY" if value.is_some_and(|value| value.eq_ignore_ascii_case(b"ON")) => {
             Carriage::Session(Word::ReplyOn)
         }
@@ -491,6 +495,19 @@ mod tests {
 
     fn of(line: &str) -> Carriage {
         carriage(line.split(' ').map(str::as_bytes))
+    }
+
+    #[test]
+    fn a_librarys_handshake_needs_no_backend() {
+        for line in [
+            "HELLO 3",
+            "CLIENT SETINFO LIB-NAME redis-py",
+            "client setname worker",
+            "CLIENT MAINT_NOTIFICATIONS ON moving-endpoint-type internal-ip",
+            "SELECT 1",
+        ] {
+            assert!(matches!(of(line), Carriage::Session(_)), "{line}");
+        }
     }
 
     #[test]

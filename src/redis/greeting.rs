@@ -162,6 +162,11 @@ impl Identity {
             Word::SetInfo => self.set_info(arguments, out),
             Word::Info => self.info(out),
             Word::NoEvict | Word::ReplyOn => out.extend_from_slice(b"+OK\r\n"),
+            // A server that doesn't know it says the same.
+            Word::MaintNotifications => {
+                let words = "ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.";
+                write_error(words, out);
+            }
         }
         Effect::Nothing
     }
