@@ -23,14 +23,10 @@ postgres_bin() {
   fi
 }
 
-# Runs a program as somebody who is not root: Postgres refuses root.
-as_nobody() {
-  if [ "$(id -u)" = 0 ]; then
-    setpriv --reuid=nobody --regid=nogroup --clear-groups "$@"
-  else
-    "$@"
-  fi
-}
+# What stands before a program so that it runs as somebody who is not root: Postgres refuses root. An
+# array and no function: a program started in the background must be our own child, to be ended by its id.
+AS_NOBODY=()
+if [ "$(id -u)" = 0 ]; then AS_NOBODY=(setpriv --reuid=nobody --regid=nogroup --clear-groups); fi
 
 # A port of 127.0.0.1 below the ephemeral range on which nothing listens. Each call gives another one.
 LAST_PORT=$((15000 + $$ % 14000))
@@ -62,9 +58,9 @@ start_postgres() {
   tools=$(postgres_bin)
   mkdir -p "$directory"
   if [ "$(id -u)" = 0 ]; then chown nobody:nogroup "$directory"; fi
-  as_nobody "$tools/initdb" -D "$directory/data" -U postgres -A trust -E UTF8 --locale=C --no-sync \
+  "${AS_NOBODY[@]}" "$tools/initdb" -D "$directory/data" -U postgres -A trust -E UTF8 --locale=C --no-sync \
     >"$directory/initdb.log" 2>&1 || fail "initdb failed: $(cat "$directory/initdb.log")"
-  as_nobody "$tools/postgres" -D "$directory/data" -p "$port" -k "$directory" \
+  "${AS_NOBODY[@]}" "$tools/postgres" -D "$directory/data" -p "$port" -k "$directory" \
     -c listen_addresses=127.0.0.1 -c fsync=off -c full_page_writes=off -c max_connections=250 \
     -c shared_buffers=128MB -c autovacuum=off >"$directory/log" 2>&1 </dev/null &
   STARTED=$!
@@ -78,4 +74,16 @@ start_redis() {
     >"$1/log" 2>&1 </dev/null &
   STARTED=$!
   wait_for 15 "Redis answers" redis-cli -p "$2" ping
+}
+
+# Ends what this script started, by its ids: politely, then, after ten seconds, for good.
+stop_all() {
+  local pid
+  for pid in "$@"; do kill -INT "$pid" 2>/dev/null || true; done
+  for pid in "$@"; do
+    local deadline=$((SECONDS + 10))
+    while kill -0 "$pid" 2>/dev/null && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.1; done
+    kill -KILL "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+  done
 }
