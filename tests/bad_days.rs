@@ -317,7 +317,8 @@ fn postgres_restarts_under_load_and_idle_clients_notice_nothing() {
     for failures in errors.into_inner().unwrap() {
         assert!(failures.len() <= 1, "one honest error is enough: {failures:?}");
         for code in failures {
-            assert!(["57P01", "08006", "57P02", "57P03"].contains(&code.as_str()), "{code}");
+            let honest = ["57P01", "08006", "57P02", "57P03"].contains(&code.as_str());
+            assert!(honest, "{code}\n{}", gate.output());
         }
     }
     for client in &mut idle {
@@ -539,4 +540,57 @@ fn a_frame_of_no_known_type_is_answered_as_the_server_would() {
     assert_eq!(codes(gate.client()), codes(server.direct()));
     gate.assert_alive();
     assert_clean(&gate);
+}
+
+#[test]
+fn half_of_a_long_parse_holds_nobody_up() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 1);
+    let mut slow = gate.client();
+    let text = format!("select length('{}')", "x".repeat(300_000));
+    let request = [parse("", &text), bind("", "", &[]), execute("", 0), sync()].concat();
+    let (first, second) = request.split_at(100_000);
+    slow.send(first);
+    for _ in 0..3 {
+        assert_eq!(gate.client().one("select 1"), "1", "the others are served meanwhile");
+    }
+    slow.send(second);
+    assert_eq!(slow.reply().rows(), [[Some("300000".to_owned())]]);
+}
+
+#[test]
+fn discard_all_of_one_session_takes_nothing_from_the_next() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 1);
+    let login = Login::app().with("options", "-c search_path=elsewhere");
+    let open = || gate.try_client(&login).expect("welcome");
+    let mut one = open();
+    one.query("discard all").expect_no_error();
+    assert_eq!(one.one("show search_path"), "elsewhere", "its own next transaction has it again");
+    // Gone while it runs: nobody sees its end.
+    one.send(&[query("select pg_sleep(0.2)"), query("discard all")].concat());
+    one.hang_up();
+    assert_eq!(open().one("show search_path"), "elsewhere");
+    let mut two = open();
+    two.query("reset all").expect_no_error();
+    assert_eq!(open().one("show search_path"), "elsewhere");
+}
+
+#[test]
+fn too_many_statements_are_an_honest_error() {
+    let server = Postgres::start();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tidegate.toml");
+    std::fs::write(&file, "[postgres]\nstatements_per_client = 3\n").unwrap();
+    let gate = Setup::new().postgres(&server).pool_size(1).config(&file).start();
+    let mut client = gate.client();
+    for n in 0..3 {
+        let reply = client.exchange(&[parse(&format!("s{n}"), "select 1"), sync()]);
+        reply.expect_no_error();
+    }
+    client.send(&[parse("s3", "select 1"), sync()].concat());
+    let refusal = client.frame().refusal();
+    assert_eq!((refusal.severity.as_str(), refusal.code.as_str()), ("FATAL", "53400"));
+    assert!(refusal.hint.contains("statements_per_client"), "{refusal:?}");
+    assert_eq!(gate.client().one("select 1"), "1");
 }

@@ -395,3 +395,25 @@ fn a_client_killed_in_a_pipeline_leaves_the_lane_in_step() {
     let mut fresh: Connection = gate.redis_client();
     assert_eq!(fresh.command(&["PING"]), Value::simple("PONG"));
 }
+
+#[test]
+fn a_client_that_dies_behind_a_blocking_pop_gives_its_backend_back() {
+    let server = Redis::start();
+    let gate = Setup::new().redis(&server).env("TIDEGATE_REDIS_POOL_SIZE", "2").start();
+    let dying = gate.redis_client();
+    // More than tidegate reads ahead, so that the end of the stream lies behind unread bytes.
+    let mut bytes = encode(&["BLPOP", "never", "0"]);
+    bytes.extend(encode(&["PING"]).repeat(50_000));
+    dying.stream().set_write_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+    let _as_much_as_fits = std::io::Write::write_all(&mut dying.stream(), &bytes);
+    let mut admin = server.direct();
+    let blocked = |admin: &mut support::resp::Connection, count: &str| {
+        admin.command(&["INFO", "clients"]).text().contains(&format!("blocked_clients:{count}"))
+    };
+    eventually("it blocks", || blocked(&mut admin, "1").then_some(()));
+    dying.hang_up();
+    eventually("its backend is free", || blocked(&mut admin, "0").then_some(()));
+    let mut next = gate.redis_client();
+    assert_eq!(next.command(&["MULTI"]), Value::simple("OK"));
+    assert_eq!(next.command(&["EXEC"]), Value::Array(Vec::new()));
+}

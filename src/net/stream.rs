@@ -58,8 +58,8 @@ impl Stream {
 
     /// Ready when the peer has closed the stream or it broke; reads nothing.
     ///
-    /// While bytes lie unread in the socket the end behind them cannot be seen: then this is
-    /// `Pending` without a wake-up, and a caller that must know reads on.
+    /// While bytes lie unread in the socket this is `Pending` without a wake-up: a caller that must
+    /// know reads on, or asks again by a clock of its own.
     pub fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let readable = match self {
             Self::Tcp(tcp) => tcp.poll_read_ready(cx),
@@ -71,6 +71,7 @@ impl Stream {
         }
         match self.peek_one() {
             Ok(0) => Poll::Ready(()),
+            Ok(_bytes_wait) if self.is_shut() => Poll::Ready(()),
             Ok(_bytes_wait) => Poll::Pending,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.rearm_read(cx),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -94,6 +95,21 @@ impl Stream {
             Self::Tcp(tcp) => Some(tcp),
             Self::Tls(tls) => Some(tls.get_ref().0),
             Self::Unix(_) => None,
+        }
+    }
+
+    /// Whether the peer has shut its side, be there bytes unread before the end or not.
+    fn is_shut(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let looked = |mut fd: PollFd<'_>| {
+            poll(std::slice::from_mut(&mut fd), Some(&at_once)).is_ok()
+                && fd.revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+        };
+        match self {
+            Self::Tcp(tcp) => looked(PollFd::new(tcp, PollFlags::RDHUP)),
+            Self::Tls(tls) => looked(PollFd::new(tls.get_ref().0, PollFlags::RDHUP)),
+            Self::Unix(unix) => looked(PollFd::new(unix, PollFlags::RDHUP)),
         }
     }
 

@@ -170,7 +170,7 @@ impl PgConnect {
     pub fn new(dial: Dial, limits: Arc<PostgresLimits>) -> Self {
         Self {
             dial,
-            registry: Registry::default(),
+            registry: Registry::new(limits.statements_total, limits.statements_total_bytes),
             combinations: Mutex::new(Combinations {
                 limit: limits.settings_combinations.max(1),
                 version: None,

@@ -157,6 +157,15 @@ impl Exchange {
         self.owed.len()
     }
 
+    /// Whether a ReadyForQuery is owed.
+    #[must_use]
+    pub fn owes_ready(&self) -> bool {
+        let ready = |owed: &Owed| {
+            matches!(owed, Owed::Sync | Owed::Query | Owed::QueryOurs | Owed::Function)
+        };
+        self.owed.iter().any(ready)
+    }
+
     /// The status of the last ReadyForQuery.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -50,8 +50,10 @@ pub struct Line {
 pub enum Farewell {
     /// Not yet.
     Unsaid,
-    /// With an error of severity FATAL or PANIC.
+    /// With an error of severity FATAL or PANIC, which the client has.
     Said,
+    /// The same when nobody was owed anything: it was for an idle connection, and no client hears it.
+    Kept,
 }
 
 /// Whether a connection still has the settings that were applied to it.
@@ -117,6 +119,9 @@ pub enum Violation {
     /// Its length can't be right.
     #[error("invalid message length")]
     Length,
+    /// One prepared statement more than a client, or all together, may have.
+    #[error("too many prepared statements")]
+    TooManyStatements,
     /// It is longer than what is gathered to be understood.
     #[error("a message of type '{}' is longer than understood_frame_bytes", char::from(*.0))]
     TooLong(u8),
@@ -146,7 +151,8 @@ impl Line {
     /// Whether it may go to another session: nothing owed, no transaction, both sides at a frame boundary.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.exchange.is_over() && self.at_boundary() && self.gate == Gate::Open
+        let open = self.gate == Gate::Open && self.farewell != Farewell::Said;
+        self.exchange.is_over() && self.at_boundary() && open
     }
 
     /// Whether both sides are at a frame boundary.

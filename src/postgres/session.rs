@@ -13,20 +13,26 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::backend::{Outbox, PgConnect, PgPool};
 use super::cancel::CancelHandle;
 use super::clean::{Departure, Leavings, clean};
 use super::message::{ErrorFields, error_frame};
-use super::relay::{Ledger, Stance};
+use super::relay::{Farewell, Ledger, Stance};
 use super::settings::Settings;
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
 use crate::pool::{Lease, Ticket};
 
+/// Most turns of one session before others have theirs.
+const TURNS: usize = 64;
+
 /// Longest time to deliver the last words to a client that is being sent away.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Most reads of what such a client still sends.
+const LAST_READS: usize = 64;
 
 /// What a session is made of.
 pub struct SessionParts {
@@ -214,7 +220,7 @@ impl Session {
             }
         }
         let draining = self.drain.poll_started(cx).is_ready();
-        loop {
+        for _ in 0..TURNS {
             let turn = match self.phase {
                 Phase::Idle if draining && self.inbox.is_none() => {
                     Turn::End(End::Dismissed(shutting_down()))
@@ -232,6 +238,9 @@ impl Session {
                 Turn::End(end) => return Poll::Ready(end),
             }
         }
+        // Others have their turns too.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Changes phase: the one place that does.
@@ -290,6 +299,10 @@ impl Session {
         };
         let cancelling = self.rare.as_mut().and_then(|rare| rare.cancelling.take());
         let unsent = lease.to_server.is_empty() && lease.to_client.is_empty();
+        if lease.line.farewell() != Farewell::Unsaid {
+            lease.close("server");
+            return;
+        }
         if lease.line.is_over() && unsent && leavings == Leavings::None && cancelling.is_none() {
             lease.give_back();
             return;
@@ -338,7 +351,7 @@ impl Lost {
     /// What the client is told, unless the server has told it already.
     fn words(&self, lease: &Lease<PgConnect>) -> Vec<u8> {
         let text = match self {
-            Self::Closed if lease.line.farewell() == super::relay::Farewell::Said => {
+            Self::Closed if lease.line.farewell() == Farewell::Said => {
                 return Vec::new();
             }
             Self::Closed => {
@@ -359,14 +372,19 @@ impl Lost {
 
 /// Delivers the last words, in a task of its own if the socket does not take them at once.
 fn say_goodbye(mut client: Stream, words: Vec<u8>, drain: DrainGuard) {
-    if words.is_empty() {
-        return;
-    }
     tokio::spawn(async move {
         let _guard = drain;
         let send = async {
             client.write_all(&words).await?;
-            client.shutdown().await
+            client.shutdown().await?;
+            // Closing a socket with bytes unread resets it, and the words could be lost with it.
+            let mut piece = [0; 1024];
+            for _ in 0..LAST_READS {
+                if client.read(&mut piece).await? == 0 {
+                    break;
+                }
+            }
+            std::io::Result::Ok(())
         };
         // Whoever doesn't read its last words goes without them.
         let _sent = tokio::time::timeout(LAST_WORDS, send).await;

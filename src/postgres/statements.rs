@@ -24,8 +24,11 @@ pub struct Statement {
 }
 
 /// The statements all sessions of a pool know, so that equal ones are one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
+    /// Most statements known at once, and most bytes of them.
+    limit: usize,
+    limit_bytes: usize,
     next: AtomicU64,
     known: Mutex<Known>,
 }
@@ -37,6 +40,7 @@ struct Known {
     /// Entries at which those that nobody holds any more are swept out.
     sweep_at: usize,
     len: usize,
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -45,7 +49,17 @@ struct Entry {
     statement: Weak<Statement>,
 }
 
+/// The registry holds as many statements as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
 impl Registry {
+    /// For at most `limit` statements of at most `limit_bytes` bytes in all.
+    #[must_use]
+    pub fn new(limit: usize, limit_bytes: usize) -> Self {
+        Self { limit, limit_bytes, next: AtomicU64::new(0), known: Mutex::default() }
+    }
+
     /// A statement that no other session shares (an unnamed one).
     #[must_use]
     pub fn lone(&self, body: &[u8], quoting: Quoting) -> Arc<Statement> {
@@ -55,37 +69,63 @@ impl Registry {
 
     /// The statement with this body for sessions with these startup settings: under another `search_path` the same
     /// text is another statement.
-    #[must_use]
-    pub fn intern(&self, body: &[u8], settings: u64, quoting: Quoting) -> Arc<Statement> {
+    ///
+    /// # Errors
+    /// [`Full`] if it is a new one too many.
+    pub fn intern(
+        &self,
+        body: &[u8],
+        settings: u64,
+        quoting: Quoting,
+    ) -> Result<Arc<Statement>, Full> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let hash = known.hasher.hash_one((settings, body));
-        let entries = known.by_hash.entry(hash).or_default();
+        let entries = known.by_hash.get(&hash).map(Vec::as_slice).unwrap_or_default();
         let same = entries
             .iter()
             .filter(|entry| entry.settings == settings)
             .filter_map(|entry| entry.statement.upgrade())
             .find(|statement| *statement.body == *body);
         if let Some(statement) = same {
-            return statement;
+            return Ok(statement);
+        }
+        if known.is_full(self) {
+            known.sweep();
+            if known.is_full(self) {
+                return Err(Full);
+            }
         }
         let statement = self.lone(body, quoting);
-        entries.push(Entry { settings, statement: Arc::downgrade(&statement) });
+        let entry = Entry { settings, statement: Arc::downgrade(&statement) };
+        known.by_hash.entry(hash).or_default().push(entry);
         known.len += 1;
-        known.sweep();
-        statement
+        known.bytes += body.len();
+        if known.len >= known.sweep_at.max(1024) {
+            known.sweep();
+        }
+        Ok(statement)
     }
 }
 
 impl Known {
-    /// Drops the entries nobody holds, when there are twice as many as after the last time.
+    fn is_full(&self, registry: &Registry) -> bool {
+        self.len >= registry.limit || self.bytes >= registry.limit_bytes
+    }
+
+    /// Drops the entries nobody holds; again when there are twice as many as are left.
     fn sweep(&mut self) {
-        if self.len < self.sweep_at.max(1024) {
-            return;
-        }
+        let mut bytes = 0;
         self.by_hash.retain(|_, entries| {
-            entries.retain(|entry| entry.statement.strong_count() > 0);
+            entries.retain(|entry| match entry.statement.upgrade() {
+                Some(statement) => {
+                    bytes += statement.body.len();
+                    true
+                }
+                None => false,
+            });
             !entries.is_empty()
         });
+        self.bytes = bytes;
         self.len = self.by_hash.values().map(Vec::len).sum();
         self.sweep_at = self.len * 2;
     }
@@ -217,26 +257,45 @@ mod tests {
 
     #[test]
     fn equal_texts_are_one_statement_per_settings() {
-        let registry = Registry::default();
-        let a = registry.intern(b"select 1\0\0\0", 0, Quoting::Standard);
-        let b = registry.intern(b"select 1\0\0\0", 0, Quoting::Standard);
-        let c = registry.intern(b"select 1\0\0\0", 1, Quoting::Standard);
+        let registry = Registry::new(2_000, 1 << 20);
+        let a = registry.intern(b"select 1\0\0\0", 0, Quoting::Standard).unwrap();
+        let b = registry.intern(b"select 1\0\0\0", 0, Quoting::Standard).unwrap();
+        let c = registry.intern(b"select 1\0\0\0", 1, Quoting::Standard).unwrap();
         assert!(Arc::ptr_eq(&a, &b));
         assert_ne!(a.id, c.id);
     }
 
     #[test]
+    fn a_full_registry_refuses_new_ones_and_gives_known_ones() {
+        let registry = Registry::new(2, 1 << 20);
+        let a = registry.intern(b"a\0\0\0", 0, Quoting::Standard).unwrap();
+        let b = registry.intern(b"b\0\0\0", 0, Quoting::Standard).unwrap();
+        assert_eq!(registry.intern(b"c\0\0\0", 0, Quoting::Standard).unwrap_err(), Full);
+        let again = registry.intern(b"a\0\0\0", 0, Quoting::Standard).unwrap();
+        assert!(Arc::ptr_eq(&a, &again));
+        drop(b);
+        assert!(registry.intern(b"c\0\0\0", 0, Quoting::Standard).is_ok());
+        let small = Registry::new(100, 8);
+        let _held = small.intern(b"0123456789\0\0\0", 0, Quoting::Standard).unwrap();
+        assert_eq!(small.intern(b"a\0\0\0", 0, Quoting::Standard).unwrap_err(), Full);
+    }
+
+    #[test]
     fn statements_nobody_holds_are_swept() {
-        let registry = Registry::default();
+        let registry = Registry::new(2_000, 1 << 20);
         for n in 0..10_000 {
-            drop(registry.intern(format!("select {n}\0\0\0").as_bytes(), 0, Quoting::Standard));
+            drop(
+                registry
+                    .intern(format!("select {n}\0\0\0").as_bytes(), 0, Quoting::Standard)
+                    .unwrap(),
+            );
         }
         assert!(registry.known.lock().unwrap().len <= 1024);
     }
 
     #[test]
     fn least_recently_used_is_evicted_and_names_are_never_reused() {
-        let registry = Registry::default();
+        let registry = Registry::new(2_000, 1 << 20);
         let [a, b, c] = [b"a", b"b", b"c"].map(|text| registry.lone(text, Quoting::Standard));
         let mut server = ServerStatements::new(7, 2);
         let (one, _) = server.name_new(&a);

@@ -30,6 +30,12 @@ use pinned::Slow;
 
 /// Unread replies, in bytes, from which on no more of the client's commands are carried.
 const UNREAD_LIMIT: usize = 256 * 1024;
+/// Most bytes read behind a command that blocks.
+const READ_AHEAD: usize = 1024 * 1024;
+
+/// How long until a client with unread bytes is looked at again, to see whether it is gone.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Looks at both sides before others get their turn.
 const TURNS: usize = 32;
 
@@ -47,6 +53,8 @@ pub struct Session {
     pub(super) out: Outbox,
     pub(super) state: State,
     pub(super) closing: Closing,
+    /// When the client with unread bytes is looked at again.
+    next_look: Option<Pin<Box<Sleep>>>,
     guard: DrainGuard,
     /// Until when the client must have shown the password.
     deadline: Option<Pin<Box<Sleep>>>,
@@ -152,6 +160,7 @@ impl Session {
             out: Outbox::default(),
             state: State::Shared,
             closing: Closing::No,
+            next_look: None,
             guard,
             deadline,
         }
@@ -308,14 +317,21 @@ impl Session {
         let willing = match &self.state {
             State::Shared => !unseen,
             State::Waiting(_) => false,
-            State::Pinned(pinned, _) => !unseen && pinned.has_room(usize::MAX),
+            // Read on behind a command that blocks: only so is the client's end seen.
+            State::Pinned(pinned, _) => {
+                (!unseen || self.inbox.len() < READ_AHEAD) && pinned.has_room(usize::MAX)
+            }
         };
         if !willing || self.closing == Closing::AfterReplies {
             return match self.stream.poll_hangup(cx) {
                 Poll::Ready(()) => Err(End("the client is gone")),
-                Poll::Pending => Ok(Moved::No),
+                Poll::Pending => {
+                    self.look_again(cx);
+                    Ok(Moved::No)
+                }
             };
         }
+        self.next_look = None;
         with_read_buffer(|buffer| {
             let n = match self.stream.poll_read_into(cx, buffer) {
                 Poll::Pending => return Ok(Moved::No),
@@ -335,6 +351,16 @@ impl Session {
             }
             Ok(Moved::Yes)
         })
+    }
+
+    /// Behind bytes that are not read yet no wake-up tells of the client's end: asks again in a while.
+    fn look_again(&mut self, cx: &mut Context<'_>) {
+        let fresh = || Box::pin(tokio::time::sleep(LOOK_AGAIN));
+        let look = self.next_look.get_or_insert_with(fresh);
+        if look.as_mut().poll(cx).is_ready() {
+            self.next_look = None;
+            cx.waker().wake_by_ref();
+        }
     }
 
     /// The client has closed its side: what it asked is still answered if it goes over the lane.

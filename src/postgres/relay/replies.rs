@@ -82,7 +82,9 @@ fn reply(
     body: &[u8],
 ) -> Result<Verdict, Desync> {
     let status = if header.tag == b'Z' && header.body == 1 { body.first() } else { None };
-    let (verdict, outcome) = line.exchange.replied(header.tag, status.copied().unwrap_or(0))?;
+    let idle =
+        line.exchange.is_over() && ledger.as_ref().is_none_or(|ledger| ledger.pins.is_empty());
+    let (mut verdict, outcome) = line.exchange.replied(header.tag, status.copied().unwrap_or(0))?;
     match outcome {
         Outcome::Went => {}
         Outcome::OursFailed => line.gate = Gate::Refused,
@@ -94,10 +96,15 @@ fn reply(
             // The severity that is never translated; the fields' order is the server's own.
             let fatal = [&b"\0VFATAL\0"[..], b"\0VPANIC\0"];
             if fatal.iter().any(|mark| memchr::memmem::find(body, mark).is_some()) {
-                line.farewell = Farewell::Said;
+                (line.farewell, verdict) = if idle {
+                    (Farewell::Kept, Verdict::Swallow)
+                } else {
+                    (Farewell::Said, verdict)
+                };
             }
-            // A statement is gone that our map still has: something hidden took it. Parse all anew.
-            if memchr::memmem::find(body, b"\0C26000\0").is_some() {
+            // A statement is gone that our map still has, or its plan is void: parse all anew.
+            let gone = [&b"\0C26000\0"[..], b"\0C0A000\0"];
+            if gone.iter().any(|code| memchr::memmem::find(body, code).is_some()) {
                 line.statements.clear();
             }
         }
@@ -159,6 +166,7 @@ fn discard_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
     ledger.pins = ledger.pins.without(gone);
     if all {
         line.applied = None;
+        line.settled = super::Settled::Yes;
         line.strays.clear();
     }
 }

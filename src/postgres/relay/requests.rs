@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::exchange::{Named, Owed, Status};
 use super::super::settings::Settings;
 use super::super::sql::{self, Findings, Lexer, Suspects};
-use super::super::statements::{Registry, ServerName, Statement};
+use super::super::statements::{Full, Registry, ServerName, Statement};
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
 use super::{Ledger, Line, Unnamed, Violation, absurd};
 
@@ -24,6 +24,8 @@ pub struct Surroundings<'a> {
     pub settings: &'a Settings,
     /// Longest frame that is gathered to be understood, in bytes.
     pub understood_bytes: usize,
+    /// Most named statements of one session.
+    pub statements: usize,
 }
 
 /// What [`requests`] did with its input.
@@ -169,7 +171,7 @@ impl Pass<'_> {
                 let input = self.input;
                 let body = &input[self.at + HEADER_BYTES..self.at + whole];
                 match header.tag {
-                    b'P' => self.parse(header, body),
+                    b'P' => self.parse(header, body)?,
                     b'D' => self.describe(header, body),
                     _ => self.close(header, body),
                 }
@@ -223,15 +225,17 @@ impl Pass<'_> {
         Step::Passed
     }
 
-    fn parse(&mut self, header: Header, body: &[u8]) {
+    fn parse(&mut self, header: Header, body: &[u8]) -> Result<(), Violation> {
         let Some((name, rest)) = wire::cstr(body).filter(|(_, rest)| is_parse_rest(rest)) else {
             // Not a Parse the server will take: its error is the best answer.
             self.line.exchange.sent(Owed::ParsePlain);
-            return self.pass(header);
+            self.pass(header);
+            return Ok(());
         };
         if !self.line.exchange.answers() {
             self.line.exchange.sent(Owed::ParsePlain);
-            return self.pass(header);
+            self.pass(header);
+            return Ok(());
         }
         let quoting = self.around.settings.quoting();
         let registry = self.around.registry;
@@ -245,19 +249,27 @@ impl Pass<'_> {
             ledger.statements.unnamed = Some(now);
             self.line.unnamed = Unnamed::Session;
             self.line.exchange.sent(Owed::ParseUnnamed(before));
-            return self.pass(header);
+            self.pass(header);
+            return Ok(());
         }
         if ledger.statements.named.contains_key(name) {
             // Give the server a statement of this name, so that its own words refuse the second.
             self.line.strays.push(name.into());
             self.inject(b'P', &[name, b"\0\0\0\0"], Owed::ParseOurs(NO_STATEMENT));
             self.line.exchange.sent(Owed::ParsePlain);
-            return self.pass(header);
+            self.pass(header);
+            return Ok(());
         }
-        let statement = registry.intern(rest, self.around.settings.id, quoting);
+        if ledger.statements.named.len() >= self.around.statements {
+            return Err(Violation::TooManyStatements);
+        }
+        let statement = registry
+            .intern(rest, self.around.settings.id, quoting)
+            .map_err(|Full| Violation::TooManyStatements)?;
         ledger.statements.named.insert(name.into(), Arc::clone(&statement));
         let named = Box::new(Named { name: name.into(), statement });
         self.parse_named(header, named);
+        Ok(())
     }
 
     /// A new name of the client's: parsed under a name of ours, unless the server has the statement already.
@@ -405,7 +417,7 @@ impl Pass<'_> {
         if suspects.is_empty() {
             return;
         }
-        if suspects.intersects(Suspects::RESET) {
+        if suspects.intersects(Suspects::RESET) || suspects.intersects(Suspects::DISCARD_ALL) {
             self.line.resettled();
         }
         if suspects == Suspects::RESET {
@@ -425,6 +437,10 @@ impl Pass<'_> {
 
     /// DEALLOCATE of a name the server doesn't know must succeed: give it one to take away.
     fn shield(&mut self, findings: &Findings) {
+        // In a failed transaction it is refused, and the statement stays.
+        if self.line.exchange.status() == Status::Failed {
+            return;
+        }
         for name in &findings.deallocates {
             let Some(ledger) = self.ledger.as_deref_mut() else { return };
             // A statement that SQL prepared may have the name on the server itself.

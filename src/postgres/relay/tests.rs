@@ -87,7 +87,7 @@ impl Bench {
         Self {
             line: Line::new(ServerStatements::new(1, 3)),
             ledger: None,
-            registry: Registry::default(),
+            registry: Registry::new(1000, 1 << 20),
             settings: Arc::new(settings),
         }
     }
@@ -102,6 +102,7 @@ impl Bench {
                 registry: &self.registry,
                 settings: &self.settings,
                 understood_bytes: 1 << 20,
+                statements: 1000,
             };
             let taken = requests(&mut self.line, &mut self.ledger, around, &kept, &mut out)
                 .expect("no violation");
@@ -248,13 +249,14 @@ proptest! {
             registry: &bench.registry,
             settings: &bench.settings,
             understood_bytes: 1 << 20,
+                statements: 1000,
         };
         let mut out = Vec::new();
         let _any = requests(&mut bench.line, &mut bench.ledger, around, &input, &mut out);
         let _any = bench.receive(&[&answers]);
         let mut rest = 0;
-        let _any = waiting(&mut rest, Stance::Open, &input, 1000);
-        let _any = waiting(&mut rest, Stance::Refusing, &input, 1000);
+        let _any = waiting(&mut rest, Stance::Open, &input, 1000, 5000);
+        let _any = waiting(&mut rest, Stance::Refusing, &input, 1000, 5000);
     }
 
     #[test]
@@ -270,7 +272,7 @@ proptest! {
             let mut dropped = 0;
             for piece in pieces {
                 kept.extend_from_slice(piece);
-                let looked = waiting(&mut rest, Stance::Refusing, &kept, 1000).expect("fine");
+                let looked = waiting(&mut rest, Stance::Refusing, &kept, 1000, 5000).expect("fine");
                 kept.drain(..looked.dropped);
                 dropped += looked.dropped;
                 if looked.work == Work::RefusalEnds {

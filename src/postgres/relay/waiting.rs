@@ -36,7 +36,7 @@ pub enum Stance {
 
 /// Looks at a client's bytes while its session has no server connection: drops what no server need see (the rest of a
 /// COPY that failed, a Flush), and says when there is work. `rest` counts the bytes still to come of a dropped frame.
-/// A frame up to `gather` bytes long is waited for, so that a slow sender holds no connection.
+/// A frame up to `gather` bytes long (a Parse: `understood`) is waited for, so that a slow sender holds no connection.
 ///
 /// # Errors
 /// [`Violation`] for what can't be a frame.
@@ -45,6 +45,7 @@ pub fn waiting(
     stance: Stance,
     input: &[u8],
     gather: usize,
+    understood: usize,
 ) -> Result<Waiting, Violation> {
     let mut at = 0;
     loop {
@@ -67,7 +68,13 @@ pub fn waiting(
             (_, b'X') => return done(Work::Goodbye),
             (_, b'd' | b'c' | b'f' | b'H') => {}
             (Stance::Open, _) => {
-                let whole = header.frame().min(gather);
+                // What must be understood whole is gathered whole, or a connection would be held for its sender's sake.
+                let bound = if header.tag == b'P' { understood } else { gather };
+                let whole = if header.frame() > bound {
+                    header.frame().min(gather)
+                } else {
+                    header.frame()
+                };
                 let here = input.len() - at;
                 return done(if here < whole { Work::Wait(whole) } else { Work::Ready });
             }

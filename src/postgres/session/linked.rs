@@ -8,7 +8,7 @@ use super::unlinked::{count, dismissed};
 use super::{End, Inbox, Lost, Phase, Presence, Session, Turn};
 use crate::postgres::backend::PgBackend;
 use crate::postgres::connect::send_cancel;
-use crate::postgres::relay::{self, Gate, Goodbye, Output, Surroundings, Taken};
+use crate::postgres::relay::{self, Farewell, Gate, Goodbye, Output, Surroundings, Taken};
 use crate::postgres::sql::Suspects;
 
 /// Replies owed beyond which no more is read from the client.
@@ -52,6 +52,11 @@ impl Session {
     fn both_sides(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Side {
         self.poll_rare(cx)?;
         let replies = self.server_to_client(cx, buffer)?;
+        if replies == Moved::Yes && self.is_over() {
+            // The client's next request is another transaction: it begins with a checkout of its own.
+            self.count();
+            return Ok(Moved::Yes);
+        }
         let requests = self.client_to_server(cx, buffer)?;
         self.count();
         let moved = replies == Moved::Yes || requests == Moved::Yes;
@@ -168,6 +173,7 @@ impl Session {
             registry: self.pool.connector().registry(),
             settings: &self.settings,
             understood_bytes: self.pool.connector().limits().understood_frame_bytes,
+            statements: self.pool.connector().limits().statements_per_client,
         };
         let pins = self.ledger.as_ref().map(|ledger| ledger.pins()).unwrap_or_default();
         let out = backend.to_server.bytes();
@@ -209,7 +215,7 @@ impl Session {
     fn is_answered(&self) -> bool {
         let Phase::Linked(lease) = &self.phase else { return true };
         let exchange = &lease.line.exchange;
-        if exchange.wants_sync() || exchange.copies_in() {
+        if (exchange.wants_sync() && !exchange.owes_ready()) || exchange.copies_in() {
             return true;
         }
         exchange.owed() == 0 && lease.to_server.is_empty() && lease.to_client.is_empty()
@@ -283,7 +289,10 @@ impl Session {
     fn release(&mut self) {
         if let Phase::Linked(mut lease) = self.enter(Phase::Idle) {
             lease.unpin();
-            lease.give_back();
+            match lease.line.farewell() {
+                Farewell::Unsaid => lease.give_back(),
+                Farewell::Said | Farewell::Kept => lease.close("server"),
+            }
         }
         // A request that came too late for the one it meant must not hit the next.
         self.cancel.clear();

@@ -47,7 +47,8 @@ impl Session {
     /// if one is free: then this poll goes on with them.
     fn look(&mut self, bytes: &[u8]) -> Turn {
         let stance = self.rare.as_ref().map_or(Stance::Open, |rare| rare.stance);
-        let looked = relay::waiting(&mut self.dropping, stance, bytes, GATHERED_BYTES);
+        let understood = self.pool.connector().limits().understood_frame_bytes;
+        let looked = relay::waiting(&mut self.dropping, stance, bytes, GATHERED_BYTES, understood);
         let Waiting { dropped, work } = match looked {
             Ok(waiting) => waiting,
             Err(violation) => return Turn::End(dismissed(violation)),
@@ -154,6 +155,10 @@ pub(super) fn dismissed(violation: Violation) -> End {
     let fields = match violation {
         Violation::TooLong(_) => ErrorFields::fatal("54000", violation.to_string())
             .hint("Raise postgres.understood_frame_bytes in tidegate's configuration file."),
+        Violation::TooManyStatements => ErrorFields::fatal("53400", violation.to_string()).hint(
+            "Close or DEALLOCATE statements, or raise statements_per_client or statements_total in tidegate's \
+             configuration file.",
+        ),
         Violation::Type(_) | Violation::Length => {
             ErrorFields::fatal("08P01", violation.to_string())
         }
