@@ -24,7 +24,8 @@ static DEFAULT_PORTS: Mutex<()> = Mutex::new(());
 fn port() -> u16 {
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let spread = u16::try_from(std::process::id() % 10_000).unwrap();
+    // Tests are processes with neighbouring ids: apart by more ports than one of them takes.
+    let spread = u16::try_from(std::process::id().wrapping_mul(37) % 15_000).unwrap();
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 15_000 + (spread + step) % 15_000;
