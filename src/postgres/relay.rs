@@ -15,7 +15,7 @@ use super::exchange::{Exchange, Owed, Verdict};
 use super::settings::{Applied, Settings};
 use super::sql::{Lexer, Suspects};
 use super::statements::{ServerStatements, SessionStatements};
-use super::wire::{self, Header};
+use super::wire::{self, Head, Header};
 
 pub use replies::{Given, replies};
 pub use requests::{Goodbye, Output, Surroundings, Taken, requests};
@@ -243,9 +243,17 @@ impl Line {
     }
 }
 
-fn absurd(tag: u8) -> Violation {
-    match wire::client_body_fits(Header { tag, body: 0 }) {
-        None => Violation::Type(tag),
-        Some(_) => Violation::Length,
+/// The header at the start of a client's bytes, if it is there; judged by its type first, as the server does.
+fn client_header(bytes: &[u8]) -> Result<Option<Header>, Violation> {
+    let (tag, header) = match wire::head(bytes) {
+        Head::Short => return Ok(None),
+        Head::Absurd { tag } => (tag, None),
+        Head::Frame(header) => (header.tag, Some(header)),
+    };
+    let fits = wire::client_body_fits(header.unwrap_or(Header { tag, body: 0 }));
+    match (fits, header) {
+        (None, _) => Err(Violation::Type(tag)),
+        (Some(true), Some(header)) => Ok(Some(header)),
+        (Some(_), _) => Err(Violation::Length),
     }
 }

@@ -6,8 +6,8 @@ use super::super::exchange::{Named, Owed, Status};
 use super::super::settings::Settings;
 use super::super::sql::{self, Findings, Lexer, Suspects};
 use super::super::statements::{Full, Registry, ServerName, Statement};
-use super::super::wire::{self, HEADER_BYTES, Head, Header};
-use super::{Ledger, Line, Unnamed, Violation, absurd};
+use super::super::wire::{self, HEADER_BYTES, Header};
+use super::{Ledger, Line, Unnamed, Violation, client_header};
 
 /// Longest Query that is gathered before it is read; a longer one is read as it passes.
 const GATHERED_QUERY_BYTES: usize = 64 * 1024;
@@ -107,16 +107,9 @@ impl Pass<'_> {
     fn run(&mut self) -> Result<(usize, Goodbye), Violation> {
         loop {
             self.pass_rest();
-            let header = match wire::head(&self.input[self.at..]) {
-                Head::Short => return Ok((HEADER_BYTES, Goodbye::No)),
-                Head::Absurd { tag } => return Err(absurd(tag)),
-                Head::Frame(header) => header,
+            let Some(header) = client_header(&self.input[self.at..])? else {
+                return Ok((HEADER_BYTES, Goodbye::No));
             };
-            match wire::client_body_fits(header) {
-                None => return Err(Violation::Type(header.tag)),
-                Some(false) => return Err(Violation::Length),
-                Some(true) => {}
-            }
             match self.frame(header)? {
                 Step::Passed => {}
                 Step::Wait(need) => return Ok((need, Goodbye::No)),

@@ -1,7 +1,7 @@
 //! A client's bytes while its session has no server connection.
 
-use super::super::wire::{self, HEADER_BYTES, Head};
-use super::{Violation, absurd};
+use super::super::wire::{self, HEADER_BYTES};
+use super::{Violation, client_header};
 
 /// What a client's bytes say while its session has no server connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,16 +53,9 @@ pub fn waiting(
         at += take;
         *rest -= u32::try_from(take).unwrap_or(*rest);
         let done = |work| Ok(Waiting { dropped: at, work });
-        let header = match wire::head(&input[at..]) {
-            Head::Short => return done(Work::Wait(HEADER_BYTES)),
-            Head::Absurd { tag } => return Err(absurd(tag)),
-            Head::Frame(header) => header,
+        let Some(header) = client_header(&input[at..])? else {
+            return done(Work::Wait(HEADER_BYTES));
         };
-        match wire::client_body_fits(header) {
-            None => return Err(Violation::Type(header.tag)),
-            Some(false) => return Err(Violation::Length),
-            Some(true) => {}
-        }
         let ends = matches!(header.tag, b'S' | b'Q' | b'F');
         match (stance, header.tag) {
             (_, b'X') => return done(Work::Goodbye),
