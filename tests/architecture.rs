@@ -52,6 +52,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "postgres::settings",
             "postgres::statements",
             "postgres::sql",
+            "postgres::truth",
             "postgres::relay",
             "redis::wire",
             "redis::command",

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -40,7 +39,6 @@ pub struct PgConnect {
     limits: Arc<PostgresLimits>,
     registry: Registry,
     combinations: Mutex<Combinations>,
-    next_combination: AtomicU64,
 }
 
 /// The combinations of startup parameters that a server has checked.
@@ -49,8 +47,15 @@ struct Combinations {
     limit: usize,
     /// The server's reports at login that `known` was made with: another server version makes it void.
     version: Option<String>,
-    known: HashMap<Vec<(String, String)>, Arc<Settings>, RandomState>,
+    known: HashMap<Pairs, Arc<Settings>, RandomState>,
+    /// What sessions have made of those by SET, by the startup combination's plan and the list.
+    derived: HashMap<(Pairs, Pairs), Arc<Settings>, RandomState>,
+    plans: HashMap<Pairs, u64, RandomState>,
+    next_plan: u64,
 }
+
+/// Names and values.
+type Pairs = Vec<(String, String)>;
 
 /// One server connection.
 #[derive(Debug)]
@@ -175,8 +180,10 @@ impl PgConnect {
                 limit: limits.settings_combinations.max(1),
                 version: None,
                 known: HashMap::default(),
+                derived: HashMap::default(),
+                plans: HashMap::default(),
+                next_plan: 0,
             }),
-            next_combination: AtomicU64::new(0),
             limits,
         }
     }
@@ -216,11 +223,39 @@ impl PgConnect {
         if combinations.known.len() >= combinations.limit {
             combinations.known.retain(|_, settings| Arc::strong_count(settings) > 1);
         }
-        let id = self.next_combination.fetch_add(1, Ordering::Relaxed);
-        let settings = Arc::new(Settings { id, asked: asked.clone(), reported });
+        let plan = combinations.plan(&asked);
+        let settings = Settings { plan, startup: None, asked: asked.clone(), reported };
+        let settings = Arc::new(settings);
         // Past the limit, with all in use, a combination serves its session and is not remembered.
         if combinations.known.len() < combinations.limit {
             combinations.known.insert(asked, Arc::clone(&settings));
+        }
+        settings
+    }
+
+    /// The combination that a session which began with `startup` has come to, as the server told it.
+    pub(super) fn derive(&self, startup: &Arc<Settings>, mut asked: Pairs) -> Arc<Settings> {
+        let login = &self.dial.upstream().user;
+        asked.retain(|(name, value)| name != "session_authorization" || value != login);
+        if asked == startup.asked {
+            return Arc::clone(startup);
+        }
+        let mut combinations = self.combinations.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (startup.asked.clone(), asked);
+        if let Some(known) = combinations.derived.get(&key) {
+            return Arc::clone(known);
+        }
+        let settings = Arc::new(Settings {
+            plan: combinations.plan(&key.1),
+            startup: Some(Arc::clone(startup)),
+            asked: key.1.clone(),
+            reported: startup.reported.clone(),
+        });
+        if combinations.derived.len() >= combinations.limit {
+            combinations.derived.retain(|_, settings| Arc::strong_count(settings) > 1);
+        }
+        if combinations.derived.len() < combinations.limit {
+            combinations.derived.insert(key, Arc::clone(&settings));
         }
         settings
     }
@@ -233,7 +268,24 @@ impl PgConnect {
         if combinations.version != version {
             combinations.version = version;
             combinations.known.clear();
+            combinations.derived.clear();
         }
+    }
+}
+
+impl Combinations {
+    /// The number of the plans that statements have under these settings. Past the limit each combination has a number
+    /// of its own: nothing is shared, nothing is mixed up.
+    fn plan(&mut self, asked: &[(String, String)]) -> u64 {
+        let matters = settings::matters_to_plans(asked);
+        if let Some(plan) = self.plans.get(&matters) {
+            return *plan;
+        }
+        self.next_plan += 1;
+        if self.plans.len() < self.limit {
+            self.plans.insert(matters, self.next_plan);
+        }
+        self.next_plan
     }
 }
 

@@ -61,7 +61,7 @@ async fn tidy(
         wire::put_frame(lease.to_server.bytes(), b'f', &[reason]);
         lease.line.exchange.sent_copy_end();
     }
-    let runs = lease.line.exchange.owed() > 0;
+    let runs = lease.line.exchange.owes_client();
     if lease.line.exchange.wants_sync() {
         wire::put_frame(lease.to_server.bytes(), b'S', &[]);
         lease.line.exchange.sent_sync();

@@ -54,6 +54,10 @@ pub enum Owed {
     Query,
     /// A simple Query of ours, no part of whose answer is passed on.
     QueryOurs,
+    /// A Query of ours that asks what the session has left on the server; its rows are kept.
+    Truth,
+    /// A Query of ours behind a RESET: it brings back what the client gave at startup, and the client hears of it.
+    Resettle,
     /// A FunctionCall.
     Function,
     /// A CopyDone or CopyFail that was sent before the server said it is copying.
@@ -91,6 +95,10 @@ pub enum Outcome {
     Lost,
     /// An error answered a query of ours.
     OursFailed,
+    /// The server would not say what the session has left.
+    TruthFailed,
+    /// The client's startup settings did not come back.
+    ResettleFailed,
 }
 
 /// The server's answer doesn't fit what was asked.
@@ -161,9 +169,24 @@ impl Exchange {
     #[must_use]
     pub fn owes_ready(&self) -> bool {
         let ready = |owed: &Owed| {
-            matches!(owed, Owed::Sync | Owed::Query | Owed::QueryOurs | Owed::Function)
+            matches!(owed, Owed::Sync | Owed::Query | Owed::Function) || is_query_of_ours(owed)
         };
         self.owed.iter().any(ready)
+    }
+
+    /// Whether a reply is owed that the client waits for.
+    #[must_use]
+    pub fn owes_client(&self) -> bool {
+        let ours = |owed: &Owed| {
+            is_query_of_ours(owed) || matches!(owed, Owed::ParseOurs(_) | Owed::CloseOurs)
+        };
+        self.owed.iter().any(|owed| !ours(owed))
+    }
+
+    /// Whether the reply that comes now tells what the session has left on the server.
+    #[must_use]
+    pub fn hears_truth(&self) -> bool {
+        matches!(self.owed.front(), Some(Owed::Truth))
     }
 
     /// The status of the last ReadyForQuery.
@@ -259,10 +282,11 @@ impl Exchange {
             b'G' => return self.copy_in().map(|verdict| (verdict, Outcome::Went)),
             _ => {}
         }
-        let ours = matches!(self.owed.front(), Some(Owed::QueryOurs));
+        let front = self.owed.front();
         let verdict = match tag {
             // Notices, settings and notifications come at any time.
-            b'N' | b'S' | b'A' if ours => Verdict::Swallow,
+            b'N' if front.is_some_and(is_query_of_ours) => Verdict::Swallow,
+            b'S' if matches!(front, Some(Owed::QueryOurs | Owed::Truth)) => Verdict::Swallow,
             b'N' | b'S' | b'A' => Verdict::Relay,
             _ => self.fits(tag)?,
         };
@@ -287,7 +311,9 @@ impl Exchange {
             (Owed::Execute, b'D' | b'H' | b'W' | b'd' | b'c') => (Verdict::Relay, false),
             (Owed::Query, b'T' | b'D' | b'C' | b'I' | b'H' | b'W' | b'd' | b'c')
             | (Owed::Function, b'V') => (Verdict::Relay, false),
-            (Owed::QueryOurs, b'T' | b'D' | b'C' | b'I') => (Verdict::Swallow, false),
+            (Owed::QueryOurs | Owed::Truth | Owed::Resettle, b'T' | b'D' | b'C' | b'I') => {
+                (Verdict::Swallow, false)
+            }
             _ => return Err(Desync { tag }),
         };
         if ends {
@@ -335,6 +361,8 @@ impl Exchange {
         }
         match self.owed.front() {
             Some(Owed::QueryOurs) => return (Verdict::Swallow, Outcome::OursFailed),
+            Some(Owed::Truth) => return (Verdict::Swallow, Outcome::TruthFailed),
+            Some(Owed::Resettle) => return (Verdict::Swallow, Outcome::ResettleFailed),
             // Nothing owed: the server's last words. At a Sync: a deferred check. Each stays in front for its Z.
             None | Some(Owed::Query | Owed::Function | Owed::Sync) => {
                 return (Verdict::Relay, Outcome::Went);
@@ -356,7 +384,7 @@ impl Exchange {
     fn ready(&mut self, status: u8) -> Result<Verdict, Desync> {
         let verdict = match self.owed.front() {
             Some(Owed::Sync | Owed::Query | Owed::Function) => Verdict::Relay,
-            Some(Owed::QueryOurs) => Verdict::Swallow,
+            Some(ours) if is_query_of_ours(ours) => Verdict::Swallow,
             _ => return Err(Desync { tag: b'Z' }),
         };
         self.status = match status {
@@ -371,6 +399,10 @@ impl Exchange {
         self.answered();
         Ok(verdict)
     }
+}
+
+fn is_query_of_ours(owed: &Owed) -> bool {
+    matches!(owed, Owed::QueryOurs | Owed::Truth | Owed::Resettle)
 }
 
 fn is_sync(owed: &Owed) -> bool {
@@ -470,6 +502,19 @@ mod tests {
         exchange.sent_sync();
         assert_eq!(replies(&mut exchange, "SNTDCZ123Z"), "2Z");
         assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn a_notification_reaches_the_client_whatever_is_owed() {
+        for owed in [Owed::QueryOurs, Owed::Truth, Owed::Resettle] {
+            let mut exchange = Exchange::default();
+            exchange.sent_query(owed);
+            assert_eq!(replies(&mut exchange, "NATDCZ"), "A");
+        }
+        let mut exchange = Exchange::default();
+        exchange.sent_query(Owed::Resettle);
+        assert!(!exchange.owes_client());
+        assert_eq!(replies(&mut exchange, "SEZ"), "S");
     }
 
     #[test]

@@ -21,4 +21,5 @@ pub mod session;
 pub mod settings;
 pub mod sql;
 pub mod statements;
+pub mod truth;
 pub mod wire;

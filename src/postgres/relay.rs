@@ -3,6 +3,7 @@
 //! A run of frames that nobody must understand passes as it was read. Frames that name prepared statements are
 //! rewritten, missing statements are parsed in the same flight, and the answers to what tidegate added are swallowed.
 //! No IO: bytes in, bytes out.
+mod ledger;
 mod replies;
 mod requests;
 #[cfg(test)]
@@ -13,10 +14,13 @@ use std::sync::Arc;
 
 use super::exchange::{Exchange, Owed, Verdict};
 use super::settings::{Applied, Settings};
-use super::sql::{Lexer, Suspects};
-use super::statements::{ServerStatements, SessionStatements};
+use super::sql::Lexer;
+use super::statements::ServerStatements;
+use super::truth::{self, Truth};
 use super::wire::{self, Head, Header};
 
+use ledger::Asked;
+pub use ledger::Ledger;
 pub use replies::{Given, replies};
 pub use requests::{Goodbye, Output, Surroundings, Taken, requests};
 pub use waiting::{Stance, Waiting, Work, waiting};
@@ -38,11 +42,45 @@ pub struct Line {
     client_rest: u32,
     server_rest: u32,
     server_rest_verdict: Verdict,
+    server_row: Row,
     /// Reads a Query that is too long to be gathered.
     lexer: Option<Box<Lexer>>,
     /// Names clients used that may exist on the server and must not when the next session comes.
     strays: Vec<Box<[u8]>>,
     farewell: Farewell,
+    /// What the server is saying of the session.
+    answer: truth::Answer,
+    news: Option<News>,
+    resettle: Resettle,
+}
+
+/// What the relay has learnt of its session.
+#[derive(Debug)]
+pub enum News {
+    /// The server was asked, and this is what it said.
+    Told(Truth),
+    /// DISCARD ALL has worked: nothing is left, and the settings are those of startup.
+    Discarded,
+    /// The server would not say what is left.
+    Untold,
+}
+
+/// What the server's frame that is being read is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Row {
+    /// A row of an answer to what we asked about the session.
+    OfTruth,
+    Other,
+}
+
+/// Whether the client's startup settings have to be brought back behind a RESET.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Resettle {
+    No,
+    /// Behind the client's next Sync.
+    AtSync,
+    /// At the next frame boundary.
+    Now,
 }
 
 /// Whether the server has said why it ends the connection.
@@ -93,23 +131,6 @@ enum Unnamed {
     Foreign,
 }
 
-/// What the relay keeps of a session that prepares statements or leaves things behind.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    statements: SessionStatements,
-    pins: Suspects,
-    /// Names that a DISCARD ALL or DEALLOCATE ALL under way will take, with their statements.
-    discarding: Option<Vec<(Box<[u8]>, u64)>>,
-}
-
-impl Ledger {
-    /// What keeps the backend with the session.
-    #[must_use]
-    pub fn pins(&self) -> Suspects {
-        self.pins
-    }
-}
-
 /// A frame that ends the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
@@ -142,10 +163,28 @@ impl Line {
             client_rest: 0,
             server_rest: 0,
             server_rest_verdict: Verdict::Relay,
+            server_row: Row::Other,
             lexer: None,
             strays: Vec::new(),
             farewell: Farewell::Unsaid,
+            answer: truth::Answer::default(),
+            news: None,
+            resettle: Resettle::No,
         }
+    }
+
+    /// Asks the server what the session has left, if that is due and the connection is at rest.
+    pub fn ask_truth(&mut self, ledger: &mut Option<Box<Ledger>>, out: &mut Vec<u8>) {
+        let Some(ledger) = ledger.as_deref_mut().filter(|_| self.is_over()) else { return };
+        if ledger.put_question(out) == Asked::Yes {
+            self.answer = truth::Answer::default();
+            self.exchange.sent_query(Owed::Truth);
+        }
+    }
+
+    /// What was learnt of the session since this was last asked.
+    pub fn take_news(&mut self) -> Option<News> {
+        self.news.take()
     }
 
     /// Whether it may go to another session: nothing owed, no transaction, both sides at a frame boundary.
@@ -188,6 +227,8 @@ impl Line {
     /// A session takes the connection: appends what must ride ahead of its bytes.
     pub fn begin(&mut self, settings: &Arc<Settings>, out: &mut Vec<u8>) {
         self.unnamed = Unnamed::Foreign;
+        self.resettle = Resettle::No;
+        self.news = None;
         for name in std::mem::take(&mut self.strays) {
             wire::put_frame(out, b'C', &[b"S", &name, b"\0"]);
             self.exchange.sent_ahead(Owed::CloseOurs);

@@ -21,6 +21,7 @@ use super::clean::{Departure, Leavings, clean};
 use super::message::{ErrorFields, error_frame};
 use super::relay::{Farewell, Ledger, Stance};
 use super::settings::Settings;
+use super::truth;
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
 use crate::pool::{Lease, Ticket};
@@ -293,14 +294,17 @@ impl Session {
             lease.close(lost.reason());
             return;
         }
-        let leavings = match &self.ledger {
-            Some(ledger) if !ledger.pins().is_empty() => Leavings::State,
-            _ => Leavings::None,
-        };
+        let left = self.ledger.as_ref().map(|ledger| ledger.leavings()).unwrap_or_default();
+        let leavings = if left.is_empty() { Leavings::None } else { Leavings::State };
         let cancelling = self.rare.as_mut().and_then(|rare| rare.cancelling.take());
         let unsent = lease.to_server.is_empty() && lease.to_client.is_empty();
         if lease.line.farewell() != Farewell::Unsaid {
             lease.close("server");
+            return;
+        }
+        if !truth::unaskable(left).is_empty() {
+            // No statement takes it away.
+            lease.close("not_cleanable");
             return;
         }
         if lease.line.is_over() && unsent && leavings == Leavings::None && cancelling.is_none() {

@@ -1,17 +1,64 @@
-//! What a client asked for in its startup packet, and how a server connection is brought to it.
+//! The settings of a session, and how a server connection is brought to them.
 //!
-//! A combination of startup parameters is one [`Settings`]; sessions with the same combination share it. A server
-//! connection remembers which combination it was brought to last, and gets the difference ahead of the next session's
-//! first bytes. Every name and value travels as a literal that reads the same under every quoting setting.
+//! What a client asked for at startup is one combination, what it has SET since makes another; sessions with the same
+//! combination share one [`Settings`]. A server connection remembers which combination it was brought to last, and gets
+//! the difference ahead of the next session's first bytes. Every name and value travels as a literal that reads the same
+//! under every quoting setting and client encoding.
+
+use std::sync::Arc;
 
 use super::sql::Quoting;
 use super::wire;
 
-/// One combination of startup parameters, checked by a server.
+/// Settings that decide neither what a statement's text means nor how its result looks.
+const NO_MATTER_TO_PLANS: [&str; 9] = [
+    "application_name",
+    "client_min_messages",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "lock_timeout",
+    "log_min_duration_statement",
+    "statement_timeout",
+    "transaction_timeout",
+    "work_mem",
+];
+
+/// Settings whose values, once accepted, are accepted again on every connection to the same server; so are all names
+/// with a dot, while nobody loads a library that owns them. For others the server's answer is awaited.
+const NEVER_REFUSED: [&str; 24] = [
+    "application_name",
+    "bytea_output",
+    "client_encoding",
+    "client_min_messages",
+    "datestyle",
+    "default_transaction_deferrable",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "extra_float_digits",
+    "geqo",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "intervalstyle",
+    "jit",
+    "lock_timeout",
+    "maintenance_work_mem",
+    "row_security",
+    "search_path",
+    "standard_conforming_strings",
+    "statement_timeout",
+    "synchronous_commit",
+    "timezone",
+    "transaction_timeout",
+    "work_mem",
+];
+
+/// One combination of settings that a server has accepted.
 #[derive(Debug)]
 pub struct Settings {
-    /// Unique in this process.
-    pub id: u64,
+    /// Equal for combinations under which equal statements have equal plans.
+    pub plan: u64,
+    /// What the client gave at startup, if this is no longer that: where RESET leads.
+    pub startup: Option<Arc<Settings>>,
     /// Names in lower case, sorted, each once, with their values.
     pub asked: Vec<(String, String)>,
     /// What the server reports of its settings (ParameterStatus) once these are in force.
@@ -25,7 +72,7 @@ pub enum Applied {
     Unchanged,
     /// The change rides ahead.
     Ahead,
-    /// It changes who the session is: nothing may run before the server has said yes.
+    /// It changes who the session is, or may be refused: nothing may run before the server has said yes.
     AwaitReply,
 }
 
@@ -38,11 +85,25 @@ impl Settings {
     /// How plain string literals of this session read.
     #[must_use]
     pub fn quoting(&self) -> Quoting {
-        let off = self
-            .reported
-            .iter()
-            .any(|(name, value)| name == "standard_conforming_strings" && value == "off");
-        if off { Quoting::Backslash } else { Quoting::Standard }
+        let mut both = self.asked.iter().chain(&self.reported);
+        let value = both.find(|(name, _)| name == "standard_conforming_strings");
+        if value.is_some_and(|(_, value)| matches!(value.as_str(), "off" | "false" | "0" | "no")) {
+            Quoting::Backslash
+        } else {
+            Quoting::Standard
+        }
+    }
+
+    /// What the client gave at startup.
+    #[must_use]
+    pub fn at_startup(self: &Arc<Self>) -> &Arc<Self> {
+        self.startup.as_ref().unwrap_or(self)
+    }
+
+    /// As [`Settings::at_startup`], as a list.
+    #[must_use]
+    pub fn asked_at_startup(&self) -> &[(String, String)] {
+        self.startup.as_ref().map_or(&self.asked, |startup| &startup.asked)
     }
 
     /// Appends the Query that brings a connection from `before` (`None`: as logged in) to this combination.
@@ -59,7 +120,7 @@ impl Settings {
 /// Appends the Query that brings a connection that may have lost some of `from` to `to`.
 pub fn put_anew(from: &[(String, String)], to: &[(String, String)], out: &mut Vec<u8>) -> Applied {
     let gone = from.iter().filter(|(name, _)| !to.iter().any(|(other, _)| other == name));
-    put(gone.map(|(name, _)| name), to.iter(), out)
+    put(gone.collect(), to.iter().collect(), out)
 }
 
 /// Appends the Query that changes `from` into `to`.
@@ -69,39 +130,74 @@ pub fn put_change(
     out: &mut Vec<u8>,
 ) -> Applied {
     let gone = from.iter().filter(|(name, _)| !to.iter().any(|(other, _)| other == name));
-    put(gone.map(|(name, _)| name), to.iter().filter(|pair| !from.contains(pair)), out)
+    let mut gone: Vec<_> = gone.collect();
+    let mut new: Vec<_> = to.iter().filter(|pair| !from.contains(pair)).collect();
+    if gone.is_empty() && new.is_empty() {
+        return Applied::Unchanged;
+    }
+    // Settings change with the login's rights: identities are laid down first and taken on again.
+    let identities = |list: &[(String, String)]| {
+        list.iter().filter(|(name, _)| changes_identity(name)).cloned().collect::<Vec<_>>()
+    };
+    let (before, after) = (identities(from), identities(to));
+    gone.retain(|(name, _)| !changes_identity(name));
+    new.retain(|(name, _)| !changes_identity(name));
+    gone.extend(&before);
+    new.extend(&after);
+    put(gone, new, out)
 }
 
-fn put<'a>(
-    gone: impl Iterator<Item = &'a String>,
-    new: impl Iterator<Item = &'a (String, String)>,
+fn put(
+    mut gone: Vec<&(String, String)>,
+    mut new: Vec<&(String, String)>,
     out: &mut Vec<u8>,
 ) -> Applied {
+    if gone.is_empty() && new.is_empty() {
+        return Applied::Unchanged;
+    }
+    // An identity goes first and comes last; under it others may not be allowed.
+    gone.sort_by_key(|(name, _)| std::cmp::Reverse(rank(name)));
+    new.sort_by_key(|(name, _)| rank(name));
     let mut text = String::new();
-    let mut who = false;
-    for name in gone {
+    for (name, _) in &gone {
         text.push_str("RESET ");
         put_name(&mut text, name);
         text.push(';');
-        who |= changes_identity(name);
     }
     let mut separator = "SELECT ";
-    for (name, value) in new {
+    for (name, value) in &new {
         text.push_str(separator);
         text.push_str("pg_catalog.set_config(");
-        put_literal(&mut text, name);
+        put_text(&mut text, name);
         text.push(',');
-        put_literal(&mut text, value);
+        put_text(&mut text, value);
         text.push_str(",false)");
         separator = ",";
-        who |= changes_identity(name);
-    }
-    if text.is_empty() {
-        return Applied::Unchanged;
     }
     text.push('\0');
     wire::put_frame(out, b'Q', &[text.as_bytes()]);
-    if who { Applied::AwaitReply } else { Applied::Ahead }
+    let sure = |(name, _): &&(String, String)| !changes_identity(name) && is_never_refused(name);
+    if gone.iter().all(sure) && new.iter().all(sure) { Applied::Ahead } else { Applied::AwaitReply }
+}
+
+/// The part of a combination that statements' plans depend on.
+#[must_use]
+pub fn matters_to_plans(asked: &[(String, String)]) -> Vec<(String, String)> {
+    let matters = |name: &str| !name.contains('.') && !NO_MATTER_TO_PLANS.contains(&name);
+    asked.iter().filter(|(name, _)| matters(name)).cloned().collect()
+}
+
+fn is_never_refused(name: &str) -> bool {
+    name.contains('.') || NEVER_REFUSED.contains(&name)
+}
+
+/// The order in which settings are applied.
+fn rank(name: &str) -> u8 {
+    match name {
+        "role" => 2,
+        "session_authorization" => 1,
+        _ => 0,
+    }
 }
 
 /// Names in lower case, sorted, the last of equal names winning; `options` taken apart.
@@ -164,11 +260,28 @@ fn split_words(text: &str) -> Vec<String> {
 }
 
 fn changes_identity(name: &str) -> bool {
-    name == "role" || name == "session_authorization"
+    rank(name) > 0
+}
+
+/// A text that arrives the same whatever `standard_conforming_strings` and `client_encoding` say.
+fn put_text(out: &mut String, value: &str) {
+    if value.is_ascii() {
+        return put_literal(out, value);
+    }
+    out.push_str("pg_catalog.convert_from(pg_catalog.decode('");
+    for byte in value.bytes() {
+        out.push(hex_digit(byte >> 4));
+        out.push(hex_digit(byte & 0xf));
+    }
+    out.push_str("','hex'),'UTF8')");
+}
+
+fn hex_digit(nibble: u8) -> char {
+    char::from_digit(u32::from(nibble), 16).unwrap_or('0')
 }
 
 /// A string literal that reads the same whatever `standard_conforming_strings` says.
-fn put_literal(out: &mut String, value: &str) {
+pub(super) fn put_literal(out: &mut String, value: &str) {
     out.push_str("E'");
     for c in value.chars() {
         if c == '\'' || c == '\\' {
@@ -232,10 +345,11 @@ mod tests {
     #[test]
     fn only_the_difference_is_sent() {
         let mut out = Vec::new();
-        let from = pairs(&[("a.b", "1"), ("geqo", "off"), ("x", "1")]);
-        let to = pairs(&[("geqo", "off"), ("x", "it's \\")]);
+        let from = pairs(&[("a.b", "1"), ("geqo", "off"), ("search_path", "1")]);
+        let to = pairs(&[("geqo", "off"), ("search_path", "it's \\")]);
         assert_eq!(put_change(&from, &to, &mut out), Applied::Ahead);
-        let text = "RESET \"a\".\"b\";SELECT pg_catalog.set_config(E'x',E'it''s \\\\',false)\0";
+        let text =
+            "RESET \"a\".\"b\";SELECT pg_catalog.set_config(E'search_path',E'it''s \\\\',false)\0";
         assert_eq!(&out[5..], text.as_bytes());
         out.clear();
         assert_eq!(put_change(&to, &to, &mut out), Applied::Unchanged);

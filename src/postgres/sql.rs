@@ -9,7 +9,7 @@ const NAME_BYTES: usize = 63;
 
 /// What a query may leave behind, as a set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Suspects(u16);
+pub struct Suspects(u32);
 
 impl Suspects {
     /// Nothing.
@@ -32,6 +32,12 @@ impl Suspects {
     pub const SEED: Self = Self(1 << 7);
     /// A named connection of the dblink extension.
     pub const DBLINK: Self = Self(1 << 8);
+    /// A custom setting whose name can't be told.
+    pub const UNNAMED_SETTING: Self = Self(1 << 9);
+    /// An UNLISTEN.
+    pub const UNLISTEN: Self = Self(1 << 16);
+    /// What may take something of the above away.
+    pub const RELEASE: Self = Self(1 << 17);
     /// A RESET: back to what the connection had at login.
     pub const RESET: Self = Self(1 << 13);
     /// DISCARD ALL, which takes all of the above away.
@@ -39,8 +45,9 @@ impl Suspects {
     /// DEALLOCATE ALL.
     pub const DEALLOCATE_ALL: Self = Self(1 << 15);
 
-    const REASONS: [(Self, &'static str); 9] = [
+    const REASONS: [(Self, &'static str); 10] = [
         (Self::SETTING, "setting"),
+        (Self::UNNAMED_SETTING, "unnamed_setting"),
         (Self::LISTEN, "listen"),
         (Self::PREPARE, "prepare"),
         (Self::CURSOR, "cursor_with_hold"),
@@ -71,7 +78,11 @@ impl Suspects {
     /// Those that keep a backend with its session.
     #[must_use]
     pub fn pins(self) -> Self {
-        let passing = Self::RESET.0 | Self::DISCARD_ALL.0 | Self::DEALLOCATE_ALL.0;
+        let passing = Self::RESET.0
+            | Self::DISCARD_ALL.0
+            | Self::DEALLOCATE_ALL.0
+            | Self::UNLISTEN.0
+            | Self::RELEASE.0;
         Self(self.0 & !passing)
     }
 
@@ -95,6 +106,19 @@ pub struct Findings {
     pub suspects: Suspects,
     /// Statements it names in DEALLOCATE.
     pub deallocates: Vec<Box<[u8]>>,
+    /// Custom settings.
+    pub settings: Vec<SettingName>,
+}
+
+/// A custom setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SettingName {
+    /// This one.
+    Named(Box<str>),
+    /// The one that this parameter names.
+    Parameter(u16),
+    /// Any.
+    Unknown,
 }
 
 /// Reads one query, in pieces of any size.

@@ -77,6 +77,27 @@ pub fn cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&bytes[..end], &bytes[end + 1..]))
 }
 
+/// The value of a whole Bind's parameter, counted from one; `None` if it is NULL or not there. The text types' text and
+/// binary formats are the same bytes.
+#[must_use]
+pub fn bound_value(bind: &[u8], number: u16) -> Option<&[u8]> {
+    let (_portal, rest) = cstr(bind)?;
+    let (_statement, rest) = cstr(rest)?;
+    let (formats, rest) = rest.split_first_chunk::<2>()?;
+    let rest = rest.get(2 * usize::from(u16::from_be_bytes(*formats))..)?;
+    let (values, mut rest) = rest.split_first_chunk::<2>()?;
+    if number == 0 || number > u16::from_be_bytes(*values) {
+        return None;
+    }
+    for _ in 1..number {
+        let (length, behind) = rest.split_first_chunk::<4>()?;
+        let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
+        rest = behind.get(length..)?;
+    }
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    rest.get(..usize::try_from(i32::from_be_bytes(*length)).ok()?)
+}
+
 /// Appends a frame whose body is the given parts, one after the other.
 pub fn put_frame(out: &mut Vec<u8>, tag: u8, parts: &[&[u8]]) {
     let body: usize = parts.iter().map(|part| part.len()).sum();
@@ -104,6 +125,16 @@ pub fn widen(length: u32) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_parameter_is_found_by_its_number() {
+        let bind = b"p\0s\0\0\x01\0\x01\0\x03\0\0\0\x01a\xff\xff\xff\xff\0\0\0\x02bc\0\0";
+        assert_eq!(bound_value(bind, 1), Some(&b"a"[..]));
+        assert_eq!(bound_value(bind, 2), None);
+        assert_eq!(bound_value(bind, 3), Some(&b"bc"[..]));
+        assert_eq!((bound_value(bind, 0), bound_value(bind, 4)), (None, None));
+        assert_eq!(bound_value(&bind[..20], 3), None);
+    }
 
     #[test]
     fn header_counts_itself() {

@@ -3,7 +3,7 @@
 use super::super::exchange::{Desync, Outcome, Owed, Status, Verdict};
 use super::super::sql::Suspects;
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
-use super::{Farewell, Gate, Ledger, Line, Unnamed};
+use super::{Farewell, Gate, Ledger, Line, News, Row, Unnamed};
 
 /// What [`replies`] did with the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub fn replies(
         if take > 0 {
             if line.server_rest_verdict != Verdict::Swallow {
                 write = keep(buffer, read, write, take);
+            } else if line.server_row == Row::OfTruth {
+                line.answer.add(&buffer[read..read + take]);
             }
             read += take;
             line.server_rest -= u32::try_from(take).unwrap_or(line.server_rest);
@@ -45,7 +47,13 @@ pub fn replies(
             return Ok(Given { relay: write, rest: read });
         }
         let body_end = (read + header.frame()).min(buffer.len());
-        let verdict = reply(line, ledger, header, &buffer[read + HEADER_BYTES..body_end])?;
+        line.server_row = Row::Other;
+        if header.tag == b'D' && line.exchange.hears_truth() {
+            line.server_row = Row::OfTruth;
+            line.answer.row(header.body);
+        }
+        let body = &buffer[read + HEADER_BYTES..body_end];
+        let verdict = reply(line, ledger, header, body)?;
         if let Verdict::RelayAs(tag) = verdict {
             buffer[read] = tag;
         }
@@ -82,12 +90,18 @@ fn reply(
     body: &[u8],
 ) -> Result<Verdict, Desync> {
     let status = if header.tag == b'Z' && header.body == 1 { body.first() } else { None };
-    let idle =
-        line.exchange.is_over() && ledger.as_ref().is_none_or(|ledger| ledger.pins.is_empty());
+    let idle = line.exchange.is_over() && ledger.as_ref().is_none_or(|ledger| ledger.is_free());
+    let of_truth = line.exchange.hears_truth();
     let (mut verdict, outcome) = line.exchange.replied(header.tag, status.copied().unwrap_or(0))?;
     match outcome {
         Outcome::Went => {}
         Outcome::OursFailed => line.gate = Gate::Refused,
+        Outcome::TruthFailed => line.news = Some(News::Untold),
+        Outcome::ResettleFailed => {
+            if let Some(ledger) = ledger.as_deref_mut() {
+                ledger.suspect_settings();
+            }
+        }
         Outcome::Lost => line.unnamed = Unnamed::Foreign,
     }
     match header.tag {
@@ -108,6 +122,7 @@ fn reply(
                 line.statements.clear();
             }
         }
+        b'Z' if of_truth => told(line, ledger),
         b'Z' if verdict == Verdict::Swallow && line.gate == Gate::Shut => line.gate = Gate::Open,
         b'Z' if verdict == Verdict::Relay && line.exchange.status() == Status::Idle => {
             line.tally.transactions += 1;
@@ -162,11 +177,31 @@ fn discard_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
             ledger.statements.named.remove(&name);
         }
     }
-    let gone = if all { ledger.pins } else { Suspects::PREPARE };
-    ledger.pins = ledger.pins.without(gone);
     if all {
+        ledger.discarded();
+        line.news = Some(News::Discarded);
         line.applied = None;
         line.settled = super::Settled::Yes;
         line.strays.clear();
     }
+}
+
+/// The answer about what the session has left is complete.
+fn told(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
+    let Answered { truth, news } = match line.news.take() {
+        Some(News::Untold) => Answered { truth: None, news: News::Untold },
+        _ => match std::mem::take(&mut line.answer).read() {
+            Some(truth) => Answered { truth: Some(truth.left), news: News::Told(truth) },
+            None => Answered { truth: None, news: News::Untold },
+        },
+    };
+    line.news = Some(news);
+    if let Some(ledger) = ledger.as_deref_mut() {
+        ledger.told(truth);
+    }
+}
+
+struct Answered {
+    truth: Option<Suspects>,
+    news: News,
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::super::exchange::{Named, Owed, Status};
-use super::super::settings::Settings;
-use super::super::sql::{self, Findings, Lexer, Suspects};
+use super::super::settings::{self, Applied, Settings};
+use super::super::sql::{self, Findings, Lexer, SettingName, Suspects};
 use super::super::statements::{Full, Registry, ServerName, Statement};
 use super::super::wire::{self, HEADER_BYTES, Header};
-use super::{Ledger, Line, Unnamed, Violation, client_header};
+use super::{Ledger, Line, Resettle, Unnamed, Violation, client_header};
 
 /// Longest Query that is gathered before it is read; a longer one is read as it passes.
 const GATHERED_QUERY_BYTES: usize = 64 * 1024;
@@ -20,7 +20,7 @@ const BIND_NAMES_BYTES: usize = 8 * 1024;
 pub struct Surroundings<'a> {
     /// The pool's statements.
     pub registry: &'a Registry,
-    /// The session's startup settings.
+    /// The session's settings, as far as the server has told them.
     pub settings: &'a Settings,
     /// Longest frame that is gathered to be understood, in bytes.
     pub understood_bytes: usize,
@@ -107,6 +107,7 @@ impl Pass<'_> {
     fn run(&mut self) -> Result<(usize, Goodbye), Violation> {
         loop {
             self.pass_rest();
+            self.resettle();
             let Some(header) = client_header(&self.input[self.at..])? else {
                 return Ok((HEADER_BYTES, Goodbye::No));
             };
@@ -133,7 +134,7 @@ impl Pass<'_> {
         if self.line.client_rest == 0
             && let Some(lexer) = self.line.lexer.take()
         {
-            self.leaves(&lexer.finish());
+            self.leaves(&lexer.finish(), Resettle::Now);
         }
     }
 
@@ -141,7 +142,12 @@ impl Pass<'_> {
         let here = self.input.len() - self.at;
         match header.tag {
             b'X' => return Ok(Step::Goodbye),
-            b'S' => self.line.exchange.sent_sync(),
+            b'S' => {
+                self.line.exchange.sent_sync();
+                if self.line.resettle == Resettle::AtSync {
+                    self.line.resettle = Resettle::Now;
+                }
+            }
             b'c' | b'f' => self.line.exchange.sent_copy_end(),
             b'E' => {
                 self.line.tally.requests += 1;
@@ -184,6 +190,20 @@ impl Pass<'_> {
         self.pass_rest();
     }
 
+    /// Brings back what the client gave at startup, behind a RESET that went to what the server's login gave.
+    fn resettle(&mut self) {
+        let due = self.line.resettle == Resettle::Now && self.line.client_rest == 0;
+        if !due || !self.line.exchange.answers() {
+            return;
+        }
+        self.line.resettle = Resettle::No;
+        let startup = self.around.settings.asked_at_startup();
+        self.flush_run();
+        if settings::put_anew(&[], startup, self.out) != Applied::Unchanged {
+            self.line.exchange.sent_query(Owed::Resettle);
+        }
+    }
+
     fn query(&mut self, header: Header) -> Step {
         let whole = header.frame();
         let body_at = self.at + HEADER_BYTES;
@@ -202,7 +222,7 @@ impl Pass<'_> {
             let body = &input[body_at..self.at + whole];
             let text = body.strip_suffix(b"\0").unwrap_or(body);
             let findings = sql::read(text, quoting);
-            self.leaves(&findings);
+            self.leaves(&findings, Resettle::Now);
             self.shield(&findings);
         } else {
             self.line.lexer = Some(Box::new(Lexer::new(quoting)));
@@ -256,9 +276,13 @@ impl Pass<'_> {
         if ledger.statements.named.len() >= self.around.statements {
             return Err(Violation::TooManyStatements);
         }
-        let statement = registry
-            .intern(rest, self.around.settings.id, quoting)
-            .map_err(|Full| Violation::TooManyStatements)?;
+        let interned = if ledger.knows_settings() {
+            registry.intern(rest, self.around.settings.plan, quoting)
+        } else {
+            // It may have been read under settings that nobody else has.
+            Ok(registry.lone(rest, quoting))
+        };
+        let statement = interned.map_err(|Full| Violation::TooManyStatements)?;
         ledger.statements.named.insert(name.into(), Arc::clone(&statement));
         let named = Box::new(Named { name: name.into(), statement });
         self.parse_named(header, named);
@@ -302,7 +326,16 @@ impl Pass<'_> {
         };
         let statement = self.understood(name);
         if let Some(statement) = &statement {
-            self.leaves(&statement.findings);
+            let by_parameter = |name: &SettingName| matches!(name, SettingName::Parameter(_));
+            let whole = header.frame();
+            if here < whole
+                && whole <= self.around.understood_bytes
+                && statement.findings.settings.iter().any(by_parameter)
+            {
+                return Ok(Step::Wait(whole));
+            }
+            self.leaves(&statement.findings, Resettle::AtSync);
+            self.names_of_settings(&statement.findings, header, body);
             self.shield_statement(&statement.findings);
         }
         match statement.filter(|_| !name.is_empty()) {
@@ -328,6 +361,20 @@ impl Pass<'_> {
             }
         }
         Ok(Step::Passed)
+    }
+
+    /// Settings that a Bind's parameters name.
+    fn names_of_settings(&mut self, findings: &Findings, header: Header, body: &[u8]) {
+        let Some(ledger) = self.ledger.as_deref_mut() else { return };
+        for name in &findings.settings {
+            let SettingName::Parameter(number) = name else { continue };
+            let whole = body.len() == wire::widen(header.body);
+            let value = whole.then(|| wire::bound_value(body, *number)).flatten();
+            match value.and_then(|value| std::str::from_utf8(value).ok()) {
+                Some(name) => ledger.custom(name),
+                None => ledger.unnamed_setting(),
+            }
+        }
     }
 
     fn describe(&mut self, header: Header, body: &[u8]) {
@@ -405,19 +452,18 @@ impl Pass<'_> {
     }
 
     /// Notes what a query leaves behind.
-    fn leaves(&mut self, findings: &Findings) {
+    fn leaves(&mut self, findings: &Findings, resettle: Resettle) {
         let suspects = findings.suspects;
         if suspects.is_empty() {
             return;
         }
-        if suspects.intersects(Suspects::RESET) || suspects.intersects(Suspects::DISCARD_ALL) {
-            self.line.resettled();
-        }
-        if suspects == Suspects::RESET {
-            return;
+        let resets =
+            suspects.intersects(Suspects::RESET) || suspects.intersects(Suspects::DISCARD_ALL);
+        if resets && !self.around.settings.asked_at_startup().is_empty() {
+            self.line.resettle = resettle;
         }
         let ledger = self.ledger.get_or_insert_default();
-        ledger.pins.insert(suspects.pins());
+        ledger.suspect(findings);
         if suspects.intersects(ALL_GONE) {
             // The server's are gone if it works, and parsed anew if it doesn't; the session's only if it works.
             self.line.statements.clear();
@@ -437,7 +483,7 @@ impl Pass<'_> {
         for name in &findings.deallocates {
             let Some(ledger) = self.ledger.as_deref_mut() else { return };
             // A statement that SQL prepared may have the name on the server itself.
-            if ledger.pins.intersects(Suspects::PREPARE) {
+            if ledger.leavings().intersects(Suspects::PREPARE) {
                 return;
             }
             if ledger.statements.named.remove(name).is_some() {

@@ -83,7 +83,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let settings = Settings { id: 0, asked: Vec::new(), reported: Vec::new() };
+        let settings = Settings { plan: 1, startup: None, asked: Vec::new(), reported: Vec::new() };
         Self {
             line: Line::new(ServerStatements::new(1, 3)),
             ledger: None,
@@ -342,7 +342,7 @@ fn a_failed_parse_is_forgotten() {
 fn settings_ride_ahead_and_their_answer_is_swallowed() {
     let mut bench = Bench::new();
     let asked = vec![("application_name".to_owned(), "a".to_owned())];
-    let settings = Arc::new(Settings { id: 1, asked, reported: Vec::new() });
+    let settings = Arc::new(Settings { plan: 1, startup: None, asked, reported: Vec::new() });
     let mut ahead = Vec::new();
     bench.line.begin(&settings, &mut ahead);
     assert_eq!(tags(&ahead), "Q");

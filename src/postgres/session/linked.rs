@@ -8,8 +8,8 @@ use super::unlinked::{count, dismissed};
 use super::{End, Inbox, Lost, Phase, Presence, Session, Turn};
 use crate::postgres::backend::PgBackend;
 use crate::postgres::connect::send_cancel;
-use crate::postgres::relay::{self, Farewell, Gate, Goodbye, Output, Surroundings, Taken};
-use crate::postgres::sql::Suspects;
+use crate::postgres::relay::{self, Farewell, Gate, Goodbye, News, Output, Surroundings, Taken};
+use crate::postgres::truth::Truth;
 
 /// Replies owed beyond which no more is read from the client.
 const OWED_LIMIT: usize = 64 * 1024;
@@ -52,6 +52,10 @@ impl Session {
     fn both_sides(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Side {
         self.poll_rare(cx)?;
         let replies = self.server_to_client(cx, buffer)?;
+        if replies == Moved::Yes {
+            self.learn();
+            self.ask_truth(cx);
+        }
         if replies == Moved::Yes && self.is_over() {
             // The client's next request is another transaction: it begins with a checkout of its own.
             self.count();
@@ -175,7 +179,6 @@ impl Session {
             understood_bytes: self.pool.connector().limits().understood_frame_bytes,
             statements: self.pool.connector().limits().statements_per_client,
         };
-        let pins = self.ledger.as_ref().map(|ledger| ledger.pins()).unwrap_or_default();
         let out = backend.to_server.bytes();
         let before = out.len();
         let taken = relay::requests(&mut backend.line, &mut self.ledger, around, bytes, out);
@@ -198,7 +201,6 @@ impl Session {
             (Output::Appended, None) => {}
         }
         self.park(&bytes[consumed..], need);
-        self.pinned_since(pins);
         if goodbye == Goodbye::Said {
             self.inbox = None;
             self.rare.get_or_insert_default().presence = Presence::Leaving;
@@ -221,12 +223,44 @@ impl Session {
         exchange.owed() == 0 && lease.to_server.is_empty() && lease.to_client.is_empty()
     }
 
-    /// Counts a pin when the session has something new to keep its connection for.
-    fn pinned_since(&mut self, before: Suspects) {
-        let Some(ledger) = &self.ledger else { return };
-        let Some(reason) = ledger.pins().without(before).reason() else { return };
-        if let Phase::Linked(lease) = &mut self.phase {
-            lease.pin(reason);
+    /// Asks the server what the session has left, when that is due; the client's next words go behind the question.
+    fn ask_truth(&mut self, cx: &mut Context<'_>) {
+        let Phase::Linked(lease) = &mut self.phase else { return };
+        let backend: &mut PgBackend = lease;
+        if !backend.to_client.is_empty() || backend.line.farewell() != Farewell::Unsaid {
+            return;
+        }
+        backend.line.ask_truth(&mut self.ledger, backend.to_server.bytes());
+        flush(backend, cx);
+        self.count_pins();
+    }
+
+    /// Takes what the server said of the session: its settings, and what keeps its connection.
+    fn learn(&mut self) {
+        let Phase::Linked(lease) = &mut self.phase else { return };
+        let Some(news) = lease.line.take_news() else { return };
+        let startup = self.settings.at_startup();
+        let settings = match news {
+            News::Told(Truth { settings: Some(asked), .. }) => {
+                Some(self.pool.connector().derive(startup, asked))
+            }
+            News::Discarded => Some(Arc::clone(startup)),
+            News::Told(_) | News::Untold => None,
+        };
+        if let Some(settings) = settings {
+            lease.line.set_applied(Arc::clone(&settings));
+            self.settings = settings;
+        }
+        self.count_pins();
+    }
+
+    /// Counts the pin when the session has something to keep its connection for, and its end.
+    fn count_pins(&mut self) {
+        let Phase::Linked(lease) = &mut self.phase else { return };
+        let pins = self.ledger.as_ref().map(|ledger| ledger.pins()).unwrap_or_default();
+        match pins.reason() {
+            Some(reason) => lease.pin(reason),
+            None => lease.unpin(),
         }
     }
 
@@ -259,7 +293,7 @@ impl Session {
     /// Asks the server to cancel what runs for this client; the lease stays until that is done.
     pub(super) fn cancel_at_server(&mut self) {
         let Phase::Linked(lease) = &self.phase else { return };
-        if lease.line.exchange.owed() == 0 {
+        if !lease.line.exchange.owes_client() {
             return;
         }
         let rare = self.rare.get_or_insert_default();
@@ -282,7 +316,7 @@ impl Session {
             && lease.to_server.is_empty()
             && lease.to_client.is_empty()
             && lease.rest.is_empty()
-            && self.ledger.as_ref().is_none_or(|ledger| ledger.pins().is_empty())
+            && self.ledger.as_ref().is_none_or(|ledger| ledger.is_free())
             && self.rare.as_ref().is_none_or(|rare| rare.cancelling.is_none())
     }
 

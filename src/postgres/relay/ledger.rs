@@ -1,0 +1,199 @@
+//! What the relay keeps of a session that prepares statements or leaves things behind.
+
+use super::super::sql::{Findings, SettingName, Suspects};
+use super::super::statements::SessionStatements;
+use super::super::truth;
+
+/// Most custom settings of one session whose names are kept; one with more keeps its connection.
+const CUSTOM_NAMES: usize = 256;
+
+/// What the relay keeps of a session that prepares statements or leaves things behind.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    pub(super) statements: SessionStatements,
+    /// What may have been left behind since the server was asked last.
+    suspects: Suspects,
+    /// What the server said was left behind, and what it can't be asked about.
+    pins: Suspects,
+    /// What the server is being asked about.
+    asking: Suspects,
+    /// Custom settings this session may have changed.
+    custom: Vec<String>,
+    /// Names that a DISCARD ALL or DEALLOCATE ALL under way will take, with their statements.
+    pub(super) discarding: Option<Vec<(Box<[u8]>, u64)>>,
+}
+
+impl Ledger {
+    /// What is known to keep the backend with the session.
+    #[must_use]
+    pub fn pins(&self) -> Suspects {
+        self.pins
+    }
+
+    /// All that may lie on the backend beside settings.
+    #[must_use]
+    pub fn leavings(&self) -> Suspects {
+        let mut all = self.pins;
+        all.insert(self.suspects);
+        all.insert(self.asking);
+        all
+    }
+
+    /// Whether the backend may go to another session.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        self.leavings().is_empty()
+    }
+
+    /// Whether statements mean what they meant when the settings were asked for last.
+    #[must_use]
+    pub(super) fn knows_settings(&self) -> bool {
+        let mut open = self.suspects;
+        open.insert(self.asking);
+        !open.intersects(Suspects::SETTING)
+    }
+
+    /// A query runs that may leave something behind.
+    pub(super) fn suspect(&mut self, findings: &Findings) {
+        let mut suspects = findings.suspects.pins();
+        if findings.suspects.intersects(Suspects::RESET) {
+            suspects.insert(Suspects::SETTING);
+        }
+        if findings.suspects.intersects(RELEASING) {
+            suspects.insert(self.pins.without(truth::unaskable(self.pins)));
+        }
+        self.suspects.insert(suspects);
+        for name in &findings.settings {
+            match name {
+                SettingName::Named(name) => self.custom(name),
+                // The Bind tells it; a simple Query has no parameters.
+                SettingName::Parameter(_) => {}
+                SettingName::Unknown => self.unnamed_setting(),
+            }
+        }
+    }
+
+    /// A custom setting may be changed.
+    pub(super) fn custom(&mut self, name: &str) {
+        let name = name.to_ascii_lowercase();
+        if !name.contains('.') || self.custom.contains(&name) {
+            return;
+        }
+        if self.custom.len() < CUSTOM_NAMES && name.is_ascii() {
+            self.custom.push(name);
+        } else {
+            self.unnamed_setting();
+        }
+    }
+
+    /// A setting may be changed whose name nobody can tell: the server can't be asked about it.
+    pub(super) fn unnamed_setting(&mut self) {
+        self.suspects.insert(Suspects::UNNAMED_SETTING);
+    }
+
+    /// Settings may have changed.
+    pub(super) fn suspect_settings(&mut self) {
+        self.suspects.insert(Suspects::SETTING);
+    }
+
+    /// Appends the question that is due, if there is one. What can't be asked is a pin at once.
+    pub(super) fn put_question(&mut self, out: &mut Vec<u8>) -> Asked {
+        if self.suspects.is_empty() || !self.asking.is_empty() {
+            return Asked::No;
+        }
+        let unaskable = truth::unaskable(self.suspects);
+        self.pins.insert(unaskable);
+        self.asking = std::mem::take(&mut self.suspects).without(unaskable);
+        if self.asking.is_empty() {
+            return Asked::No;
+        }
+        truth::put_question(self.asking, &self.custom, out);
+        Asked::Yes
+    }
+
+    /// The server has answered: this is left of what was asked; without an answer all of it may be.
+    pub(super) fn told(&mut self, left: Option<Suspects>) {
+        let asked = std::mem::take(&mut self.asking);
+        self.pins = self.pins.without(asked);
+        self.pins.insert(left.unwrap_or(asked));
+    }
+
+    /// DISCARD ALL has taken everything away.
+    pub(super) fn discarded(&mut self) {
+        self.suspects = Suspects::NONE;
+        self.pins = Suspects::NONE;
+        self.custom.clear();
+    }
+}
+
+/// Whether the server is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    No,
+    Yes,
+}
+
+const RELEASING: Suspects = {
+    let mut all = Suspects::RELEASE;
+    all.insert(Suspects::UNLISTEN);
+    all.insert(Suspects::DEALLOCATE_ALL);
+    all
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finds(suspects: Suspects) -> Findings {
+        Findings { suspects, ..Findings::default() }
+    }
+
+    #[test]
+    fn suspicion_is_asked_about_once_and_truth_decides() {
+        let mut ledger = Ledger::default();
+        ledger.suspect(&finds(Suspects::ADVISORY_LOCK));
+        let mut out = Vec::new();
+        assert_eq!(ledger.put_question(&mut out), Asked::Yes);
+        assert_eq!(ledger.put_question(&mut out), Asked::No);
+        assert!(!ledger.is_free());
+        ledger.told(Some(Suspects::ADVISORY_LOCK));
+        assert_eq!(ledger.pins(), Suspects::ADVISORY_LOCK);
+        assert_eq!(ledger.put_question(&mut out), Asked::No);
+        ledger.suspect(&finds(Suspects::RELEASE));
+        assert_eq!(ledger.put_question(&mut out), Asked::Yes);
+        ledger.told(Some(Suspects::NONE));
+        assert!(ledger.is_free());
+    }
+
+    #[test]
+    fn without_an_answer_all_stays() {
+        let mut ledger = Ledger::default();
+        ledger.suspect(&finds(Suspects::TEMPORARY));
+        assert_eq!(ledger.put_question(&mut Vec::new()), Asked::Yes);
+        ledger.told(None);
+        assert_eq!(ledger.pins(), Suspects::TEMPORARY);
+    }
+
+    #[test]
+    fn what_can_not_be_asked_pins_until_all_is_discarded() {
+        let mut ledger = Ledger::default();
+        ledger.suspect(&finds(Suspects::LOAD));
+        assert_eq!(ledger.put_question(&mut Vec::new()), Asked::No);
+        assert_eq!(ledger.pins(), Suspects::LOAD);
+        ledger.suspect(&finds(Suspects::RELEASE));
+        assert_eq!(ledger.put_question(&mut Vec::new()), Asked::No);
+        assert_eq!(ledger.pins(), Suspects::LOAD);
+        ledger.discarded();
+        assert!(ledger.is_free());
+    }
+
+    #[test]
+    fn too_many_custom_names_keep_the_connection() {
+        let mut ledger = Ledger::default();
+        for n in 0..=CUSTOM_NAMES {
+            ledger.custom(&format!("app.n{n}"));
+        }
+        ledger.put_question(&mut Vec::new());
+        assert_eq!(ledger.pins(), Suspects::UNNAMED_SETTING);
+    }
+}
