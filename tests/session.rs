@@ -1,0 +1,350 @@
+//! A transaction pool that keeps the session: every test moves a session to another server connection between two of
+//! its transactions, and looks whether it, or anybody else, can tell.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use support::eventually;
+use support::pg::{Connection, Login, bind, execute, parse, query, sync};
+use support::postgres::Postgres;
+use support::tidegate::Tidegate;
+
+/// Two server connections, and two clients that can hold both.
+struct Stage {
+    server: Postgres,
+    gate: Tidegate,
+    blockers: [Connection; 2],
+}
+
+impl Stage {
+    fn new() -> Self {
+        let server = Postgres::start();
+        let gate = Tidegate::before(&server, 2);
+        let blockers = [gate.client(), gate.client()];
+        Self { server, gate, blockers }
+    }
+
+    /// Has the session's next transaction begin on another backend than its last; gives its pid. That both backends can
+    /// be had meanwhile proves that the session holds none.
+    fn elsewhere(&mut self, session: &mut Connection, last: &str) -> String {
+        for blocker in &mut self.blockers {
+            blocker.query("begin").expect_no_error();
+        }
+        let mut kept = Vec::new();
+        let mut freed = Vec::new();
+        for blocker in &mut self.blockers {
+            if blocker.backend() == last {
+                kept.push(blocker);
+            } else {
+                freed.push(blocker);
+            }
+        }
+        for blocker in freed {
+            blocker.query("commit").expect_no_error();
+        }
+        let now = session.backend();
+        for blocker in kept {
+            blocker.query("commit").expect_no_error();
+        }
+        assert_ne!(now, last, "another backend serves it");
+        now
+    }
+
+    fn pinned(&self) -> f64 {
+        self.gate.postgres_metric("tidegate_server_connections", &[("state", "pinned")])
+    }
+
+    fn until_unpinned(&self) {
+        eventually("no connection is pinned", || (self.pinned() == 0.0).then_some(()));
+    }
+}
+
+/// What a session and a stranger see of `probe` after `change`, on another backend than the change ran on.
+fn after(stage: &mut Stage, change: &[&str], probe: &str) -> (String, String) {
+    let mut session = stage.gate.client();
+    let last = session.backend();
+    for sql in change {
+        session.query(sql).expect_no_error();
+    }
+    let last = stage.elsewhere(&mut session, &last);
+    let seen = session.one(probe);
+    let mut stranger = stage.gate.client();
+    let foreign = [stranger.one(probe), {
+        stage.elsewhere(&mut stranger, &last);
+        stranger.one(probe)
+    }];
+    assert_eq!(foreign[0], foreign[1], "a stranger sees the same everywhere: {change:?}");
+    let [foreign, _] = foreign;
+    (seen, foreign)
+}
+
+#[test]
+fn settings_follow_the_session_and_nobody_else() {
+    let mut stage = Stage::new();
+    let mut superuser = stage.server.superuser();
+    superuser.query("create role other nologin; grant other to app").expect_no_error();
+    let long = "x".repeat(5_000);
+    let long_change = format!("set application_name = ''; set search_path = '{long}'");
+    for (change, probe, mine, theirs) in [
+        (vec!["set work_mem = '5MB'"], "show work_mem", "5MB", "4MB"),
+        (vec!["set session work_mem to 4321"], "show work_mem", "4321kB", "4MB"),
+        (vec!["begin", "set work_mem = '5MB'", "commit"], "show work_mem", "5MB", "4MB"),
+        (vec!["begin", "set work_mem = '5MB'", "rollback"], "show work_mem", "4MB", "4MB"),
+        (
+            vec![
+                "begin",
+                "set work_mem = '5MB'",
+                "savepoint a",
+                "set work_mem = '6MB'",
+                "rollback to a",
+                "commit",
+            ],
+            "show work_mem",
+            "5MB",
+            "4MB",
+        ),
+        (vec!["set work_mem = '5MB'", "reset work_mem"], "show work_mem", "4MB", "4MB"),
+        (vec!["set work_mem = '5MB'", "reset all"], "show work_mem", "4MB", "4MB"),
+        (vec!["set work_mem = '5MB'", "discard all"], "show work_mem", "4MB", "4MB"),
+        (vec!["select set_config('work_mem', '7MB', false)"], "show work_mem", "7MB", "4MB"),
+        (vec!["set local work_mem = '5MB'"], "show work_mem", "4MB", "4MB"),
+        (vec!["set role other"], "select current_user::text", "other", "app"),
+        (vec!["set role other", "reset role"], "select current_user::text", "app", "app"),
+        (vec!["set time zone 'Asia/Tokyo'"], "show timezone", "Asia/Tokyo", "Etc/UTC"),
+        (
+            vec!["set time zone interval '+02:00' hour to minute"],
+            "show timezone",
+            "<+02>-02",
+            "Etc/UTC",
+        ),
+        (
+            vec!["set session characteristics as transaction read only"],
+            "show transaction_read_only",
+            "on",
+            "off",
+        ),
+        (
+            vec![r#"set search_path = "a b", 'it''s', pg_catalog"#],
+            "show search_path",
+            r#""a b", "it's", pg_catalog"#,
+            r#""$user", public"#,
+        ),
+        (vec![&long_change], "show search_path", &long, r#""$user", public"#),
+        (
+            vec!["set datestyle = 'german'"],
+            "select '2026-11-24'::date::text",
+            "24.11.2026",
+            "2026-11-24",
+        ),
+        (vec!["set client_encoding = 'LATIN1'"], "show client_encoding", "LATIN1", "UTF8"),
+    ] {
+        let seen = after(&mut stage, &change, probe);
+        assert_eq!(seen, (mine.to_owned(), theirs.to_owned()), "{change:?}");
+    }
+    assert_eq!(stage.pinned(), 0.0);
+}
+
+#[test]
+fn reset_leads_to_what_the_client_gave_at_startup() {
+    let mut stage = Stage::new();
+    let login = Login::app().with("timezone", "Asia/Tokyo").with("options", "-c work_mem=6MB");
+    for reset in [
+        "reset timezone; reset work_mem",
+        "reset all",
+        "discard all",
+        "set timezone to default; set work_mem to default",
+    ] {
+        let mut session = stage.gate.try_client(&login).unwrap();
+        session.query("set timezone = 'UTC'; set work_mem = '9MB'").expect_no_error();
+        let last = session.backend();
+        for sql in reset.split(';') {
+            session.query(sql).expect_no_error();
+            session.query("select 1").expect_no_error();
+        }
+        for _ in 0..2 {
+            assert_eq!(session.one("show timezone"), "Asia/Tokyo", "{reset}");
+            assert_eq!(session.one("show work_mem"), "6MB", "{reset}");
+            stage.elsewhere(&mut session, &last);
+        }
+        // Within a transaction, too, and undone with it.
+        session.query("set timezone = 'UTC'").expect_no_error();
+        session.query("begin").expect_no_error();
+        session.query("reset timezone").expect_no_error();
+        assert_eq!(session.one("show timezone"), "Asia/Tokyo");
+        session.query("rollback").expect_no_error();
+        assert_eq!(session.one("show timezone"), "UTC");
+        let mut stranger = stage.gate.client();
+        assert_eq!(stranger.one("show timezone"), "Etc/UTC");
+    }
+}
+
+#[test]
+fn what_stays_on_the_server_pins_until_it_is_gone() {
+    let mut stage = Stage::new();
+    for (make, look, expected, release) in [
+        ("create temp table t (n int)", "select count(*) from t", "0", "drop table t"),
+        ("create temp view v as select 7 as n", "select n from v", "7", "drop view v"),
+        (
+            "create function pg_temp.f() returns int language sql as 'select 8'",
+            "select pg_temp.f()",
+            "8",
+            "drop function pg_temp.f()",
+        ),
+        ("create temp sequence s", "select nextval('s')", "1", "drop sequence s"),
+        (
+            "create temp table t (n int) on commit delete rows",
+            "select count(*) from t",
+            "0",
+            "discard temp",
+        ),
+        (
+            "select pg_advisory_lock(5)",
+            "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
+            "1",
+            "select pg_advisory_unlock(5)",
+        ),
+        (
+            "select pg_try_advisory_lock_shared(1, 2)",
+            "select 1",
+            "1",
+            "select pg_advisory_unlock_all()",
+        ),
+        ("begin; declare c cursor with hold for select 4; commit", "fetch c", "4", "close c"),
+        ("prepare q as select 9", "execute q", "9", "deallocate q"),
+        ("listen work", "select * from pg_listening_channels()", "work", "unlisten work"),
+    ] {
+        let mut session = stage.gate.client();
+        session.query(make).expect_no_error();
+        eventually("the pin is counted", || (stage.pinned() == 1.0).then_some(()));
+        let mine = session.backend();
+        for _ in 0..3 {
+            assert_eq!(session.backend(), mine, "it keeps its backend: {make}");
+        }
+        assert_eq!(session.one(look), expected, "{make}");
+        session.query(release).expect_no_error();
+        stage.until_unpinned();
+        stage.elsewhere(&mut session, &mine);
+    }
+}
+
+#[test]
+fn nothing_left_is_no_pin() {
+    let mut stage = Stage::new();
+    for make in [
+        "begin; create temp table t () on commit drop; commit",
+        "begin; create temp table t (); rollback",
+        "begin; select pg_advisory_lock(5); select pg_advisory_unlock(5); commit",
+        "begin; declare c cursor with hold for select 4; rollback",
+        "begin; listen work; rollback",
+        "create temp table t (); drop table t",
+    ] {
+        let mut session = stage.gate.client();
+        let last = session.backend();
+        session.query(make).expect_no_error();
+        stage.elsewhere(&mut session, &last);
+        stage.until_unpinned();
+    }
+}
+
+#[test]
+fn a_client_that_goes_leaves_nothing_behind() {
+    let mut stage = Stage::new();
+    for make in [
+        "create temp table t ()",
+        "select pg_advisory_lock(5)",
+        "set work_mem = '5MB'",
+        "prepare q as select 9",
+        "listen work",
+    ] {
+        let mut session = stage.gate.client();
+        session.query(make).expect_no_error();
+        session.hang_up();
+        stage.until_unpinned();
+        for blocker in &mut stage.blockers {
+            blocker.query("begin").expect_no_error();
+            let left = "select (select count(*) from pg_class where relnamespace = pg_my_temp_schema()) \
+                        + (select count(*) from pg_locks where locktype = 'advisory') \
+                        + (select count(*) from pg_prepared_statements where from_sql) \
+                        + (select count(*) from pg_listening_channels())";
+            assert_eq!(blocker.one(left), "0", "{make}");
+            assert_eq!(blocker.one("show work_mem"), "4MB", "{make}");
+        }
+        for blocker in &mut stage.blockers {
+            blocker.query("commit").expect_no_error();
+        }
+    }
+}
+
+#[test]
+fn what_can_not_be_asked_pins_for_good_and_ends_the_connection() {
+    let stage = Stage::new();
+    let mut session = stage.gate.client();
+    session.query("select setseed(0.5)").expect_no_error();
+    let mine = session.backend();
+    assert_eq!(session.backend(), mine);
+    eventually("the pin is counted", || (stage.pinned() == 1.0).then_some(()));
+    let [mut first, mut second] = stage.blockers;
+    drop(session);
+    let closed = [("reason", "not_cleanable")];
+    eventually("its connection is closed", || {
+        let count = stage.gate.postgres_metric("tidegate_server_closed_total", &closed);
+        (count == 1.0).then_some(())
+    });
+    first.query("begin").expect_no_error();
+    second.query("begin").expect_no_error();
+    assert!(first.backend() != mine && second.backend() != mine);
+}
+
+#[test]
+fn a_bound_set_config_follows_the_session() {
+    let mut stage = Stage::new();
+    let mut session = stage.gate.client();
+    let last = session.backend();
+    let reply = session.exchange(&[
+        parse("", "select set_config($1, $2, false)"),
+        bind("", "", &["app.user_id", "it's Jürgen \\"]),
+        execute("", 0),
+        sync(),
+    ]);
+    reply.expect_no_error();
+    let last = stage.elsewhere(&mut session, &last);
+    assert_eq!(session.one("show app.user_id"), "it's Jürgen \\");
+    let mut stranger = stage.gate.client();
+    for _ in 0..2 {
+        let seen = stranger.one("select coalesce(current_setting('app.user_id', true), '')");
+        assert_eq!(seen, "", "nobody else sees it");
+        stage.elsewhere(&mut stranger, &last);
+    }
+}
+
+#[test]
+fn custom_settings_follow_the_session() {
+    let mut stage = Stage::new();
+    for (change, mine) in [
+        ("set app.tenant = 'acme'", "acme"),
+        ("set \"app\".\"tenant\" to 'it''s'", "it's"),
+        ("select set_config('app.tenant', 'é', false)", "é"),
+        ("do $$ begin perform set_config('app.tenant', 'hidden', false); end $$", "hidden"),
+    ] {
+        let seen = after(
+            &mut stage,
+            &[change],
+            "select coalesce(current_setting('app.tenant', true), '')",
+        );
+        assert_eq!(seen, (mine.to_owned(), String::new()), "{change}");
+    }
+    assert_eq!(stage.pinned(), 0.0);
+}
+
+#[test]
+fn requests_behind_a_suspect_are_answered_in_order() {
+    let stage = Stage::new();
+    let mut session = stage.gate.client();
+    for n in 0..50 {
+        let set = format!("set work_mem = '{}MB'", n + 1);
+        session.send(&[query(&set), query("show work_mem"), query("select 'next'")].concat());
+        let replies = [session.reply(), session.reply(), session.reply()];
+        assert_eq!(replies[1].rows()[0][0].as_deref(), Some(&*format!("{}MB", n + 1)));
+        assert_eq!(replies[2].rows()[0][0].as_deref(), Some("next"));
+    }
+}
