@@ -348,3 +348,47 @@ fn requests_behind_a_suspect_are_answered_in_order() {
         assert_eq!(replies[2].rows()[0][0].as_deref(), Some("next"));
     }
 }
+
+#[test]
+fn a_changed_table_costs_a_prepared_statement_nothing() {
+    let mut stage = Stage::new();
+    let mut owner = stage.server.direct();
+    owner.query("create table m (a int); insert into m values (1)").expect_no_error();
+    let mut session = stage.gate.client();
+    let run = [bind("", "q", &[]), execute("", 0), sync()];
+    session.exchange(&[parse("q", "select * from m"), sync()]).expect_no_error();
+    // Both backends have it.
+    let first = session.backend();
+    session.exchange(&run).expect_no_error();
+    let second = stage.elsewhere(&mut session, &first);
+    session.exchange(&run).expect_no_error();
+    for (alter, columns) in [
+        ("alter table m alter a type bigint", 1),
+        ("alter table m add b text", 2),
+        ("alter table m drop b", 1),
+    ] {
+        owner.query(alter).expect_no_error();
+        for last in [&first, &second] {
+            let reply = session.exchange(&run);
+            assert_eq!(reply.shape(), "2DCZ", "{alter}: {:?}", reply.errors());
+            assert_eq!(reply.rows()[0].len(), columns, "{alter}");
+            stage.elsewhere(&mut session, last);
+        }
+    }
+    // Within a transaction nothing can be sent again: the error is the server's own, and only one.
+    owner.query("alter table m alter a type text").expect_no_error();
+    session.query("begin").expect_no_error();
+    assert_eq!(session.exchange(&run).codes(), ["0A000"]);
+    session.query("rollback").expect_no_error();
+    session.query("begin").expect_no_error();
+    assert_eq!(session.exchange(&run).rows().len(), 1);
+    session.query("commit").expect_no_error();
+    // What the server can't do at all is said once.
+    let locked = "select count(*) from m for update";
+    session.exchange(&[parse("w", locked), sync()]);
+    assert_eq!(
+        session.exchange(&[parse("v", locked), bind("", "v", &[]), execute("", 0), sync()]).codes(),
+        ["0A000"]
+    );
+    assert_eq!(session.one("select 1"), "1");
+}

@@ -183,6 +183,26 @@ impl Exchange {
         self.owed.iter().any(|owed| !ours(owed))
     }
 
+    /// Whether a flight sent now is the first of a transaction, and the only one that the client waits for.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.status == Status::Idle
+            && self.synced == Synced::Yes
+            && self.mode == Mode::Answering
+            && !self.owes_client()
+    }
+
+    /// The Sync in front becomes one of ours: its answer is swallowed. `false` if there is none in front.
+    pub fn take_sync_over(&mut self) -> bool {
+        match self.owed.front_mut() {
+            Some(front) if is_sync(front) => {
+                *front = Owed::QueryOurs;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the reply that comes now tells what the session has left on the server.
     #[must_use]
     pub fn hears_truth(&self) -> bool {

@@ -52,6 +52,30 @@ pub struct Line {
     answer: truth::Answer,
     news: Option<News>,
     resettle: Resettle,
+    /// The client's bytes of the latest flight, while they may have to be sent again.
+    flight: Vec<u8>,
+    retry: Retry,
+    plans: Plans,
+    epoch: u64,
+}
+
+/// Whether the latest flight can be sent again without anybody noticing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Retry {
+    No,
+    /// It is one transaction of which the client has seen nothing yet.
+    Possible,
+    /// It failed for no fault of the client's: its end is awaited, then it goes again.
+    Due,
+    /// It is being sent again, for the last time.
+    Spent,
+}
+
+/// Whether the server refused a plan of ours since this was last asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plans {
+    Good,
+    Void,
 }
 
 /// What the relay has learnt of its session.
@@ -170,7 +194,31 @@ impl Line {
             answer: truth::Answer::default(),
             news: None,
             resettle: Resettle::No,
+            flight: Vec::new(),
+            retry: Retry::No,
+            plans: Plans::Good,
+            epoch: 0,
         }
+    }
+
+    /// The flight that must go again, once it has failed to its end; to be passed to [`requests`] before anything else.
+    pub fn take_retry(&mut self) -> Option<Vec<u8>> {
+        if self.retry != Retry::Due || self.exchange.owed() > 0 {
+            return None;
+        }
+        self.retry = Retry::Spent;
+        Some(std::mem::take(&mut self.flight))
+    }
+
+    /// Whether the server refused a plan since this was last asked: other connections' plans are void, too.
+    pub fn take_void_plans(&mut self) -> bool {
+        std::mem::replace(&mut self.plans, Plans::Good) == Plans::Void
+    }
+
+    /// Forgets what is parsed; the server's statements are closed before the next session comes.
+    fn retire_statements(&mut self) {
+        let names = self.statements.retire();
+        self.strays.extend(names.iter().map(|name| Box::from(name.without_zero())));
     }
 
     /// Asks the server what the session has left, if that is due and the connection is at rest.
@@ -190,7 +238,7 @@ impl Line {
     /// Whether it may go to another session: nothing owed, no transaction, both sides at a frame boundary.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        let open = self.gate == Gate::Open && self.farewell != Farewell::Said;
+        let open = self.gate() == Gate::Open && self.farewell != Farewell::Said;
         self.exchange.is_over() && self.at_boundary() && open
     }
 
@@ -221,11 +269,19 @@ impl Line {
     /// Whether the client's bytes may pass.
     #[must_use]
     pub fn gate(&self) -> Gate {
-        self.gate
+        match self.gate {
+            Gate::Open if self.retry == Retry::Due => Gate::Shut,
+            gate => gate,
+        }
     }
 
-    /// A session takes the connection: appends what must ride ahead of its bytes.
-    pub fn begin(&mut self, settings: &Arc<Settings>, out: &mut Vec<u8>) {
+    /// A session takes the connection: appends what must ride ahead of its bytes. `epoch` tells whether plans have been
+    /// found void since the last.
+    pub fn begin(&mut self, settings: &Arc<Settings>, epoch: u64, out: &mut Vec<u8>) {
+        if std::mem::replace(&mut self.epoch, epoch) != epoch {
+            self.retire_statements();
+        }
+        self.retry = Retry::No;
         self.unnamed = Unnamed::Foreign;
         self.resettle = Resettle::No;
         self.news = None;

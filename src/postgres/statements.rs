@@ -30,6 +30,8 @@ pub struct Registry {
     limit: usize,
     limit_bytes: usize,
     next: AtomicU64,
+    /// How often a plan was found to be void.
+    epoch: AtomicU64,
     known: Mutex<Known>,
 }
 
@@ -57,7 +59,24 @@ impl Registry {
     /// For at most `limit` statements of at most `limit_bytes` bytes in all.
     #[must_use]
     pub fn new(limit: usize, limit_bytes: usize) -> Self {
-        Self { limit, limit_bytes, next: AtomicU64::new(0), known: Mutex::default() }
+        Self {
+            limit,
+            limit_bytes,
+            next: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            known: Mutex::default(),
+        }
+    }
+
+    /// How often a plan was found to be void, on whatever connection: older statements are to be parsed anew.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// A plan was found to be void: a table has changed under it.
+    pub fn plans_are_void(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A statement that no other session shares (an unnamed one).
@@ -185,6 +204,12 @@ impl ServerName {
         Self(name)
     }
 
+    /// The name alone.
+    #[must_use]
+    pub fn without_zero(&self) -> &[u8] {
+        &self.0[..Self::BYTES - 1]
+    }
+
     /// The name with its terminating zero.
     #[must_use]
     pub fn with_zero(&self) -> &[u8] {
@@ -231,6 +256,12 @@ impl ServerStatements {
     /// The server doesn't have it after all.
     pub fn forget(&mut self, id: u64) {
         self.parsed.remove(&id);
+    }
+
+    /// Their plans may be void: forgets them all, and gives their names, so that they can be closed.
+    pub fn retire(&mut self) -> Vec<ServerName> {
+        let nonce = self.nonce;
+        self.parsed.drain().map(|(_, parsed)| ServerName::new(nonce, parsed.number)).collect()
     }
 
     /// The server has none any more.

@@ -3,7 +3,7 @@
 use super::super::exchange::{Desync, Outcome, Owed, Status, Verdict};
 use super::super::sql::Suspects;
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
-use super::{Farewell, Gate, Ledger, Line, News, Row, Unnamed};
+use super::{Farewell, Gate, Ledger, Line, News, Plans, Retry, Row, Unnamed};
 
 /// What [`replies`] did with the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,9 @@ pub fn replies(
         }
         if verdict != Verdict::Swallow {
             write = keep(buffer, read, write, HEADER_BYTES);
+            if line.retry == Retry::Possible && !matches!(header.tag, b'N' | b'S' | b'A') {
+                line.retry = Retry::No;
+            }
         }
         read += HEADER_BYTES;
         line.server_rest = header.body;
@@ -119,7 +122,12 @@ fn reply(
             // A statement is gone that our map still has, or its plan is void: parse all anew.
             let gone = [&b"\0C26000\0"[..], b"\0C0A000\0"];
             if gone.iter().any(|code| memchr::memmem::find(body, code).is_some()) {
-                line.statements.clear();
+                line.retire_statements();
+                line.plans = Plans::Void;
+                if line.retry == Retry::Possible && line.exchange.take_sync_over() {
+                    line.retry = Retry::Due;
+                    verdict = Verdict::Swallow;
+                }
             }
         }
         b'Z' if of_truth => told(line, ledger),

@@ -7,10 +7,13 @@ use super::super::settings::{self, Applied, Settings};
 use super::super::sql::{self, Findings, Lexer, SettingName, Suspects};
 use super::super::statements::{Full, Registry, ServerName, Statement};
 use super::super::wire::{self, HEADER_BYTES, Header};
-use super::{Ledger, Line, Resettle, Unnamed, Violation, client_header};
+use super::{Ledger, Line, Resettle, Retry, Unnamed, Violation, client_header};
 
 /// Longest Query that is gathered before it is read; a longer one is read as it passes.
 const GATHERED_QUERY_BYTES: usize = 64 * 1024;
+
+/// Longest flight that is kept to be sent again.
+const RETRY_BYTES: usize = 16 * 1024;
 
 /// Longest portal and statement name of a Bind, together.
 const BIND_NAMES_BYTES: usize = 8 * 1024;
@@ -71,10 +74,21 @@ pub fn requests(
     input: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<Taken, Violation> {
-    let mut pass =
-        Pass { line, ledger, around, input, out, at: 0, copied: 0, output: Output::Input };
+    let fresh = line.exchange.is_fresh() && line.client_rest == 0;
+    let mut pass = Pass {
+        line,
+        ledger,
+        around,
+        input,
+        out,
+        at: 0,
+        copied: 0,
+        output: Output::Input,
+        flight: Flight::Plain,
+    };
     let (need, goodbye) = pass.run()?;
     let Pass { at, output, .. } = pass;
+    pass.keep_flight(fresh);
     if output == Output::Appended {
         pass.copy_run();
     }
@@ -93,6 +107,20 @@ struct Pass<'a> {
     /// How far it has been copied or dropped.
     copied: usize,
     output: Output,
+    flight: Flight,
+}
+
+/// What the input holds, as far as it matters for sending it again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flight {
+    /// Nothing that could need it.
+    Plain,
+    /// A statement that may have been parsed before its tables changed.
+    Named,
+    /// The same with the Sync behind it, and nothing more.
+    NamedAndSynced,
+    /// What can't be sent again.
+    Other,
 }
 
 /// What became of a frame.
@@ -119,6 +147,30 @@ impl Pass<'_> {
         }
     }
 
+    /// Keeps a flight that can be sent again.
+    fn keep_flight(&mut self, fresh: bool) {
+        if self.at == 0 {
+            return;
+        }
+        let spent = self.line.retry == Retry::Spent;
+        self.line.retry = Retry::No;
+        let whole = self.at == self.input.len() && self.line.client_rest == 0;
+        let short = self.input.len() <= RETRY_BYTES;
+        if fresh && whole && short && !spent && self.flight == Flight::NamedAndSynced {
+            self.line.flight.clear();
+            self.line.flight.extend_from_slice(self.input);
+            self.line.retry = Retry::Possible;
+        }
+    }
+
+    fn fly(&mut self, tag: u8) {
+        self.flight = match (self.flight, tag) {
+            (Flight::Plain | Flight::Named, b'P' | b'B' | b'D' | b'E' | b'C' | b'H') => self.flight,
+            (Flight::Named, b'S') => Flight::NamedAndSynced,
+            _ => Flight::Other,
+        };
+    }
+
     /// Passes what is here of a frame begun before.
     fn pass_rest(&mut self) {
         if self.line.client_rest == 0 {
@@ -140,6 +192,7 @@ impl Pass<'_> {
 
     fn frame(&mut self, header: Header) -> Result<Step, Violation> {
         let here = self.input.len() - self.at;
+        self.fly(header.tag);
         match header.tag {
             b'X' => return Ok(Step::Goodbye),
             b'S' => {
@@ -434,6 +487,9 @@ impl Pass<'_> {
 
     /// The server's name for a statement, parsed now if it must be.
     fn server_name(&mut self, statement: &Arc<Statement>) -> ServerName {
+        if self.flight == Flight::Plain {
+            self.flight = Flight::Named;
+        }
         if let Some(name) = self.line.statements.name_of(statement.id) {
             return name;
         }

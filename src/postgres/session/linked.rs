@@ -54,6 +54,7 @@ impl Session {
         let replies = self.server_to_client(cx, buffer)?;
         if replies == Moved::Yes {
             self.learn();
+            self.try_again(cx)?;
             self.ask_truth(cx);
         }
         if replies == Moved::Yes && self.is_over() {
@@ -221,6 +222,18 @@ impl Session {
             return true;
         }
         exchange.owed() == 0 && lease.to_server.is_empty() && lease.to_client.is_empty()
+    }
+
+    /// Sends a flight again that failed because a plan of ours was void.
+    fn try_again(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let Phase::Linked(lease) = &mut self.phase else { return Ok(()) };
+        if lease.line.take_void_plans() {
+            self.pool.connector().registry().plans_are_void();
+        }
+        match lease.line.take_retry() {
+            Some(flight) => self.pass_on(Some(cx), &flight),
+            None => Ok(()),
+        }
     }
 
     /// Asks the server what the session has left, when that is due; the client's next words go behind the question.

@@ -106,7 +106,8 @@ impl Session {
     /// Takes the lease: what rides ahead goes first.
     pub(super) fn link(&mut self, mut lease: Lease<PgConnect>) -> Turn {
         let backend = &mut *lease;
-        backend.line.begin(&self.settings, backend.to_server.bytes());
+        let epoch = self.pool.connector().registry().epoch();
+        backend.line.begin(&self.settings, epoch, backend.to_server.bytes());
         self.enter(Phase::Linked(lease));
         Turn::Again
     }
