@@ -277,22 +277,27 @@ fn a_client_that_goes_leaves_nothing_behind() {
 
 #[test]
 fn what_can_not_be_asked_pins_for_good_and_ends_the_connection() {
-    let stage = Stage::new();
-    let mut session = stage.gate.client();
-    session.query("select setseed(0.5)").expect_no_error();
-    let mine = session.backend();
-    assert_eq!(session.backend(), mine);
-    eventually("the pin is counted", || (stage.pinned() == 1.0).then_some(()));
-    let [mut first, mut second] = stage.blockers;
-    drop(session);
-    let closed = [("reason", "not_cleanable")];
-    eventually("its connection is closed", || {
-        let count = stage.gate.postgres_metric("tidegate_server_closed_total", &closed);
-        (count == 1.0).then_some(())
-    });
-    first.query("begin").expect_no_error();
-    second.query("begin").expect_no_error();
-    assert!(first.backend() != mine && second.backend() != mine);
+    let mut stage = Stage::new();
+    for (n, discard) in [(1.0, "select 1"), (2.0, "discard all")] {
+        let mut session = stage.gate.client();
+        session.query("select setseed(0.5)").expect_no_error();
+        let mine = session.backend();
+        assert_eq!(session.backend(), mine);
+        eventually("the pin is counted", || (stage.pinned() == 1.0).then_some(()));
+        session.query(discard).expect_no_error();
+        drop(session);
+        let closed = [("reason", "not_cleanable")];
+        eventually("its connection is closed", || {
+            (stage.gate.postgres_metric("tidegate_server_closed_total", &closed) == n).then_some(())
+        });
+        for blocker in &mut stage.blockers {
+            blocker.query("begin").expect_no_error();
+            assert_ne!(blocker.backend(), mine);
+        }
+        for blocker in &mut stage.blockers {
+            blocker.query("commit").expect_no_error();
+        }
+    }
 }
 
 #[test]

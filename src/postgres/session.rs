@@ -21,7 +21,6 @@ use super::clean::{Departure, Leavings, clean};
 use super::message::{ErrorFields, error_frame};
 use super::relay::{Farewell, Ledger, Stance};
 use super::settings::Settings;
-use super::truth;
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
 use crate::pool::{Lease, Ticket};
@@ -302,8 +301,8 @@ impl Session {
             lease.close("server");
             return;
         }
-        if !truth::unaskable(left).is_empty() {
-            // No statement takes it away.
+        let stuck = self.ledger.as_mut().map(|ledger| ledger.take_stuck()).unwrap_or_default();
+        if !stuck.is_empty() {
             lease.close("not_cleanable");
             return;
         }

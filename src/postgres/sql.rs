@@ -4,6 +4,11 @@
 //! documentation, "Lexical Structure"), in pieces of any size, so that a query of any length passes without being
 //! gathered. It may suspect what turns out harmless; what it misses is what code hides in functions.
 
+mod names;
+
+use names::Resets;
+pub use names::SettingName;
+
 /// Longest name Postgres keeps (NAMEDATALEN less the zero); longer words are cut as Postgres cuts them.
 const NAME_BYTES: usize = 63;
 
@@ -44,6 +49,10 @@ impl Suspects {
     pub const DISCARD_ALL: Self = Self(1 << 14);
     /// DEALLOCATE ALL.
     pub const DEALLOCATE_ALL: Self = Self(1 << 15);
+
+    /// What a block of code may leave behind that can be asked about.
+    const OF_A_BLOCK: Self =
+        Self(Self::SETTING.0 | Self::LISTEN.0 | Self::TEMPORARY.0 | Self::ADVISORY_LOCK.0);
 
     const REASONS: [(Self, &'static str); 10] = [
         (Self::SETTING, "setting"),
@@ -106,20 +115,16 @@ pub struct Findings {
     pub suspects: Suspects,
     /// Statements it names in DEALLOCATE.
     pub deallocates: Vec<Box<[u8]>>,
-    /// Custom settings.
+    /// Custom settings that it may change.
     pub settings: Vec<SettingName>,
 }
 
-/// A custom setting.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SettingName {
-    /// This one.
-    Named(Box<str>),
-    /// The one that this parameter names.
-    Parameter(u16),
-    /// Any.
-    Unknown,
-}
+/// What makes it worth looking for names of settings.
+const SETTINGS: Suspects = {
+    let mut all = Suspects::SETTING;
+    all.insert(Suspects::RESET);
+    all
+};
 
 /// Reads one query, in pieces of any size.
 #[derive(Clone, Debug)]
@@ -220,7 +225,15 @@ enum Quoted {
 pub fn read(text: &[u8], quoting: Quoting) -> Findings {
     let mut lexer = Lexer::new(quoting);
     lexer.feed(text);
-    lexer.finish()
+    let mut findings = lexer.finish();
+    if findings.settings == [SettingName::Unknown] {
+        let named = names::read(text, quoting);
+        findings.settings = named.names;
+        if named.resets == Resets::Yes {
+            findings.suspects.insert(Suspects::RESET);
+        }
+    }
+    findings
 }
 
 impl Lexer {
@@ -255,11 +268,14 @@ impl Lexer {
         }
     }
 
-    /// Ends the query.
+    /// Ends the query. Which custom settings it names takes the whole text to tell: see [`read`].
     #[must_use]
     pub fn finish(mut self) -> Findings {
         self.end_word();
         self.end_statement();
+        if self.findings.suspects.intersects(SETTINGS) {
+            self.findings.settings.push(SettingName::Unknown);
+        }
         self.findings
     }
 
@@ -506,6 +522,8 @@ impl Lexer {
                 return;
             }
             b"setseed" => Suspects::SEED,
+            b"pg_settings" => Suspects::SETTING,
+            _ if word.starts_with(b"pg_advisory_unlock") => Suspects::RELEASE,
             _ if word.starts_with(b"pg_advisory_lock") => Suspects::ADVISORY_LOCK,
             _ if word.starts_with(b"pg_try_advisory_lock") => Suspects::ADVISORY_LOCK,
             _ if word.starts_with(b"pg_temp") => Suspects::TEMPORARY,
@@ -534,6 +552,9 @@ impl Lexer {
         };
         match word {
             b"reset" => self.suspect(Suspects::RESET),
+            b"do" => self.suspect(Suspects::OF_A_BLOCK),
+            b"unlisten" => self.suspect(Suspects::UNLISTEN),
+            b"drop" | b"close" | b"deallocate" | b"discard" => self.suspect(Suspects::RELEASE),
             b"listen" => self.suspect(Suspects::LISTEN),
             b"load" => self.suspect(Suspects::LOAD),
             b"prepare" => self.suspect(Suspects::PREPARE),
@@ -544,6 +565,7 @@ impl Lexer {
     fn later(&mut self, word: &[u8]) {
         match (self.verb, word) {
             (Verb::Set, b"local" | b"transaction" | b"constraints") if self.index == 1 => {}
+            (Verb::Set, b"seed") if self.index == 1 => self.suspect(Suspects::SEED),
             (Verb::Set, _) if self.index == 1 => self.suspect(Suspects::SETTING),
             (Verb::Discard, b"all") => self.suspect(Suspects::DISCARD_ALL),
             (Verb::Deallocate, b"all") => self.suspect(Suspects::DEALLOCATE_ALL),
@@ -582,6 +604,11 @@ mod tests {
         read(text.as_bytes(), Quoting::Standard).suspects
     }
 
+    fn both(mut one: Suspects, other: Suspects) -> Suspects {
+        one.insert(other);
+        one
+    }
+
     #[test]
     fn suspects_what_outlives_a_transaction() {
         for (text, what) in [
@@ -611,9 +638,17 @@ mod tests {
             ("LOAD 'auto_explain'", Suspects::LOAD),
             ("select setseed(0.5)", Suspects::SEED),
             ("select dblink_connect('a','b')", Suspects::DBLINK),
-            ("DISCARD ALL", Suspects::DISCARD_ALL),
-            ("deallocate all", Suspects::DEALLOCATE_ALL),
-            ("deallocate prepare all", Suspects::DEALLOCATE_ALL),
+            ("DISCARD ALL", both(Suspects::DISCARD_ALL, Suspects::RELEASE)),
+            ("deallocate all", both(Suspects::DEALLOCATE_ALL, Suspects::RELEASE)),
+            ("deallocate prepare all", both(Suspects::DEALLOCATE_ALL, Suspects::RELEASE)),
+            ("select pg_advisory_unlock_all()", Suspects::RELEASE),
+            ("drop table t", Suspects::RELEASE),
+            ("close c", Suspects::RELEASE),
+            ("unlisten *", Suspects::UNLISTEN),
+            ("do $$ begin end $$", Suspects::OF_A_BLOCK),
+            ("set seed to 0.5", Suspects::SEED),
+            ("set x to default", both(Suspects::SETTING, Suspects::RESET)),
+            ("update pg_settings set setting = 1", Suspects::SETTING),
         ] {
             assert_eq!(suspects(text), what, "{text}");
         }
@@ -645,7 +680,6 @@ mod tests {
                 .next()
                 .unwrap(),
             "notify a, 'b'",
-            "unlisten *",
         ] {
             assert_eq!(suspects(text), Suspects::NONE, "{text}");
         }
@@ -694,7 +728,9 @@ mod tests {
                 from = cut;
             }
             lexer.feed(&text[from..]);
-            prop_assert_eq!(lexer.finish(), whole);
+            let pieces = lexer.finish();
+            prop_assert_eq!(pieces.suspects, whole.suspects.without(Suspects::RESET));
+            prop_assert_eq!(pieces.deallocates, whole.deallocates);
         }
     }
 }

@@ -59,7 +59,13 @@ enum Overflow {
     Yes,
 }
 
-/// What can't be asked: it stays until the connection is closed.
+/// What DISCARD ALL leaves where it is: the connection has to be closed.
+#[must_use]
+pub fn uncleanable(suspects: Suspects) -> Suspects {
+    unaskable(suspects).without(Suspects::UNNAMED_SETTING)
+}
+
+/// What can't be asked: it is taken to be there until DISCARD ALL.
 #[must_use]
 pub fn unaskable(suspects: Suspects) -> Suspects {
     let mut askable = Suspects::SETTING;

@@ -17,6 +17,8 @@ pub struct Ledger {
     pins: Suspects,
     /// What the server is being asked about.
     asking: Suspects,
+    /// What no statement takes away, not even DISCARD ALL.
+    stuck: Suspects,
     /// Custom settings this session may have changed.
     custom: Vec<String>,
     /// Names that a DISCARD ALL or DEALLOCATE ALL under way will take, with their statements.
@@ -39,7 +41,13 @@ impl Ledger {
         all
     }
 
-    /// Whether the backend may go to another session.
+    /// What lies on the backend that nothing takes away: it must be closed after this session.
+    pub fn take_stuck(&mut self) -> Suspects {
+        self.stuck.insert(truth::uncleanable(self.leavings()));
+        std::mem::take(&mut self.stuck)
+    }
+
+    /// Whether the backend may leave the session.
     #[must_use]
     pub fn is_free(&self) -> bool {
         self.leavings().is_empty()
@@ -61,6 +69,10 @@ impl Ledger {
         }
         if findings.suspects.intersects(RELEASING) {
             suspects.insert(self.pins.without(truth::unaskable(self.pins)));
+            if self.pins.intersects(Suspects::PREPARE) {
+                // A statement that SQL prepared may have changed some.
+                suspects.insert(Suspects::SETTING);
+            }
         }
         self.suspects.insert(suspects);
         for name in &findings.settings {
@@ -120,6 +132,7 @@ impl Ledger {
 
     /// DISCARD ALL has taken everything away.
     pub(super) fn discarded(&mut self) {
+        self.stuck.insert(truth::uncleanable(self.leavings()));
         self.suspects = Suspects::NONE;
         self.pins = Suspects::NONE;
         self.custom.clear();
@@ -185,6 +198,8 @@ mod tests {
         assert_eq!(ledger.pins(), Suspects::LOAD);
         ledger.discarded();
         assert!(ledger.is_free());
+        assert_eq!(ledger.take_stuck(), Suspects::LOAD);
+        assert_eq!(ledger.take_stuck(), Suspects::NONE);
     }
 
     #[test]

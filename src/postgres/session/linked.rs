@@ -336,7 +336,9 @@ impl Session {
     fn release(&mut self) {
         if let Phase::Linked(mut lease) = self.enter(Phase::Idle) {
             lease.unpin();
+            let stuck = self.ledger.as_mut().map(|ledger| ledger.take_stuck()).unwrap_or_default();
             match lease.line.farewell() {
+                Farewell::Unsaid if !stuck.is_empty() => lease.close("not_cleanable"),
                 Farewell::Unsaid => lease.give_back(),
                 Farewell::Said | Farewell::Kept => lease.close("server"),
             }
