@@ -51,8 +51,14 @@ impl Suspects {
     pub const DEALLOCATE_ALL: Self = Self(1 << 15);
 
     /// What a block of code may leave behind that can be asked about.
-    const OF_A_BLOCK: Self =
-        Self(Self::SETTING.0 | Self::LISTEN.0 | Self::TEMPORARY.0 | Self::ADVISORY_LOCK.0);
+    const OF_A_BLOCK: Self = Self(
+        Self::SETTING.0
+            | Self::LISTEN.0
+            | Self::TEMPORARY.0
+            | Self::ADVISORY_LOCK.0
+            | Self::CURSOR.0
+            | Self::PREPARE.0,
+    );
 
     const REASONS: [(Self, &'static str); 10] = [
         (Self::SETTING, "setting"),
@@ -138,6 +144,8 @@ pub struct Lexer {
     findings: Findings,
     quoting: Quoting,
     call: Option<Call>,
+    /// Inside a DO block: its dollar quote, and the body is read as SQL.
+    block: Option<Vec<u8>>,
 }
 
 /// A call of `set_config()` being read: with `true` as its last argument it ends with the transaction.
@@ -145,6 +153,8 @@ pub struct Lexer {
 struct Call {
     depth: u32,
     last: Last,
+    /// Tokens of the argument being read: `not true` is not `true`.
+    tokens: u32,
 }
 
 /// The latest token of a call.
@@ -203,6 +213,7 @@ enum Verb {
     Discard,
     Deallocate,
     Declare,
+    Do,
 }
 
 /// The word before this one, where it matters.
@@ -250,6 +261,7 @@ impl Lexer {
             findings: Findings::default(),
             quoting,
             call: None,
+            block: None,
         }
     }
 
@@ -284,7 +296,7 @@ impl Lexer {
         let found = match &self.place {
             Place::Text { escapes: false } => memchr::memchr(b'\'', rest),
             Place::Text { escapes: true } => memchr::memchr2(b'\'', b'\\', rest),
-            Place::LineComment => memchr::memchr(b'\n', rest),
+            Place::LineComment => memchr::memchr2(b'\n', b'\r', rest),
             Place::DollarBody { matched: None, .. } => memchr::memchr(b'$', rest),
             _ => return None,
         };
@@ -331,7 +343,7 @@ impl Lexer {
             }
             Place::Dash | Place::Slash => return self.maybe_comment(byte),
             Place::LineComment => {
-                if byte == b'\n' {
+                if matches!(byte, b'\n' | b'\r') {
                     self.place = Place::Plain;
                 }
             }
@@ -363,6 +375,8 @@ impl Lexer {
             b'/' => self.place = Place::Slash,
             b'$' => self.place = Place::DollarTag(Vec::new()),
             b';' => self.end_statement(),
+            // SET local.x names a setting, as SET LOCAL x does not.
+            b'.' if self.verb == Verb::Set && self.index == 2 => self.suspect(Suspects::SETTING),
             _ => {}
         }
         if !byte.is_ascii_whitespace() {
@@ -378,17 +392,22 @@ impl Lexer {
             b'(' => call.depth += 1,
             b')' if call.depth > 1 => call.depth -= 1,
             b')' => {
-                let last = call.last;
+                let local = call.last == Last::True && call.tokens == 1;
                 self.call = None;
-                if last == Last::Other {
+                if !local {
                     self.suspect(Suspects::SETTING);
                 }
                 return;
             }
             // The first letter of a word; what the word is, is said when it ends.
             b'a'..=b'z' | b'A'..=b'Z' => return,
+            b',' if call.depth == 1 => {
+                call.tokens = 0;
+                return;
+            }
             _ => {}
         }
+        call.tokens = call.tokens.saturating_add(1);
         call.last = Last::Other;
     }
 
@@ -427,7 +446,15 @@ impl Lexer {
         match byte {
             b'$' => {
                 let tag = std::mem::take(tag);
-                self.place = Place::DollarBody { tag, matched: None };
+                self.place = Place::Plain;
+                if self.block.as_ref() == Some(&tag) {
+                    self.block = None;
+                } else if self.verb == Verb::Do && self.block.is_none() {
+                    self.block = Some(tag);
+                    self.end_statement();
+                } else {
+                    self.place = Place::DollarBody { tag, matched: None };
+                }
             }
             b'0'..=b'9' if tag.is_empty() => {
                 // $1 is a parameter.
@@ -486,7 +513,11 @@ impl Lexer {
         let word = self.word;
         let word = &word[..self.word_len];
         self.word_len = 0;
-        self.called(word);
+        let begins = matches!(word, b"begin" | b"then" | b"else" | b"loop");
+        if self.block.is_some() && begins && quoted == Quoted::No {
+            return self.end_statement();
+        }
+        self.called(word, quoted);
         self.deallocated(word, quoted);
         if quoted == Quoted::No {
             if self.index == 0 {
@@ -509,14 +540,16 @@ impl Lexer {
     }
 
     /// Functions that leave something behind, wherever they are called.
-    fn called(&mut self, word: &[u8]) {
+    fn called(&mut self, word: &[u8], quoted: Quoted) {
         if let Some(call) = &mut self.call {
-            call.last = if word == b"true" { Last::True } else { Last::Other };
+            let local = word == b"true" && quoted == Quoted::No;
+            call.last = if local { Last::True } else { Last::Other };
+            call.tokens = call.tokens.saturating_add(1);
         }
         let what = match word {
             b"set_config" => {
                 // A call within a call is not followed: it counts as lasting.
-                if self.call.replace(Call { depth: 0, last: Last::Other }).is_some() {
+                if self.call.replace(Call { depth: 0, last: Last::Other, tokens: 0 }).is_some() {
                     self.suspect(Suspects::SETTING);
                 }
                 return;
@@ -548,6 +581,7 @@ impl Lexer {
             b"discard" => Verb::Discard,
             b"deallocate" => Verb::Deallocate,
             b"declare" => Verb::Declare,
+            b"do" => Verb::Do,
             _ => Verb::Other,
         };
         match word {
@@ -565,7 +599,7 @@ impl Lexer {
     fn later(&mut self, word: &[u8]) {
         match (self.verb, word) {
             (Verb::Set, b"local" | b"transaction" | b"constraints") if self.index == 1 => {}
-            (Verb::Set, b"seed") if self.index == 1 => self.suspect(Suspects::SEED),
+            (Verb::Set, b"seed") if self.index <= 2 => self.suspect(Suspects::SEED),
             (Verb::Set, _) if self.index == 1 => self.suspect(Suspects::SETTING),
             (Verb::Discard, b"all") => self.suspect(Suspects::DISCARD_ALL),
             (Verb::Deallocate, b"all") => self.suspect(Suspects::DEALLOCATE_ALL),
@@ -646,7 +680,24 @@ mod tests {
             ("close c", Suspects::RELEASE),
             ("unlisten *", Suspects::UNLISTEN),
             ("do $$ begin end $$", Suspects::OF_A_BLOCK),
+            (
+                "do $a$ begin perform setseed(1); end $a$",
+                both(Suspects::OF_A_BLOCK, Suspects::SEED),
+            ),
+            (
+                "do $$ begin if a then load 'x'; end if; end $$",
+                both(Suspects::OF_A_BLOCK, Suspects::LOAD),
+            ),
+            ("do $$ begin end $$; select setseed(1)", both(Suspects::OF_A_BLOCK, Suspects::SEED)),
             ("set seed to 0.5", Suspects::SEED),
+            ("set session seed = 0.5", both(Suspects::SETTING, Suspects::SEED)),
+            ("select set_config('a', 'b', not true)", Suspects::SETTING),
+            ("select set_config('a', 'b', false and true)", Suspects::SETTING),
+            ("select set_config('a', 'b', \"true\")", Suspects::SETTING),
+            ("select set_config('a', 'b', x.true)", Suspects::SETTING),
+            ("-- c\rset a.b = 1", Suspects::SETTING),
+            ("set local.x = 1", Suspects::SETTING),
+            ("set transaction . x = 1", Suspects::SETTING),
             ("set x to default", both(Suspects::SETTING, Suspects::RESET)),
             ("update pg_settings set setting = 1", Suspects::SETTING),
         ] {
@@ -661,6 +712,7 @@ mod tests {
             "select set_config('app.user_id', '7', true)",
             "select pg_catalog.set_config('a', lower(coalesce('b', 'c')), TRUE ) from t",
             "SET LOCAL x = 1",
+            "SET LOCAL a.x = 1",
             "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
             "SET CONSTRAINTS ALL DEFERRED",
             "update t set x = 1",

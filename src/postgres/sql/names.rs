@@ -64,6 +64,9 @@ fn read_into(text: &[u8], quoting: Quoting, depth: usize, named: &mut Named) {
     let mut starts = true;
     for at in 0..tokens.len() {
         let rest = &tokens[at + 1..];
+        if tokens[at] == Token::Quoted("set_config".to_owned()) {
+            call(rest, named);
+        }
         let Token::Word(word) = &tokens[at] else {
             starts = tokens[at] == Token::Sign(b';');
             continue;
@@ -73,6 +76,8 @@ fn read_into(text: &[u8], quoting: Quoting, depth: usize, named: &mut Named) {
             "reset" if starts => name(rest, named),
             "do" if starts => block(rest, quoting, depth, named),
             "set_config" => call(rest, named),
+            // In a block it runs what nobody can read.
+            "execute" if depth < DEPTH => named.add(SettingName::Unknown),
             "pg_settings" if tokens[..at].iter().any(|token| is(token, "update")) => {
                 named.add(SettingName::Unknown);
             }
@@ -95,7 +100,7 @@ impl Named {
     }
 
     fn add_named(&mut self, name: &str) {
-        if name.len() > NAME_BYTES {
+        if name.len() > NAME_BYTES || name == "seed" {
             self.add(SettingName::Unknown);
         } else if name.contains('.') {
             self.add(SettingName::Named(name.into()));
@@ -257,7 +262,7 @@ fn is_of_word(byte: u8) -> bool {
 }
 
 fn past_line(text: &[u8]) -> &[u8] {
-    memchr::memchr(b'\n', text).map_or(&[], |end| &text[end + 1..])
+    memchr::memchr2(b'\n', b'\r', text).map_or(&[], |end| &text[end + 1..])
 }
 
 /// Behind a comment that has just begun; comments nest.
@@ -360,6 +365,10 @@ mod tests {
             ("set app /* c */ . -- d\n x = 1", "app.x"),
             ("set work_mem = '1MB'", ""),
             ("set local app.x = 1", ""),
+            ("set local.x = 1", "local.x"),
+            ("select pg_catalog.\"set_config\"('app.x', 'y', false)", "app.x"),
+            ("do $$ begin execute 'set a.b = 1'; end $$", "?"),
+            ("-- c\rset app.x = 1", "app.x"),
             ("reset app.x", "app.x"),
             ("reset all", ""),
             ("begin; set app.x = 1; set app.y = 2; commit", "app.x app.y"),
