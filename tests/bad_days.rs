@@ -37,6 +37,15 @@ fn assert_clean(gate: &Tidegate) {
     next.query("rollback").expect_no_error();
 }
 
+/// Cleaning up was a matter of words, not of waiting until the connection is given up.
+fn assert_nothing_timed_out(gate: &Tidegate) {
+    assert_eq!(closed_for(gate, "cleanup_timeout"), 0.0);
+}
+
+fn closed_for(gate: &Tidegate, reason: &str) -> f64 {
+    gate.postgres_metric("tidegate_server_closed_total", &[("reason", reason)])
+}
+
 /// No session of ours is left in a transaction or busy.
 fn assert_settled(server: &Postgres) {
     eventually("every backend is idle", || {
@@ -172,6 +181,7 @@ fn half_a_greeting_and_silence_ends_at_the_login_deadline() {
 fn a_client_killed_in_a_transaction_leaves_a_clean_backend() {
     let server = Postgres::start();
     let gate = Tidegate::before(&server, 1);
+    let backend = gate.client().backend();
     for dying in [
         &["begin", "create temp table leftover (i int)", "set work_mem = '9MB'"][..],
         &["begin", "set local work_mem = '9MB'", "select 1/0"],
@@ -184,6 +194,7 @@ fn a_client_killed_in_a_transaction_leaves_a_clean_backend() {
         victim.hang_up();
         assert_clean(&gate);
         assert_settled(&server);
+        assert_eq!(gate.client().backend(), backend, "rolled back and kept, not closed");
     }
 }
 
@@ -210,6 +221,7 @@ fn a_client_killed_in_a_copy_leaves_a_clean_backend() {
     let gate = Tidegate::before(&server, 1);
     let half = copy_data(b"1\thalf a copy\n");
     for cut in [half.len(), half.len() - 3] {
+        let backend = gate.client().backend();
         let mut victim = gate.client();
         victim.send(&query("copy t from stdin"));
         victim.frames_until('G');
@@ -217,6 +229,9 @@ fn a_client_killed_in_a_copy_leaves_a_clean_backend() {
         victim.hang_up();
         assert_clean(&gate);
         assert_eq!(gate.client().one("select count(*) from t"), "0", "half a copy was kept");
+        if cut == half.len() {
+            assert_eq!(gate.client().backend(), backend, "the copy was failed, not the connection");
+        }
     }
     let mut victim = gate.client();
     victim
@@ -225,6 +240,8 @@ fn a_client_killed_in_a_copy_leaves_a_clean_backend() {
     victim.hang_up();
     assert_clean(&gate);
     assert_settled(&server);
+    assert_eq!(closed_for(&gate, "client_gone_mid_frame"), 1.0);
+    assert_nothing_timed_out(&gate);
 }
 
 #[test]
@@ -250,6 +267,7 @@ fn a_client_killed_in_a_pipeline_leaves_a_clean_backend() {
     victim.hang_up();
     assert_clean(&gate);
     assert_settled(&server);
+    assert_nothing_timed_out(&gate);
 }
 
 #[test]
@@ -374,6 +392,26 @@ fn postgres_restarts_in_a_transaction_and_its_client_is_told_once() {
 }
 
 #[test]
+fn a_backend_that_dies_without_a_word_is_an_honest_error() {
+    let server = Postgres::start();
+    let mut gate = Setup::new().postgres(&server).pool_size(1).wait_ms(15_000).start();
+    let mut client = gate.client();
+    let backend = client.backend();
+    client.send(&query("select pg_sleep(60)"));
+    let running =
+        "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'";
+    eventually("it runs", || (server.superuser().one(running) == "1").then_some(()));
+    let pid = rustix::process::Pid::from_raw(backend.parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    let words = client.last_words();
+    let refusals: Vec<_> = words.iter().filter(|f| f.kind() == 'E').map(|f| f.refusal()).collect();
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+    assert_eq!(refusals[0].code, "08006", "{refusals:?}");
+    assert_eq!(gate.client().one("select 6"), "6");
+    gate.assert_alive();
+}
+
+#[test]
 fn a_pooled_backend_killed_by_the_server_is_replaced_unseen() {
     let server = Postgres::start();
     let gate = Tidegate::before(&server, 1);
@@ -442,15 +480,18 @@ fn upstream_down_at_start_the_command_still_runs() {
 fn a_wrong_upstream_password_is_told_logged_and_not_hammered() {
     let server = Postgres::start();
     let url = server.url_with("app", "wrong-secret", "app");
-    let mut gate = Setup::new().database_url(&url).pool_size(3).wait_ms(1_000).start();
+    let mut gate = Setup::new().database_url(&url).pool_size(3).wait_ms(9_000).start();
     let login = Login { password: "wrong-secret".into(), ..Login::app() };
     for _ in 0..15 {
+        let asked = Instant::now();
         let refusal = gate
             .try_client(&login)
             .and_then(|mut client| Err(client.query("select 1").errors().remove(0)))
             .map(|_: Connection| ())
             .expect_err("the server refuses this password");
         assert_eq!(refusal.code, "28P01", "{refusal:?}");
+        // Nobody waits for what waiting won't mend.
+        assert!(asked.elapsed() < Duration::from_secs(5), "told after {:?}", asked.elapsed());
     }
     let attempts = server.log().matches("password authentication failed").count();
     assert!((1..=5).contains(&attempts), "{attempts} attempts at the server:\n{}", server.log());

@@ -317,6 +317,9 @@ fn redis_restarts_and_later_commands_work() {
     let mut gate = before(&server, 2);
     let mut idle = gate.redis_client();
     assert_eq!(idle.command(&["SET", "x", "1"]), Value::simple("OK"));
+    // Its transaction's connection stays in the pool and dies there.
+    assert_eq!(idle.command(&["MULTI"]), Value::simple("OK"));
+    assert_eq!(idle.command(&["EXEC"]), Value::Array(Vec::new()));
     let mut waiting = gate.redis_client();
     waiting.send(&encode(&["BLPOP", "never", "0"]));
     let mut admin = server.direct();
@@ -328,6 +331,10 @@ fn redis_restarts_and_later_commands_work() {
     let told = waiting.reply();
     assert!(told.error().contains("closed the connection"), "says what happened: {told:?}");
     assert_eq!(idle.command(&["GET", "x"]), Value::Null, "an idle client notices nothing");
+    for _ in 0..2 {
+        assert_eq!(idle.command(&["MULTI"]), Value::simple("OK"));
+        assert_eq!(idle.command(&["EXEC"]), Value::Array(Vec::new()));
+    }
     assert_eq!(waiting.command(&["SET", "y", "2"]), Value::simple("OK"), "and the other goes on");
     gate.assert_alive();
 }
@@ -416,4 +423,83 @@ fn a_client_that_dies_behind_a_blocking_pop_gives_its_backend_back() {
     let mut next = gate.redis_client();
     assert_eq!(next.command(&["MULTI"]), Value::simple("OK"));
     assert_eq!(next.command(&["EXEC"]), Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_wrong_upstream_password_is_told_logged_and_not_hammered() {
+    let server = Redis::with_password();
+    let url = server.url().replace(PASSWORD, "wrong-secret");
+    let mut gate = Setup::new()
+        .redis(&server)
+        .env("REDIS_URL", &url)
+        .env("TIDEGATE_REDIS_AUTH", "trust")
+        .wait_ms(9_000)
+        .start();
+    for words in [&["GET", "x"][..], &["MULTI"], &["SET", "x", "1"], &["BLPOP", "x", "1"]] {
+        for _ in 0..4 {
+            let asked = Instant::now();
+            let told = gate.redis_client().command(words);
+            assert!(told.error().contains("REDIS_URL"), "{words:?}: {told:?}");
+            assert!(asked.elapsed() < Duration::from_secs(5), "{words:?}: {:?}", asked.elapsed());
+        }
+    }
+    let info = server.direct().command(&["INFO", "errorstats"]).text();
+    let attempts = info
+        .lines()
+        .find_map(|line| line.strip_prefix("errorstat_WRONGPASS:count="))
+        .and_then(|count| count.trim().parse::<u32>().ok());
+    assert!(
+        attempts.is_some_and(|count| count <= 6),
+        "{attempts:?} attempts at the server:\n{info}"
+    );
+    let log = gate.output();
+    let logged = log.lines().filter(|line| line.contains("cannot open a server")).count();
+    assert!((1..=6).contains(&logged), "logged {logged} times:\n{log}");
+    assert!(!log.contains("wrong-secret"), "the password is in the log:\n{log}");
+    gate.assert_alive();
+}
+
+#[test]
+fn half_a_command_and_silence_ends_at_the_login_deadline() {
+    let server = Redis::with_password();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[redis]\nlogin_timeout_ms = 700\n").unwrap();
+    let mut gate = Setup::new().redis(&server).config(file.path()).start();
+    for half in ["", "*2\r\n$4\r\nAUTH\r\n$12\r\nredis", "PING\r\n"] {
+        let asked = Instant::now();
+        let mut silent = Connection::open(gate.redis_port());
+        silent.send(half.as_bytes());
+        if half.ends_with("PING\r\n") {
+            assert!(silent.reply().error().starts_with("NOAUTH"));
+        }
+        assert!(silent.closed(), "{half:?}");
+        let waited = asked.elapsed();
+        assert!(waited >= Duration::from_millis(600), "ended after {waited:?}, before its time");
+        assert!(waited < Duration::from_secs(6), "{waited:?}");
+    }
+    let mut known = gate.redis_client();
+    assert_eq!(known.command(&["AUTH", PASSWORD]), Value::simple("OK"));
+    std::thread::sleep(Duration::from_millis(900));
+    assert_eq!(known.command(&["PING"]), Value::simple("PONG"), "only a login has a deadline");
+    gate.assert_alive();
+}
+
+#[test]
+fn a_stranger_may_not_send_much_before_the_password() {
+    let server = Redis::with_password();
+    let mut gate = before(&server, 1);
+    let before = gate.resident_kib();
+    let mut rude = Connection::open(gate.redis_port());
+    rude.stream().set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut stream = rude.stream();
+    let mut sent = std::io::Write::write_all(&mut stream, b"*2\r\n$4\r\nAUTH\r\n$400000000\r\n");
+    let chunk = vec![b'x'; 1_000_000];
+    for _ in 0..100 {
+        sent = sent.and_then(|()| std::io::Write::write_all(&mut stream, &chunk));
+    }
+    assert!(sent.is_err(), "100 MB of a password were taken");
+    assert!(gate.resident_kib() < before + 20_000);
+    let mut client = gate.redis_client();
+    assert_eq!(client.command(&["AUTH", PASSWORD]), Value::simple("OK"));
+    gate.assert_alive();
 }
