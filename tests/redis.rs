@@ -489,7 +489,7 @@ fn a_stranger_may_not_send_much_before_the_password() {
     let server = Redis::with_password();
     let mut gate = before(&server, 1);
     let before = gate.resident_kib();
-    let mut rude = Connection::open(gate.redis_port());
+    let rude = Connection::open(gate.redis_port());
     rude.stream().set_write_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut stream = rude.stream();
     let mut sent = std::io::Write::write_all(&mut stream, b"*2\r\n$4\r\nAUTH\r\n$400000000\r\n");
