@@ -19,8 +19,7 @@ use super::statements::ServerStatements;
 use super::truth::{self, Truth};
 use super::wire::{self, Head, Header};
 
-use ledger::Asked;
-pub use ledger::Ledger;
+pub use ledger::{Asked, Ledger};
 pub use replies::{Given, replies};
 pub use requests::{Goodbye, Output, Surroundings, Taken, requests};
 pub use waiting::{Stance, Waiting, Work, waiting};
@@ -210,6 +209,12 @@ impl Line {
         Some(std::mem::take(&mut self.flight))
     }
 
+    /// Whether the server has refused a plan, or a flight must go again.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.plans == Plans::Void || self.retry == Retry::Due
+    }
+
     /// Whether the server refused a plan since this was last asked: other connections' plans are void, too.
     pub fn take_void_plans(&mut self) -> bool {
         std::mem::replace(&mut self.plans, Plans::Good) == Plans::Void
@@ -222,12 +227,16 @@ impl Line {
     }
 
     /// Asks the server what the session has left, if that is due and the connection is at rest.
-    pub fn ask_truth(&mut self, ledger: &mut Option<Box<Ledger>>, out: &mut Vec<u8>) {
-        let Some(ledger) = ledger.as_deref_mut().filter(|_| self.is_over()) else { return };
-        if ledger.put_question(out) == Asked::Yes {
-            self.answer = truth::Answer::default();
-            self.exchange.sent_query(Owed::Truth);
+    pub fn ask_truth(&mut self, ledger: &mut Option<Box<Ledger>>, out: &mut Vec<u8>) -> Asked {
+        let Some(ledger) = ledger.as_deref_mut().filter(|ledger| ledger.has_suspects()) else {
+            return Asked::No;
+        };
+        if !self.is_over() || ledger.put_question(out) == Asked::No {
+            return Asked::No;
         }
+        self.answer = truth::Answer::default();
+        self.exchange.sent_query(Owed::Truth);
+        Asked::Yes
     }
 
     /// What was learnt of the session since this was last asked.

@@ -53,6 +53,12 @@ impl Ledger {
         self.leavings().is_empty()
     }
 
+    /// Whether the server has to be asked.
+    #[must_use]
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
     /// Whether statements mean what they meant when the settings were asked for last.
     #[must_use]
     pub(super) fn knows_settings(&self) -> bool {
@@ -141,8 +147,10 @@ impl Ledger {
 
 /// Whether the server is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub enum Asked {
+    /// Nothing was put on the line.
     No,
+    /// A question of ours is on the line and must be flushed.
     Yes,
 }
 

@@ -8,7 +8,9 @@ use super::unlinked::{count, dismissed};
 use super::{End, Inbox, Lost, Phase, Presence, Session, Turn};
 use crate::postgres::backend::PgBackend;
 use crate::postgres::connect::send_cancel;
-use crate::postgres::relay::{self, Farewell, Gate, Goodbye, News, Output, Surroundings, Taken};
+use crate::postgres::relay::{
+    self, Asked, Farewell, Gate, Goodbye, News, Output, Surroundings, Taken,
+};
 use crate::postgres::truth::Truth;
 
 /// Replies owed beyond which no more is read from the client.
@@ -53,9 +55,7 @@ impl Session {
         self.poll_rare(cx)?;
         let replies = self.server_to_client(cx, buffer)?;
         if replies == Moved::Yes {
-            self.learn();
-            self.try_again(cx)?;
-            self.ask_truth(cx);
+            self.hear_out(cx)?;
         }
         if replies == Moved::Yes && self.is_over() {
             // The client's next request is another transaction: it begins with a checkout of its own.
@@ -224,6 +224,19 @@ impl Session {
         exchange.owed() == 0 && lease.to_server.is_empty() && lease.to_client.is_empty()
     }
 
+    /// What few replies bring with them beside themselves.
+    fn hear_out(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let Phase::Linked(lease) = &self.phase else { return Ok(()) };
+        if lease.line.has_failed() {
+            self.try_again(cx)?;
+        }
+        if self.ledger.is_some() {
+            self.learn();
+            self.ask_truth(cx);
+        }
+        Ok(())
+    }
+
     /// Sends a flight again that failed because a plan of ours was void.
     fn try_again(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let Phase::Linked(lease) = &mut self.phase else { return Ok(()) };
@@ -243,8 +256,10 @@ impl Session {
         if !backend.to_client.is_empty() || backend.line.farewell() != Farewell::Unsaid {
             return;
         }
-        backend.line.ask_truth(&mut self.ledger, backend.to_server.bytes());
-        flush(backend, cx);
+        if backend.line.ask_truth(&mut self.ledger, backend.to_server.bytes()) == Asked::Yes {
+            flush(backend, cx);
+        }
+        // What can't be asked about is a pin without an answer.
         self.count_pins();
     }
 
