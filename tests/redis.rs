@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use support::redis::{PASSWORD, Redis};
@@ -309,6 +310,49 @@ fn a_slow_reader_stalls_nobody_and_is_bounded() {
     let resident = gate.resident_kib();
     assert!(resident < 150_000, "{resident} KiB are kept for one slow reader");
     gate.assert_alive();
+}
+
+#[test]
+fn a_client_that_closes_its_side_still_gets_its_replies() {
+    let server = Redis::start();
+    let mut gate = before(&server, 2);
+    let conversations: [&[&[&str]]; 3] = [
+        &[&["MULTI"], &["SET", "a", "2"], &["EXEC"]],
+        &[&["SET", "a", "1"], &["CLIENT", "GETNAME"], &["GET", "a"]],
+        &[&["GET", "a"], &["PING"]],
+    ];
+    for words in conversations {
+        let asked: Vec<u8> = words.iter().flat_map(|words| encode(words)).collect();
+        let [direct, pooled] = [server.port(), gate.redis_port()].map(|port| {
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.write_all(&asked).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut told = Vec::new();
+            stream.read_to_end(&mut told).unwrap();
+            String::from_utf8(told).unwrap()
+        });
+        assert_eq!(pooled, direct, "{words:?}");
+        assert!(!pooled.is_empty(), "{words:?}");
+    }
+    gate.assert_alive();
+}
+
+#[test]
+fn a_client_that_vanishes_behind_a_blocking_command_takes_nothing() {
+    let server = Redis::start();
+    let gate = before(&server, 2);
+    let mut gone = gate.redis_client();
+    gone.send(&encode(&["BLPOP", "list", "0"]));
+    let mut direct = server.direct();
+    let blocked = |direct: &mut Connection| {
+        direct.command(&["INFO", "clients"]).text().contains("blocked_clients:1")
+    };
+    eventually("it waits", || blocked(&mut direct).then_some(()));
+    drop(gone);
+    eventually("it is seen to be gone", || (!blocked(&mut direct)).then_some(()));
+    assert_eq!(direct.command(&["RPUSH", "list", "kept"]), Value::Integer(1));
+    assert_eq!(direct.command(&["LLEN", "list"]), Value::Integer(1));
 }
 
 #[test]

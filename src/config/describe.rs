@@ -99,8 +99,22 @@ fn write_urls(text: &mut String, loaded: &Loaded, protocol: Protocol) -> std::fm
     Ok(())
 }
 
-/// Our own URLs have one form: everything between the user's colon and the at sign is the password.
+/// Our own URLs have one form: everything between the user's colon and the at sign is the password. The query is the
+/// user's own, and an option of it may hold another.
 fn mask_password(url: &str) -> String {
+    let (url, query) = url.split_once('?').unwrap_or((url, ""));
+    let options = query.split('&').map(|option| match option.split_once('=') {
+        Some((name, _)) if name.to_ascii_lowercase().contains("pass") => format!("{name}=***"),
+        _ => option.to_owned(),
+    });
+    let masked = mask_user_info(url);
+    if query.is_empty() {
+        return masked;
+    }
+    format!("{masked}?{}", options.collect::<Vec<_>>().join("&"))
+}
+
+fn mask_user_info(url: &str) -> String {
     let Some((before, after)) = url.split_once('@') else { return url.to_owned() };
     match before.split_once("://").and_then(|(scheme, info)| Some((scheme, info.split_once(':')?)))
     {

@@ -22,12 +22,30 @@ pub fn leads_to(host: &Host, port: u16, listen: SocketAddr) -> bool {
         return false;
     }
     let same_machine = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
-    match name.parse::<IpAddr>() {
-        Ok(ip) if ip == listen.ip() => true,
+    match name.parse::<IpAddr>().ok().or_else(|| short_address(name)) {
+        Some(ip) if ip == listen.ip() => true,
         // The whole of 127/8 reaches a listener on all addresses, 0.0.0.0 reaches a loopback one.
-        Ok(ip) => same_machine(ip) && (listen.ip().is_unspecified() || ip.is_unspecified()),
-        Err(_) => name.eq_ignore_ascii_case("localhost") && same_machine(listen.ip()),
+        Some(ip) => same_machine(ip) && (listen.ip().is_unspecified() || ip.is_unspecified()),
+        None => name.eq_ignore_ascii_case("localhost") && same_machine(listen.ip()),
     }
+}
+
+/// An IPv4 address in the shorter forms that system resolvers take: `127.1`, `2130706433`, `0x7f.1` (POSIX `inet_addr`).
+fn short_address(name: &str) -> Option<IpAddr> {
+    let number = |part: &str| match part.strip_prefix("0x").or(part.strip_prefix("0X")) {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None if part.len() > 1 && part.starts_with('0') => u32::from_str_radix(part, 8).ok(),
+        None => part.parse().ok(),
+    };
+    let parts: Vec<u32> = name.split('.').map(number).collect::<Option<_>>()?;
+    let (last, bytes) = parts.split_last()?;
+    let low = 32_u32.checked_sub(8 * u32::try_from(bytes.len()).ok()?)?;
+    if low == 0 || bytes.iter().any(|byte| *byte > 255) || u64::from(*last) >> low != 0 {
+        return None;
+    }
+    let high = bytes.iter().fold(0_u32, |all, byte| all << 8 | byte);
+    let high = u64::from(high) << low;
+    Some(Ipv4Addr::from(u32::try_from(high | u64::from(*last)).ok()?).into())
 }
 
 #[cfg(test)]
@@ -39,6 +57,11 @@ mod tests {
         for (host, port, listen, ours) in [
             ("127.0.0.1", 6432, "127.0.0.1:6432", true),
             ("localhost", 6432, "127.0.0.1:6432", true),
+            ("127.1", 6432, "127.0.0.1:6432", true),
+            ("2130706433", 6432, "127.0.0.1:6432", true),
+            ("0x7f.0.1", 6432, "127.0.0.1:6432", true),
+            ("127.2", 6432, "127.0.0.1:6432", false),
+            ("1.2.3.4.5", 6432, "127.0.0.1:6432", false),
             ("LOCALHOST", 6432, "[::1]:6432", true),
             ("127.0.0.1", 6433, "127.0.0.1:6432", false),
             ("127.0.0.2", 6432, "127.0.0.1:6432", false),

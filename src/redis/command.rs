@@ -72,6 +72,12 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether the hold ends by what its client has sent and the server does, without waiting for somebody else.
+    #[must_use]
+    pub fn ends_soon(self) -> bool {
+        matches!(self, Self::Transaction | Self::Large | Self::Database)
+    }
+
     /// The word for metrics and logs.
     #[must_use]
     pub fn label(self) -> &'static str {

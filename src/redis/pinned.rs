@@ -121,6 +121,7 @@ pub struct Pinned {
     head: Head,
     captured: Vec<u8>,
     condition: Condition,
+    reason: Reason,
     queued_db: Option<u32>,
     /// A database that a SELECT of the client has reached; for the session to collect.
     pub selected: Option<u32>,
@@ -147,6 +148,7 @@ impl Pinned {
             head: Head::default(),
             captured: Vec::new(),
             condition: Condition::Clean,
+            reason,
             queued_db: None,
             selected: None,
             inflow: Inflow::Whole,
@@ -178,6 +180,21 @@ impl Pinned {
     #[must_use]
     pub fn is_endless(&self) -> bool {
         matches!(self.hold, Hold::Subscribed | Hold::Stream)
+    }
+
+    /// Whether the hold will end by itself, with nothing more than what the client has sent. What blocks does not: a client that
+    /// is gone must not take an element with it.
+    #[must_use]
+    pub fn has_an_end(&self, more_is_here: bool) -> bool {
+        if self.inflow == Inflow::Inside && !more_is_here {
+            return false;
+        }
+        match self.hold {
+            Hold::Preparing(_) | Hold::First(_) | Hold::Once => self.reason.ends_soon(),
+            Hold::Ending => true,
+            Hold::Watching | Hold::Queueing => more_is_here,
+            Hold::Subscribed | Hold::Fencing | Hold::Stream => false,
+        }
     }
 
     /// Gives the backend back, or closes it if something may be left on it. Only when [`Self::is_over`].

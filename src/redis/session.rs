@@ -36,6 +36,9 @@ const READ_AHEAD: usize = 1024 * 1024;
 /// How long until a client with unread bytes is looked at again, to see whether it is gone.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// Longest time a client that has closed its side waits for its replies.
+const LAST_REPLIES: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Looks at both sides before others get their turn.
 const TURNS: usize = 32;
 
@@ -53,6 +56,7 @@ pub struct Session {
     pub(super) out: Outbox,
     pub(super) state: State,
     pub(super) closing: Closing,
+    sending: Sending,
     /// When the client with unread bytes is looked at again.
     next_look: Option<Pin<Box<Sleep>>>,
     guard: DrainGuard,
@@ -97,6 +101,15 @@ pub(super) enum Closing {
     No,
     /// When everything owed is written.
     AfterReplies,
+}
+
+/// Whether the client may send more.
+pub(super) enum Sending {
+    Open,
+    /// It has closed its side, perhaps to read what it is owed: so long it is given.
+    Closed(Pin<Box<Sleep>>),
+    /// And all it sent is read.
+    Ended(Pin<Box<Sleep>>),
 }
 
 /// The session is over.
@@ -160,6 +173,7 @@ impl Session {
             out: Outbox::default(),
             state: State::Shared,
             closing: Closing::No,
+            sending: Sending::Open,
             next_look: None,
             guard,
             deadline,
@@ -313,6 +327,9 @@ impl Session {
 
     /// Reads from the client, unless commands still wait; then only its end is noticed.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        if let Sending::Ended(_) = self.sending {
+            return self.finish(cx);
+        }
         let unseen = self.inbox.len() > self.scanner.length();
         let willing = match &self.state {
             State::Shared => !unseen,
@@ -323,13 +340,7 @@ impl Session {
             }
         };
         if !willing || self.closing == Closing::AfterReplies {
-            return match self.stream.poll_hangup(cx) {
-                Poll::Ready(()) => Err(End("the client is gone")),
-                Poll::Pending => {
-                    self.look_again(cx);
-                    Ok(Moved::No)
-                }
-            };
+            return self.watch_end(cx);
         }
         self.next_look = None;
         with_read_buffer(|buffer| {
@@ -363,14 +374,54 @@ impl Session {
         }
     }
 
-    /// The client has closed its side: what it asked is still answered if it goes over the lane.
-    fn end_of_client(&mut self) -> Result<Moved, End> {
-        let pending = !self.mailbox.is_quiet() || !self.out.bytes.is_empty();
-        if matches!(self.state, State::Shared) && pending {
-            self.closing = Closing::AfterReplies;
-            return Ok(Moved::Yes);
+    /// Notices that the client has closed its side while what it sent is still to be read.
+    fn watch_end(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        if let Sending::Closed(_) = self.sending {
+            return self.finish(cx);
         }
-        Err(End("the client is gone"))
+        match self.stream.poll_hangup(cx) {
+            Poll::Ready(()) => {
+                self.sending = Sending::Closed(Box::pin(tokio::time::sleep(LAST_REPLIES)));
+                Ok(Moved::Yes)
+            }
+            Poll::Pending => {
+                self.look_again(cx);
+                Ok(Moved::No)
+            }
+        }
+    }
+
+    /// The client has closed its side and all it sent is read: what it asked for is still answered, as a server does.
+    fn end_of_client(&mut self) -> Result<Moved, End> {
+        let sleep = || Box::pin(tokio::time::sleep(LAST_REPLIES));
+        self.sending = match std::mem::replace(&mut self.sending, Sending::Open) {
+            Sending::Open => Sending::Ended(sleep()),
+            Sending::Closed(patience) | Sending::Ended(patience) => Sending::Ended(patience),
+        };
+        Ok(Moved::Yes)
+    }
+
+    /// Goes on for a client that has closed its side, until it has all it can get.
+    fn finish(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        let (patience, all_read) = match &mut self.sending {
+            Sending::Open => return Ok(Moved::No),
+            Sending::Closed(patience) => (patience, false),
+            Sending::Ended(patience) => (patience, true),
+        };
+        let late = patience.as_mut().poll(cx).is_ready();
+        let unseen = self.inbox.len() > self.scanner.length();
+        let more = unseen || !all_read;
+        let owed = !self.mailbox.is_quiet() || !self.out.bytes.is_empty();
+        let pending = owed
+            || match &self.state {
+                State::Shared => more,
+                State::Waiting(waiting) => match waiting.purpose {
+                    Purpose::Hold(reason) => reason.ends_soon(),
+                    Purpose::Facts => true,
+                },
+                State::Pinned(pinned, _) => pinned.has_an_end(more),
+            };
+        if late || !pending { Err(End("the client is gone")) } else { Ok(Moved::No) }
     }
 
     fn carry_inbox(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {

@@ -563,6 +563,9 @@ impl Number {
                 self.sign = Sign::Minus;
                 Line::More
             }
+            // The server takes neither leading zeros nor a negative nought, and it is the server's connection that would end.
+            (End::Open, b'0'..=b'9') if self.digits > 0 && self.value == 0 => Line::Bad,
+            (End::Open, b'0') if self.sign == Sign::Minus && self.digits == 0 => Line::Bad,
             (End::Open, b'0'..=b'9') if self.digits >= HEADER_DIGITS => Line::Long,
             (End::Open, b'0'..=b'9') => {
                 let digit = u64::from(byte - b'0');

@@ -133,6 +133,12 @@ fn absurd_numbers_are_refused_at_once() {
     assert_eq!(fault(b"*99999999999\r\n"), "Protocol error: invalid multibulk length");
     assert_eq!(fault(b"*1\r\n$536870913\r\n"), "Protocol error: invalid bulk length");
     assert_eq!(fault(b"*1\r\n$-1\r\n"), "Protocol error: invalid bulk length");
+    // What the server would refuse must not reach a connection that others share.
+    for odd in
+        [&b"*01\r\n$4\r\nPING\r\n"[..], b"*-0\r\n", b"*1\r\n$04\r\nPING\r\n", b"*1\r\n$00\r\n\r\n"]
+    {
+        assert!(fault(odd).starts_with("Protocol error: invalid"), "{odd:?}");
+    }
     assert_eq!(fault(b"*1\r\n:1\r\n"), "Protocol error: expected '$', got ':'");
     assert_eq!(fault(b"*111111111111111111111"), "Protocol error: too big mbulk count string");
     assert_eq!(fault(&[b'a'; INLINE_LIMIT + 2]), "Protocol error: too big inline request");
