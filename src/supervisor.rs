@@ -50,13 +50,17 @@ const PASSED_ON: [Signal; 7] = [
 ];
 
 impl Signals {
-    /// Catches the signals from now on.
+    /// Catches the signals from now on, except those that we were started to ignore, as under nohup: the command is to
+    /// ignore them, too.
     ///
     /// # Errors
     /// When the system refuses a handler.
     pub fn new() -> io::Result<Self> {
+        let ignored = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = ignored_signals(&ignored);
         let streams: io::Result<Vec<_>> = PASSED_ON
             .into_iter()
+            .filter(|known| ignored >> (known.as_raw() - 1) & 1 == 0)
             .map(|known| Ok((known, signal(SignalKind::from_raw(known.as_raw()))?)))
             .collect();
         Ok(Self { streams: streams?, child: signal(SignalKind::child())? })
@@ -87,9 +91,15 @@ impl Signals {
     }
 }
 
+/// The set of ignored signals in the text of `/proc/self/status` (proc(5)), the lowest bit for signal 1.
+fn ignored_signals(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
+}
+
 /// Why the command did not start.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start {command}: {source}")]
+#[error("cannot start {command}")]
 pub struct StartError {
     command: String,
     source: io::Error,

@@ -600,6 +600,27 @@ fn half_of_a_long_parse_holds_nobody_up() {
 }
 
 #[test]
+fn a_client_that_stops_inside_a_message_gives_its_connection_up() {
+    let server = Postgres::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[postgres]\nslow_reader_ms = 700\n").unwrap();
+    let gate =
+        Setup::new().postgres(&server).pool_size(1).wait_ms(9_000).config(file.path()).start();
+    let mut stopped = gate.client();
+    stopped.send(&query(&format!("select length('{}')", "x".repeat(300_000)))[..100_000]);
+    let mut busy = gate.client();
+    let asked = Instant::now();
+    assert_eq!(busy.one("select 1"), "1", "the connection comes free");
+    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+    assert!(stopped.try_frame().is_err(), "the other is sent away");
+    assert!(gate.output().contains("stopped inside a message"));
+    // Whoever works on between two messages is let alone.
+    busy.query("begin").expect_no_error();
+    std::thread::sleep(Duration::from_millis(1_000));
+    busy.query("commit").expect_no_error();
+}
+
+#[test]
 fn discard_all_of_one_session_takes_nothing_from_the_next() {
     let server = Postgres::start();
     let gate = Tidegate::before(&server, 1);

@@ -339,6 +339,28 @@ fn a_client_that_closes_its_side_still_gets_its_replies() {
 }
 
 #[test]
+fn a_client_that_stops_inside_a_large_command_is_sent_away() {
+    let server = Redis::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[redis]\nslow_reader_ms = 700\nunderstood_frame_bytes = 100000\n")
+        .unwrap();
+    let mut gate =
+        Setup::new().redis(&server).pool_size(2).wait_ms(5_000).config(file.path()).start();
+    let mut stopped = gate.redis_client();
+    stopped.send(
+        format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$9000000\r\n{}", "x".repeat(2_000_000)).as_bytes(),
+    );
+    let asked = Instant::now();
+    assert!(stopped.closed());
+    let waited = asked.elapsed();
+    assert!(waited > Duration::from_millis(500) && waited < Duration::from_secs(6), "{waited:?}");
+    assert!(gate.output().contains("stopped inside a command"));
+    let mut next = gate.redis_client();
+    assert_eq!(next.command(&["GET", "k"]), Value::Null);
+    gate.assert_alive();
+}
+
+#[test]
 fn a_client_that_vanishes_behind_a_blocking_command_takes_nothing() {
     let server = Redis::start();
     let gate = before(&server, 2);

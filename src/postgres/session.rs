@@ -96,6 +96,8 @@ struct Rare {
     cancelling: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Runs while the client leaves bytes unread and holds a connection.
     stall: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Runs while the client says nothing more inside a message that the server has begun to read.
+    silence: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 /// Whether the client will say more.
@@ -114,6 +116,7 @@ impl Default for Rare {
             presence: Presence::Here,
             cancelling: None,
             stall: None,
+            silence: None,
         }
     }
 }

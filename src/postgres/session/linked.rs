@@ -1,6 +1,8 @@
 //! The session with a server connection: full duplex, both directions polled in every turn.
 
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -117,6 +119,7 @@ impl Session {
             Poll::Ready(Err(_)) => backend.to_server.clear(),
             Poll::Pending => return Ok(moved),
         }
+        let inside = !backend.line.client_at_boundary();
         if !wants_client(backend) || self.is_leaving() {
             return Ok(moved);
         }
@@ -125,10 +128,14 @@ impl Session {
             return Ok(Moved::Yes);
         }
         let n = match self.client.poll_read_into(cx, buffer) {
+            Poll::Pending if inside => return self.silent(cx).map(|()| moved),
             Poll::Pending => return Ok(moved),
             Poll::Ready(Ok(n)) if n > 0 => n,
             Poll::Ready(_) => return Err(End::Vanished),
         };
+        if let Some(rare) = &mut self.rare {
+            rare.silence = None;
+        }
         self.pool.metrics().bytes_received_client.inc_by(count(n));
         moved = Moved::Yes;
         match &mut self.inbox {
@@ -307,15 +314,25 @@ impl Session {
     fn stalled(&mut self, cx: &mut Context<'_>) -> Side {
         let limit = self.pool.connector().limits().slow_reader;
         let rare = self.rare.get_or_insert_default();
-        let stall = rare.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        match stall.as_mut().poll(cx) {
-            Poll::Pending => Ok(Moved::No),
-            Poll::Ready(()) => {
-                let name = &self.pool.settings().name;
-                tracing::warn!(pool = %name, seconds = limit.as_secs(), "client sent away: it reads nothing");
-                Err(End::Vanished)
-            }
+        let clock = &mut rare.stall;
+        if runs_out(clock, limit, cx) {
+            let name = &self.pool.settings().name;
+            tracing::warn!(pool = %name, seconds = limit.as_secs(), "client sent away: it reads nothing");
+            return Err(End::Vanished);
         }
+        Ok(Moved::No)
+    }
+
+    /// The client stops inside a message while it holds a connection: not for ever.
+    fn silent(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let limit = self.pool.connector().limits().slow_reader;
+        let rare = self.rare.get_or_insert_default();
+        if runs_out(&mut rare.silence, limit, cx) {
+            let name = &self.pool.settings().name;
+            tracing::warn!(pool = %name, seconds = limit.as_secs(), "client sent away: it stopped inside a message");
+            return Err(End::Vanished);
+        }
+        Ok(())
     }
 
     /// Asks the server to cancel what runs for this client; the lease stays until that is done.
@@ -376,6 +393,16 @@ impl Session {
             metrics.requests.inc_by(tally.requests);
         }
     }
+}
+
+/// Whether the time is over; the clock starts when it is asked first.
+fn runs_out(
+    clock: &mut Option<Pin<Box<tokio::time::Sleep>>>,
+    limit: std::time::Duration,
+    cx: &mut Context<'_>,
+) -> bool {
+    let clock = clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+    clock.as_mut().poll(cx).is_ready()
 }
 
 /// Whether the server may get more of the client's.

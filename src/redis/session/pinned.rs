@@ -1,8 +1,10 @@
 //! The part of a session that holds a backend: both directions are relayed at any time, and the backend goes back when
 //! its hold has ended.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::Sleep;
 
@@ -15,9 +17,29 @@ use crate::redis::wire::{Arguments, Progress, RequestScanner, split_inline, writ
 const LOST: &str = "ERR tidegate: the Redis server closed the connection while this command was in flight; \
      it may or may not have been applied";
 
-/// The deadline of a client that does not read while it holds a backend.
+/// The deadlines of a client that keeps others from the backend it holds.
 #[derive(Default)]
-pub(in crate::redis) struct Slow(Option<Pin<Box<Sleep>>>);
+pub(in crate::redis) struct Slow {
+    /// Runs while it does not read.
+    unread: Option<Pin<Box<Sleep>>>,
+    /// Runs while it says nothing more inside a command that the server has begun to read.
+    unsaid: Option<Pin<Box<Sleep>>>,
+}
+
+impl Slow {
+    /// Whether the time of one of them is over; a clock starts when it is asked first.
+    fn runs_out(
+        clock: &mut Option<Pin<Box<Sleep>>>,
+        limit: Duration,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        clock
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)))
+            .as_mut()
+            .poll(cx)
+            .is_ready()
+    }
+}
 
 impl Session {
     /// Moves bytes both ways on the held backend, and gives it back when the hold is over.
@@ -31,24 +53,27 @@ impl Session {
             Poll::Ready(Err(loss)) => return self.lose(&loss),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
+        let limit = self.upstream.limits.slow_reader;
+        let mut late = None;
         if unread < PINNED_BUFFER {
-            slow.0 = None;
+            slow.unread = None;
             match pinned.poll_receive(cx, &mut self.out.bytes) {
                 Poll::Ready(Ok(())) => moved = Moved::Yes,
                 Poll::Ready(Err(loss)) => return self.lose(&loss),
                 Poll::Pending => {}
             }
-        } else {
-            let patience = self.upstream.limits.slow_reader;
-            let sleep = slow.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-            if sleep.as_mut().poll(cx).is_ready() {
-                self.upstream.metrics.clients_aborted.inc();
-                tracing::warn!(
-                    pool = self.upstream.name(),
-                    "disconnected a client that holds a connection and does not read"
-                );
-                return Err(End("slow reader"));
-            }
+        } else if Slow::runs_out(&mut slow.unread, limit, cx) {
+            late = Some("disconnected a client that holds a connection and does not read");
+        }
+        if pinned.inflow == Inflow::Whole || pinned.has_requests() {
+            slow.unsaid = None;
+        } else if Slow::runs_out(&mut slow.unsaid, limit, cx) {
+            late = Some("disconnected a client that stopped inside a command");
+        }
+        if let Some(words) = late {
+            self.upstream.metrics.clients_aborted.inc();
+            tracing::warn!(pool = self.upstream.name(), seconds = limit.as_secs(), "{words}");
+            return Err(End("too slow"));
         }
         if let Some(db) = pinned.selected.take() {
             self.moved_to(db);
@@ -112,7 +137,7 @@ impl Session {
         while at < inbox.len() && self.closing == Closing::No {
             let depth = self.upstream.limits.pipeline_depth;
             let limits = self.request_limits();
-            let State::Pinned(pinned, _) = &mut self.state else { break };
+            let State::Pinned(pinned, slow) = &mut self.state else { break };
             if pinned.hold() == Hold::Stream {
                 pinned.push_bytes(&inbox[begin..]);
                 self.scanner = RequestScanner::default();
@@ -132,6 +157,7 @@ impl Session {
             };
             at += used;
             if pinned.inflow == Inflow::Inside {
+                slow.unsaid = None;
                 pinned.push_bytes(&inbox[begin..at]);
                 if progress != Progress::Partial {
                     pinned.inflow = Inflow::Whole;
