@@ -138,6 +138,64 @@ fn simple_scripts() -> Vec<Script> {
 fn extended_scripts() -> Vec<Script> {
     vec![
         (
+            "all names taken away and one given anew, in one write",
+            all(vec![
+                ask(&[parse("k1", "select 10"), sync()]),
+                ask_for(
+                    3,
+                    &[
+                        query("deallocate all"),
+                        parse("k1", "select 11"),
+                        sync(),
+                        bind("", "k1", &[]),
+                        execute("", 0),
+                        sync(),
+                    ],
+                ),
+            ]),
+        ),
+        (
+            "all names taken away and one used, in one write",
+            all(vec![
+                ask(&[parse("k1", "select 10"), sync()]),
+                ask_for(2, &[query("deallocate all"), bind("", "k1", &[]), execute("", 0), sync()]),
+                queries(&["select 1"]),
+            ]),
+        ),
+        (
+            "all names taken away inside one flight",
+            all(vec![
+                ask(&[parse("k1", "select 10"), parse("away", "deallocate all"), sync()]),
+                ask(&[
+                    bind("", "away", &[]),
+                    describe_portal(""),
+                    execute("", 0),
+                    parse("k1", "select 12"),
+                    bind("", "k1", &[]),
+                    execute("", 0),
+                    sync(),
+                ]),
+            ]),
+        ),
+        (
+            "all names kept by a failed transaction, in one write",
+            all(vec![
+                ask(&[parse("k1", "select 10"), sync()]),
+                ask_for(
+                    5,
+                    &[
+                        query("begin"),
+                        query("select 1/0"),
+                        query("deallocate all"),
+                        query("rollback"),
+                        bind("", "k1", &[]),
+                        execute("", 0),
+                        sync(),
+                    ],
+                ),
+            ]),
+        ),
+        (
             "the whole round",
             ask(&[
                 parse("", "select id, v from t where id > $1::int order by id"),

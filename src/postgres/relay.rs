@@ -56,6 +56,19 @@ pub struct Line {
     retry: Retry,
     plans: Plans,
     epoch: u64,
+    names: Names,
+}
+
+/// Whether the session's statement names mean what the maps say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Names {
+    Certain,
+    /// A portal that takes them all away is bound.
+    Threatened,
+    /// What takes them all away is sent: whether it works, its answer tells.
+    Doubtful,
+    /// And the client's next words wait for that answer.
+    Awaited,
 }
 
 /// Whether the latest flight can be sent again without anybody noticing.
@@ -197,6 +210,7 @@ impl Line {
             retry: Retry::No,
             plans: Plans::Good,
             epoch: 0,
+            names: Names::Certain,
         }
     }
 
@@ -280,6 +294,7 @@ impl Line {
     pub fn gate(&self) -> Gate {
         match self.gate {
             Gate::Open if self.retry == Retry::Due => Gate::Shut,
+            Gate::Open if self.names == Names::Awaited && self.exchange.owed() > 0 => Gate::Shut,
             gate => gate,
         }
     }
@@ -291,6 +306,7 @@ impl Line {
             self.retire_statements();
         }
         self.retry = Retry::No;
+        self.names = Names::Certain;
         self.unnamed = Unnamed::Foreign;
         self.resettle = Resettle::No;
         self.news = None;

@@ -7,7 +7,7 @@ use super::super::settings::{self, Applied, Settings};
 use super::super::sql::{self, Findings, Lexer, SettingName, Suspects};
 use super::super::statements::{Full, Registry, ServerName, Statement};
 use super::super::wire::{self, HEADER_BYTES, Header};
-use super::{Ledger, Line, Resettle, Retry, Unnamed, Violation, client_header};
+use super::{Ledger, Line, Names, Resettle, Retry, Unnamed, Violation, client_header};
 
 /// Longest Query that is gathered before it is read; a longer one is read as it passes.
 const GATHERED_QUERY_BYTES: usize = 64 * 1024;
@@ -192,6 +192,9 @@ impl Pass<'_> {
 
     fn frame(&mut self, header: Header) -> Result<Step, Violation> {
         let here = self.input.len() - self.at;
+        if self.must_wait_for_names(header.tag) {
+            return Ok(Step::Wait(HEADER_BYTES));
+        }
         self.fly(header.tag);
         match header.tag {
             b'X' => return Ok(Step::Goodbye),
@@ -234,6 +237,32 @@ impl Pass<'_> {
         }
         self.pass(header);
         Ok(Step::Passed)
+    }
+
+    /// Whether a frame that may name statements must wait until it is known whether all have been taken away.
+    fn must_wait_for_names(&mut self, tag: u8) -> bool {
+        match (self.line.names, tag) {
+            (Names::Certain, _) => return false,
+            (Names::Threatened, b'E') => {
+                self.line.names = Names::Doubtful;
+                return false;
+            }
+            (Names::Doubtful | Names::Awaited, b'P' | b'B' | b'D' | b'C' | b'Q' | b'F') => {}
+            _ => return false,
+        }
+        if self.line.exchange.owed() == 0 {
+            self.line.names = Names::Certain;
+            if let Some(ledger) = self.ledger {
+                ledger.discarding = None;
+            }
+            return false;
+        }
+        if self.line.names == Names::Doubtful {
+            // Behind an Execute without a Sync the server keeps its answer back until it is told to send it.
+            self.put(b'H', &[]);
+            self.line.names = Names::Awaited;
+        }
+        true
     }
 
     /// Lets a frame pass as it is, as far as it is here.
@@ -527,6 +556,10 @@ impl Pass<'_> {
             let names =
                 named.iter().map(|(name, statement)| (name.clone(), statement.id)).collect();
             ledger.discarding = Some(names);
+            self.line.names = match resettle {
+                Resettle::AtSync => Names::Threatened,
+                Resettle::Now | Resettle::No => Names::Doubtful,
+            };
         }
     }
 
