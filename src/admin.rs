@@ -2,6 +2,7 @@
 //!
 //! Everything a stranger could hold on to is bounded: connections, headers, the time to send them, the life of a connection.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use crate::lifecycle::Drain;
 use crate::metrics::Metrics;
@@ -27,7 +28,7 @@ pub type Readiness = Arc<dyn Fn() -> Vec<(String, Reachability)> + Send + Sync>;
 /// What one may ask of the admin port at most.
 #[derive(Clone, Copy, Debug)]
 pub struct AdminLimits {
-    /// Connections at once; more are closed at once.
+    /// Connections at once; the oldest makes room for one more.
     pub client_limit: usize,
     /// Longest time for a request's headers to arrive, and for a silent connection.
     pub header_timeout: Duration,
@@ -74,9 +75,9 @@ pub struct Admin {
 
 /// Serves the admin port until the drain's deadline, or until the listening socket fails.
 pub async fn serve_with(listener: Listener, admin: Admin, limits: AdminLimits) {
-    let places = Arc::new(Semaphore::new(limits.client_limit.min(Semaphore::MAX_PERMITS)));
     let drain = admin.drain.clone();
     let mut end = std::pin::pin!(drain.deadline());
+    let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             () = &mut end => return,
@@ -89,18 +90,19 @@ pub async fn serve_with(listener: Listener, admin: Admin, limits: AdminLimits) {
                 return;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(
-                client_limit = limits.client_limit,
-                "admin connection refused: too many at once"
-            );
-            continue;
-        };
-        let admin = admin.clone();
-        tokio::spawn(async move {
-            converse(stream, admin, limits).await;
-            drop(place);
-        });
+        make_room(&mut open, limits.client_limit);
+        open.push_back(tokio::spawn(converse(stream, admin.clone(), limits)));
+    }
+}
+
+/// Ends the oldest connection if there are as many as may be: silent ones must not keep the platform from learning that we
+/// live.
+fn make_room(open: &mut VecDeque<JoinHandle<()>>, limit: usize) {
+    open.retain(|connection| !connection.is_finished());
+    while open.len() >= limit.max(1) {
+        let Some(oldest) = open.pop_front() else { return };
+        tracing::warn!(limit, "too many admin connections at once: the oldest is closed");
+        oldest.abort();
     }
 }
 
@@ -294,15 +296,17 @@ mod tests {
         let port = port(limits).await;
         let mut slow = TcpStream::connect(port.addr).await.unwrap();
         slow.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
-        // The second one finds the only place taken.
-        let mut second = TcpStream::connect(port.addr).await.unwrap();
-        let _ = second.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        // The second one takes the only place.
+        let second = get(&port, "GET", "/healthz").await;
+        assert!(second.starts_with("HTTP/1.1 200"), "{second}");
         let mut answer = Vec::new();
-        let _ = second.read_to_end(&mut answer).await;
-        assert!(answer.is_empty());
+        let _ = slow.read_to_end(&mut answer).await;
+        assert!(answer.is_empty(), "the oldest made room");
+        // Left alone, a slow one has its time.
+        let mut slow = TcpStream::connect(port.addr).await.unwrap();
+        slow.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
         slow.read_to_end(&mut answer).await.unwrap();
         assert!(!answer.starts_with(b"HTTP/1.1 200"));
-        // Its place is free again.
         let header = "x: y\r\n".repeat(100);
         let request = format!("GET /healthz HTTP/1.1\r\n{header}\r\n");
         let wide = ask(&port, &request).await;

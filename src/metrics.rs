@@ -123,7 +123,8 @@ mod help {
         "Waits given up because no server connection came free in time.";
     pub(super) const REFUSALS: &str =
         "Clients refused at once because the queue for a server connection was full.";
-    pub(super) const TRANSACTIONS: &str = "Transactions (or lone statements) finished.";
+    pub(super) const TRANSACTIONS: &str =
+        "Transactions finished: for Postgres lone statements, too; for Redis those that EXEC ran.";
     pub(super) const REQUESTS: &str =
         "Queries (Postgres) or commands (Redis) received from clients.";
     pub(super) const BYTES: &str = "Bytes carried, by peer (client or server) and direction (received or sent, as tidegate sees it).";

@@ -254,6 +254,13 @@ mod tests {
     }
 
     #[test]
+    fn ignored_signals_are_read_from_the_status() {
+        let status = "Name:\ttidegate\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000004000\n";
+        assert_eq!(ignored_signals(status), 1 | 1 << (Signal::PIPE.as_raw() - 1));
+        assert_eq!(ignored_signals("Name:\ttidegate\n"), 0);
+    }
+
+    #[test]
     fn a_wait_status_becomes_an_exit_code() {
         // wait(2): the exit code in the second byte, the ending signal in the first.
         for (raw, code) in [(0, 0), (7 << 8, 7), (255 << 8, 255), (9, 137), (15, 143)] {

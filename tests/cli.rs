@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Output, Stdio};
@@ -150,6 +150,28 @@ fn signals_are_passed_on() {
         kill_process(pid(&child), signal).unwrap();
         assert_eq!(finish(child).status.code(), Some(9), "SIG{name}");
     }
+}
+
+/// As under nohup: neither we nor the command take notice.
+#[test]
+fn a_signal_that_we_were_started_to_ignore_ends_nobody() {
+    let script = "echo ready; read line; exit 4";
+    let plain = tidegate(&["run", "--", "sh", "-c", script], &[DB]);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    command.arg(plain.get_program()).args(plain.get_args()).env_clear();
+    for (name, value) in plain.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    command.env("PATH", std::env::var_os("PATH").unwrap());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    kill_process(pid(&child), Signal::HUP).unwrap();
+    child.stdin.take().unwrap().write_all(b"go on\n").unwrap();
+    assert_eq!(finish(child).status.code(), Some(4));
 }
 
 #[test]

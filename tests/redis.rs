@@ -11,6 +11,11 @@ use support::resp::{Connection, Value, encode};
 use support::tidegate::{Setup, Tidegate};
 use support::{eventually, within};
 
+/// Waits until `condition` holds.
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    eventually(what, || condition().then_some(()));
+}
+
 fn before(server: &Redis, pool_size: usize) -> Tidegate {
     Setup::new().redis(server).pool_size(pool_size).wait_ms(5_000).start()
 }
@@ -81,6 +86,32 @@ fn two_hundred_clients_share_the_pool() {
     }
     assert!((1..=4).contains(&most), "{most} connections");
     assert_eq!(gate.redis_metric("tidegate_clients", &[]), 200.0);
+}
+
+#[test]
+fn the_gauges_tell_who_holds_and_who_waits() {
+    let server = Redis::start();
+    // One connection is the lane's, one may be held.
+    let gate = before(&server, 2);
+    let clients = |state: &str| gate.redis_metric("tidegate_clients", &[("state", state)]);
+    let mut holder = gate.redis_client();
+    let mut waiter = gate.redis_client();
+    let mut idler = gate.redis_client();
+    assert_eq!(idler.command(&["PING"]), Value::simple("PONG"));
+    assert_eq!(holder.command(&["WATCH", "k"]), Value::simple("OK"));
+    waiter.send(&encode(&["WATCH", "k"]));
+    until("one holds, one waits, one idles", || {
+        (clients("active"), clients("waiting"), clients("idle")) == (1.0, 1.0, 1.0)
+    });
+    holder.command(&["MULTI"]);
+    holder.command(&["SET", "k", "v"]);
+    holder.command(&["EXEC"]);
+    assert_eq!(waiter.reply(), Value::simple("OK"));
+    waiter.command(&["UNWATCH"]);
+    until("all idle", || clients("idle") == 3.0);
+    assert_eq!(gate.redis_metric("tidegate_transactions_total", &[]), 1.0);
+    drop((holder, waiter, idler));
+    until("all gone", || gate.redis_metric("tidegate_clients", &[]) == 0.0);
 }
 
 #[test]

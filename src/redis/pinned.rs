@@ -544,7 +544,11 @@ impl Pinned {
             Meaning::Select(db) if !failed => self.now_in(db),
             Meaning::Select(_) => {}
             Meaning::Exec => {
-                if let (Some(db), false) = (self.queued_db.take(), failed || self.head.is_null()) {
+                let done = !failed && !self.head.is_null();
+                if done {
+                    self.lease.pool().metrics().transactions.inc();
+                }
+                if let (Some(db), true) = (self.queued_db.take(), done) {
                     // Whether a SELECT inside failed is not looked up: the backend is not shared again.
                     self.condition = Condition::Spoilt;
                     self.now_in(db);

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use prometheus::IntGauge;
 use tokio::time::Sleep;
 
 use super::backend::{Key, RedisConnect};
@@ -62,6 +63,17 @@ pub struct Session {
     guard: DrainGuard,
     /// Until when the client must have shown the password.
     deadline: Option<Pin<Box<Sleep>>>,
+    presence: Presence,
+}
+
+/// Which gauge counts the client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Idle,
+    /// A reply is owed to it, or it holds a connection.
+    Active,
+    /// It waits for a connection of its own.
+    Waiting,
 }
 
 /// Replies on their way to the client.
@@ -177,6 +189,30 @@ impl Session {
             next_look: None,
             guard,
             deadline,
+            presence: Presence::Idle,
+        }
+    }
+
+    /// Moves the client to the gauge where it belongs.
+    fn count(&mut self) {
+        let presence = match &self.state {
+            State::Shared if self.mailbox.is_quiet() => Presence::Idle,
+            State::Shared | State::Pinned(..) => Presence::Active,
+            State::Waiting(_) => Presence::Waiting,
+        };
+        if presence != self.presence {
+            self.gauge().dec();
+            self.presence = presence;
+            self.gauge().inc();
+        }
+    }
+
+    fn gauge(&self) -> &IntGauge {
+        let metrics = &self.upstream.metrics;
+        match self.presence {
+            Presence::Idle => &metrics.clients_idle,
+            Presence::Active => &metrics.clients_active,
+            Presence::Waiting => &metrics.clients_waiting,
         }
     }
 
@@ -695,7 +731,10 @@ impl Future for Session {
         for _ in 0..TURNS {
             match session.turn(cx) {
                 Ok(Moved::Yes) => {}
-                Ok(Moved::No) => return Poll::Pending,
+                Ok(Moved::No) => {
+                    session.count();
+                    return Poll::Pending;
+                }
                 Err(End(reason)) => {
                     tracing::debug!(id = session.identity.id, reason, "a client left");
                     return Poll::Ready(());
@@ -717,6 +756,6 @@ impl Drop for Session {
         if let State::Pinned(pinned, _) = std::mem::replace(&mut self.state, State::Shared) {
             pinned.abandon("client gone");
         }
-        self.upstream.metrics.clients_idle.dec();
+        self.gauge().dec();
     }
 }
