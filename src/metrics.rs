@@ -66,6 +66,8 @@ struct Families {
     login_failures: IntCounterVec,
     clients_aborted: IntCounterVec,
     pins: IntCounterVec,
+    pin_waits: IntCounterVec,
+    pin_timeouts: IntCounterVec,
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
 }
@@ -103,6 +105,8 @@ impl Families {
             login_failures: counter("tidegate_login_failures_total", help::LOGIN_FAILURES, &[])?,
             clients_aborted: counter("tidegate_clients_aborted_total", help::ABORTED, &[])?,
             pins: counter("tidegate_pins_total", help::PINS, &["reason"])?,
+            pin_waits: counter("tidegate_pin_waits_total", help::PIN_WAITS, &[])?,
+            pin_timeouts: counter("tidegate_pin_timeouts_total", help::PIN_TIMEOUTS, &[])?,
             connect_errors: counter("tidegate_connect_errors_total", help::CONNECT, &["code"])?,
             server_closed: counter("tidegate_server_closed_total", help::CLOSED, &["reason"])?,
         })
@@ -123,6 +127,9 @@ mod help {
         "Waits given up because no server connection came free in time.";
     pub(super) const REFUSALS: &str =
         "Clients refused at once because the queue for a server connection was full.";
+    pub(super) const PIN_WAITS: &str =
+        "Statements that waited because as many server connections as may be were pinned.";
+    pub(super) const PIN_TIMEOUTS: &str = "Statements refused after that wait.";
     pub(super) const TRANSACTIONS: &str =
         "Transactions finished: for Postgres lone statements, too; for Redis those that EXEC ran.";
     pub(super) const REQUESTS: &str =
@@ -229,6 +236,10 @@ pub struct PoolMetrics {
     pub login_failures: IntCounter,
     /// Clients that left in the middle of an exchange.
     pub clients_aborted: IntCounter,
+    /// Statements that waited for leave to pin a connection.
+    pub pin_waits: IntCounter,
+    /// Statements that did not get it in time.
+    pub pin_timeouts: IntCounter,
     labelled: Labelled,
 }
 
@@ -278,6 +289,8 @@ impl PoolMetrics {
             logins: families.logins.with_label_values(&labels),
             login_failures: families.login_failures.with_label_values(&labels),
             clients_aborted: families.clients_aborted.with_label_values(&labels),
+            pin_waits: families.pin_waits.with_label_values(&labels),
+            pin_timeouts: families.pin_timeouts.with_label_values(&labels),
             labelled: Labelled {
                 protocol,
                 pool: pool.to_owned(),

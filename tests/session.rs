@@ -7,7 +7,7 @@ mod support;
 use support::eventually;
 use support::pg::{Connection, Login, bind, execute, parse, query, sync};
 use support::postgres::Postgres;
-use support::tidegate::Tidegate;
+use support::tidegate::{Setup, Tidegate};
 
 /// Two server connections, and two clients that can hold both.
 struct Stage {
@@ -76,6 +76,57 @@ fn after(stage: &mut Stage, change: &[&str], probe: &str) -> (String, String) {
     assert_eq!(foreign[0], foreign[1], "a stranger sees the same everywhere: {change:?}");
     let [foreign, _] = foreign;
     (seen, foreign)
+}
+
+/// Whoever would pin the last connection waits; whoever pins nothing is served meanwhile.
+#[test]
+fn pins_leave_a_connection_to_the_others() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(1_000).start();
+    let metric = |name: &str| gate.postgres_metric(name, &[]);
+    let waiting = || gate.postgres_metric("tidegate_clients", &[("state", "waiting")]);
+    let mut first = gate.client();
+    first.query("create temp table mine (n int)").expect_no_error();
+    let mut second = gate.client();
+    let mut plain = gate.client();
+    let in_one_flight =
+        [parse("", "create temp table mine (n int)"), bind("", "", &[]), execute("", 0), sync()];
+    for (wanted, waits) in
+        [(query("create temp table mine (n int)"), 1.0), (in_one_flight.concat(), 2.0)]
+    {
+        second.send(&wanted);
+        eventually("the second waits", || (waiting() == 1.0).then_some(()));
+        assert_eq!(plain.one("select 1"), "1");
+        let refusal = second.reply();
+        assert_eq!((refusal.codes(), refusal.status()), (vec!["53300".to_owned()], 'I'));
+        assert_eq!(second.one("select 2"), "2", "the session goes on");
+        assert_eq!(metric("tidegate_pin_waits_total"), waits);
+        assert_eq!(metric("tidegate_pin_timeouts_total"), waits);
+    }
+    // It can be cancelled, and what it waits for may come.
+    second.send(&query("create temp table mine (n int)"));
+    eventually("the second waits", || (waiting() == 1.0).then_some(()));
+    second.cancel();
+    assert_eq!(second.reply().codes(), ["57014"]);
+    second.send(&query("create temp table mine (n int); insert into mine values (2)"));
+    eventually("the second waits", || (waiting() == 1.0).then_some(()));
+    first.query("drop table mine").expect_no_error();
+    second.reply().expect_no_error();
+    assert_eq!(second.one("select n from mine"), "2");
+    // Inside a transaction there is no way back: the session ends, as the error says.
+    first.query("begin").expect_no_error();
+    first.send(&query("create temp table mine (n int)"));
+    let words = first.last_words();
+    assert!(
+        words.iter().any(|frame| frame.kind() == 'E' && frame.refusal().code == "53300"),
+        "{words:?}"
+    );
+    drop(second);
+    eventually("nothing is pinned", || {
+        let pinned = [("state", "pinned")];
+        (gate.postgres_metric("tidegate_server_connections", &pinned) == 0.0).then_some(())
+    });
+    plain.query("create temp table mine (n int)").expect_no_error();
 }
 
 #[test]

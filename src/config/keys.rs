@@ -41,6 +41,7 @@ pub(super) const KEYS: &[Key] = &[
     everywhere("postgres.any", "TIDEGATE_POSTGRES_ANY", "postgres-any"),
     everywhere("postgres.auth", "TIDEGATE_POSTGRES_AUTH", "postgres-auth"),
     in_file("postgres.queue_limit"),
+    in_file("postgres.pinned_limit"),
     in_file("postgres.connect_timeout_ms"),
     in_file("postgres.server_lifetime_ms"),
     in_file("postgres.server_idle_ms"),

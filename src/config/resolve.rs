@@ -222,6 +222,7 @@ fn postgres_limits(written: &Written) -> Result<PostgresLimits, ConfigError> {
             1..=MILLION,
         )?,
         statements_total: count("statements_total", default.statements_total, 1..=MILLION)?,
+        pinned_limit: count("pinned_limit", default.pinned_limit, 0..=10_000)?,
         statements_total_bytes: count(
             "statements_total_bytes",
             default.statements_total_bytes,

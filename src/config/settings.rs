@@ -121,6 +121,8 @@ pub struct PostgresSettings {
 pub struct PostgresLimits {
     /// Most clients at once, all listeners together.
     pub client_limit: usize,
+    /// Most connections to one server that may be pinned to sessions at once; 0: all but one.
+    pub pinned_limit: usize,
     /// Longest startup packet.
     pub startup_bytes: usize,
     /// Longest frame before a client is authenticated.
@@ -340,6 +342,7 @@ impl Default for PostgresLimits {
     fn default() -> Self {
         Self {
             client_limit: 10_000,
+            pinned_limit: 0,
             startup_bytes: 10_000,
             login_frame_bytes: 10_000,
             understood_frame_bytes: 16 * 1024 * 1024,

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::pins::Pins;
+
 /// Most connections that a budget allows, however high its limit is set.
 pub const CONNECTIONS_MAX: usize = 10_000;
 
@@ -23,6 +25,7 @@ pub(super) const NOBODY: u64 = u64::MAX;
 
 /// How many connections to one upstream server may be open or being opened; shared by all pools of that server.
 pub struct Budget {
+    pins: Arc<Pins>,
     born: Instant,
     limit: AtomicUsize,
     in_use: AtomicUsize,
@@ -71,7 +74,14 @@ impl Budget {
     /// A budget of `limit` connections, at most [`CONNECTIONS_MAX`].
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
+        Self::with_pins(limit, None)
+    }
+
+    /// As [`Budget::new`], with so many connections that may be pinned at once instead of all but one.
+    #[must_use]
+    pub fn with_pins(limit: usize, pinned: Option<usize>) -> Arc<Self> {
         Arc::new(Self {
+            pins: Pins::new(limit, pinned),
             born: Instant::now(),
             limit: AtomicUsize::new(limit.min(CONNECTIONS_MAX)),
             in_use: AtomicUsize::new(0),
@@ -87,7 +97,8 @@ impl Budget {
         let limit = limit.min(CONNECTIONS_MAX);
         {
             let members = self.members();
-            self.limit.store(limit, SeqCst);
+            let before = self.limit.swap(limit, SeqCst);
+            self.pins.connections_changed(before, limit);
             while self.is_overdrawn() {
                 let Some(permit) = evict(&members) else { break };
                 drop(permit);
@@ -109,6 +120,10 @@ impl Budget {
     #[must_use]
     pub fn in_use(&self) -> usize {
         self.in_use.load(SeqCst)
+    }
+
+    pub(super) fn pins(&self) -> &Arc<Pins> {
+        &self.pins
     }
 
     pub(super) fn is_overdrawn(&self) -> bool {

@@ -10,6 +10,7 @@ mod error;
 mod holder;
 mod lease;
 mod opener;
+mod pins;
 mod queue;
 mod reaper;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod ticket;
 pub use budget::{Budget, CONNECTIONS_MAX};
 pub use error::{CheckoutError, CheckoutErrorKind, ConnectError, Fault, Reachability};
 pub use lease::Lease;
+pub use pins::PinPermit;
 pub use ticket::Ticket;
 
 use std::fmt;
@@ -160,6 +162,19 @@ impl<C: Connect> Pool<C> {
         drop(state);
         self.account.budget().settle();
         Checkout::Queued(ticket)
+    }
+
+    /// Leave to pin a connection, if as many as may be are not pinned yet and nobody waits for it.
+    #[must_use]
+    pub fn try_pin(&self) -> Option<PinPermit> {
+        self.account.budget().pins().try_take()
+    }
+
+    /// Waits for leave to pin a connection, in the order of asking; `None` after the pool's longest wait. Cancel safe.
+    pub fn wait_to_pin(&self) -> impl Future<Output = Option<PinPermit>> + Send + use<C> {
+        let permit = Arc::clone(self.account.budget().pins()).take();
+        let wait = tokio::time::timeout(self.settings.wait, permit);
+        async { wait.await.ok().flatten() }
     }
 
     /// Ends the pool: idle connections are closed now, lent ones when they are given back; waiters and later checkouts

@@ -57,6 +57,17 @@ pub struct Line {
     plans: Plans,
     epoch: u64,
     names: Names,
+    pinning: Pinning,
+}
+
+/// Whether the session may run what keeps its connection with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pinning {
+    /// It has to ask.
+    Unasked,
+    /// Its next frame is such a statement.
+    Wanted,
+    Allowed,
 }
 
 /// Whether the session's statement names mean what the maps say.
@@ -211,7 +222,19 @@ impl Line {
             plans: Plans::Good,
             epoch: 0,
             names: Names::Certain,
+            pinning: Pinning::Unasked,
         }
+    }
+
+    /// Whether the client's next frame waits for leave to pin the connection: see [`Line::allow_pin`].
+    #[must_use]
+    pub fn wants_pin(&self) -> bool {
+        self.pinning == Pinning::Wanted
+    }
+
+    /// The session may pin the connection, until another begins.
+    pub fn allow_pin(&mut self) {
+        self.pinning = Pinning::Allowed;
     }
 
     /// The flight that must go again, once it has failed to its end; to be passed to [`requests`] before anything else.
@@ -293,7 +316,7 @@ impl Line {
     #[must_use]
     pub fn gate(&self) -> Gate {
         match self.gate {
-            Gate::Open if self.retry == Retry::Due => Gate::Shut,
+            Gate::Open if self.retry == Retry::Due || self.wants_pin() => Gate::Shut,
             Gate::Open if self.names == Names::Awaited && self.exchange.owed() > 0 => Gate::Shut,
             gate => gate,
         }
@@ -307,6 +330,7 @@ impl Line {
         }
         self.retry = Retry::No;
         self.names = Names::Certain;
+        self.pinning = Pinning::Unasked;
         self.unnamed = Unnamed::Foreign;
         self.resettle = Resettle::No;
         self.news = None;

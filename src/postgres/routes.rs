@@ -104,7 +104,10 @@ impl Foundry {
     fn budget(&self, upstream: &PostgresUpstream) -> Arc<Budget> {
         let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
         let server = (upstream.host.clone(), upstream.port);
-        let budget = budgets.entry(server).or_insert_with(|| Budget::new(self.settings.pool_size));
+        let budget = budgets.entry(server).or_insert_with(|| {
+            let pinned = self.settings.limits.pinned_limit;
+            Budget::with_pins(self.settings.pool_size, (pinned > 0).then_some(pinned))
+        });
         Arc::clone(budget)
     }
 

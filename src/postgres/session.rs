@@ -23,7 +23,7 @@ use super::relay::{Farewell, Ledger, Stance};
 use super::settings::Settings;
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
-use crate::pool::{Lease, Ticket};
+use crate::pool::{Lease, PinPermit, Ticket};
 
 /// Most turns of one session before others have theirs.
 const TURNS: usize = 64;
@@ -73,11 +73,16 @@ struct Session {
 enum Phase {
     /// Has no server connection and needs none.
     Idle,
+    /// Waits for leave to pin a connection before it asks for one.
+    Barred(Admission),
     /// Is in the pool's queue.
     Waiting(Ticket<PgConnect>),
     /// Has one.
     Linked(Lease<PgConnect>),
 }
+
+/// Brings leave to pin a connection, or nothing when it did not come in time.
+type Admission = Pin<Box<dyn Future<Output = Option<PinPermit>> + Send>>;
 
 /// Bytes read from the client and not done with.
 #[derive(Default)]
@@ -98,6 +103,10 @@ struct Rare {
     stall: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Runs while the client says nothing more inside a message that the server has begun to read.
     silence: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Leave to pin a connection, until that is given back.
+    permit: Option<PinPermit>,
+    /// Brings it to a session that holds a connection meanwhile.
+    admission: Option<Admission>,
 }
 
 /// Whether the client will say more.
@@ -117,6 +126,8 @@ impl Default for Rare {
             cancelling: None,
             stall: None,
             silence: None,
+            permit: None,
+            admission: None,
         }
     }
 }
@@ -206,7 +217,7 @@ impl Phase {
         let metrics = pool.metrics();
         match self {
             Self::Idle => &metrics.clients_idle,
-            Self::Waiting(_) => &metrics.clients_waiting,
+            Self::Waiting(_) | Self::Barred(_) => &metrics.clients_waiting,
             Self::Linked(_) => &metrics.clients_active,
         }
     }
@@ -232,6 +243,7 @@ impl Session {
                     Turn::End(End::Dismissed(shutting_down()))
                 }
                 Phase::Idle => self.idle(cx, buffer),
+                Phase::Barred(_) => self.barred(cx, buffer),
                 Phase::Waiting(_) => self.waiting(cx, buffer),
                 Phase::Linked(_) => self.linked(cx, buffer),
             };
@@ -405,12 +417,5 @@ mod tests {
     fn an_idle_session_is_small() {
         // With the task's header it must fit the runtime's 256-byte cell (reference: one cache-aligned allocation).
         assert!(size_of::<Running>() <= 176, "{}", size_of::<Running>());
-        eprintln!(
-            "{} {} {} {}",
-            size_of::<Stream>(),
-            size_of::<Phase>(),
-            size_of::<CancelHandle>(),
-            size_of::<DrainGuard>()
-        );
     }
 }

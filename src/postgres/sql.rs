@@ -90,6 +90,12 @@ impl Suspects {
         self.0 |= other.0;
     }
 
+    /// Those that may still keep a backend with its session when the server has been asked; settings don't.
+    #[must_use]
+    pub fn lasting(self) -> Self {
+        self.pins().without(Self::SETTING)
+    }
+
     /// Those that keep a backend with its session.
     #[must_use]
     pub fn pins(self) -> Self {

@@ -7,7 +7,7 @@ use super::super::settings::{self, Applied, Settings};
 use super::super::sql::{self, Findings, Lexer, SettingName, Suspects};
 use super::super::statements::{Full, Registry, ServerName, Statement};
 use super::super::wire::{self, HEADER_BYTES, Header};
-use super::{Ledger, Line, Names, Resettle, Retry, Unnamed, Violation, client_header};
+use super::{Ledger, Line, Names, Pinning, Resettle, Retry, Unnamed, Violation, client_header};
 
 /// Longest Query that is gathered before it is read; a longer one is read as it passes.
 const GATHERED_QUERY_BYTES: usize = 64 * 1024;
@@ -226,7 +226,7 @@ impl Pass<'_> {
                 let input = self.input;
                 let body = &input[self.at + HEADER_BYTES..self.at + whole];
                 match header.tag {
-                    b'P' => self.parse(header, body)?,
+                    b'P' => return self.parse(header, body),
                     b'D' => self.describe(header, body),
                     _ => self.close(header, body),
                 }
@@ -304,6 +304,9 @@ impl Pass<'_> {
             let body = &input[body_at..self.at + whole];
             let text = body.strip_suffix(b"\0").unwrap_or(body);
             let findings = sql::read(text, quoting);
+            if Self::bars(self.line, &findings) {
+                return Step::Wait(HEADER_BYTES);
+            }
             self.leaves(&findings, Resettle::Now);
             self.shield(&findings);
         } else {
@@ -320,32 +323,34 @@ impl Pass<'_> {
         Step::Passed
     }
 
-    fn parse(&mut self, header: Header, body: &[u8]) -> Result<(), Violation> {
+    fn parse(&mut self, header: Header, body: &[u8]) -> Result<Step, Violation> {
         let Some((name, rest)) = wire::cstr(body).filter(|(_, rest)| is_parse_rest(rest)) else {
             // Not a Parse the server will take: its error is the best answer.
             self.line.exchange.sent(Owed::ParsePlain);
             self.pass(header);
-            return Ok(());
+            return Ok(Step::Passed);
         };
         if !self.line.exchange.answers() {
             self.line.exchange.sent(Owed::ParsePlain);
             self.pass(header);
-            return Ok(());
+            return Ok(Step::Passed);
         }
         let quoting = self.around.settings.quoting();
         let registry = self.around.registry;
         let ledger = self.ledger.get_or_insert_default();
         if name.is_empty() {
-            let before = ledger.statements.unnamed.take();
-            let now = match &before {
+            let now = match &ledger.statements.unnamed {
                 Some(same) if *same.body == *rest => Arc::clone(same),
                 _ => registry.lone(rest, quoting),
             };
-            ledger.statements.unnamed = Some(now);
+            if Self::bars(self.line, &now.findings) {
+                return Ok(Step::Wait(HEADER_BYTES));
+            }
+            let before = ledger.statements.unnamed.replace(now);
             self.line.unnamed = Unnamed::Session;
             self.line.exchange.sent(Owed::ParseUnnamed(before));
             self.pass(header);
-            return Ok(());
+            return Ok(Step::Passed);
         }
         if ledger.statements.named.contains_key(name) {
             // Give the server a statement of this name, so that its own words refuse the second.
@@ -353,7 +358,7 @@ impl Pass<'_> {
             self.inject(b'P', &[name, b"\0\0\0\0"], Owed::ParseOurs(NO_STATEMENT));
             self.line.exchange.sent(Owed::ParsePlain);
             self.pass(header);
-            return Ok(());
+            return Ok(Step::Passed);
         }
         if ledger.statements.named.len() >= self.around.statements {
             return Err(Violation::TooManyStatements);
@@ -365,10 +370,22 @@ impl Pass<'_> {
             Ok(registry.lone(rest, quoting))
         };
         let statement = interned.map_err(|Full| Violation::TooManyStatements)?;
+        if Self::bars(self.line, &statement.findings) {
+            return Ok(Step::Wait(HEADER_BYTES));
+        }
         ledger.statements.named.insert(name.into(), Arc::clone(&statement));
         let named = Box::new(Named { name: name.into(), statement });
         self.parse_named(header, named);
-        Ok(())
+        Ok(Step::Passed)
+    }
+
+    /// Whether a statement that may keep the connection has to wait until the session may.
+    fn bars(line: &mut Line, findings: &Findings) -> bool {
+        if line.pinning == Pinning::Allowed || findings.suspects.lasting().is_empty() {
+            return false;
+        }
+        line.pinning = Pinning::Wanted;
+        true
     }
 
     /// A new name of the client's: parsed under a name of ours, unless the server has the statement already.
@@ -415,6 +432,9 @@ impl Pass<'_> {
                 && statement.findings.settings.iter().any(by_parameter)
             {
                 return Ok(Step::Wait(whole));
+            }
+            if Self::bars(self.line, &statement.findings) {
+                return Ok(Step::Wait(HEADER_BYTES));
             }
             self.leaves(&statement.findings, Resettle::AtSync);
             self.names_of_settings(&statement.findings, header, body);

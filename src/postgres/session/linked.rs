@@ -10,6 +10,7 @@ use super::unlinked::{count, dismissed};
 use super::{End, Inbox, Lost, Phase, Presence, Session, Turn};
 use crate::postgres::backend::PgBackend;
 use crate::postgres::connect::send_cancel;
+use crate::postgres::message::Severity;
 use crate::postgres::relay::{
     self, Asked, Farewell, Gate, Goodbye, News, Output, Surroundings, Taken,
 };
@@ -66,7 +67,8 @@ impl Session {
         }
         let requests = self.client_to_server(cx, buffer)?;
         self.count();
-        let moved = replies == Moved::Yes || requests == Moved::Yes;
+        let admitted = self.seek_permit(cx)?;
+        let moved = [replies, requests, admitted].contains(&Moved::Yes);
         Ok(if moved { Moved::Yes } else { Moved::No })
     }
 
@@ -357,12 +359,65 @@ impl Session {
     /// Whether the connection can go back: nothing owed, nothing unsent, nothing kept.
     fn is_over(&self) -> bool {
         let Phase::Linked(lease) = &self.phase else { return false };
-        lease.line.is_over()
-            && lease.to_server.is_empty()
+        lease.line.is_over() && self.is_at_rest()
+    }
+
+    /// Whether nothing is unsent, nothing kept, no cancel request under way.
+    fn is_at_rest(&self) -> bool {
+        let Phase::Linked(lease) = &self.phase else { return false };
+        lease.to_server.is_empty()
             && lease.to_client.is_empty()
             && lease.rest.is_empty()
             && self.ledger.as_ref().is_none_or(|ledger| ledger.is_free())
             && self.rare.as_ref().is_none_or(|rare| rare.cancelling.is_none())
+    }
+
+    /// Gets leave to pin the connection, if the client's next statement needs it. Who has to wait for it lets the
+    /// connection go if nothing is under way on it.
+    fn seek_permit(&mut self, cx: &mut Context<'_>) -> Side {
+        let Phase::Linked(lease) = &mut self.phase else { return Ok(Moved::No) };
+        if !lease.line.wants_pin() {
+            return Ok(Moved::No);
+        }
+        let rare = self.rare.get_or_insert_default();
+        let permit = match &mut rare.admission {
+            None => self.pool.try_pin(),
+            Some(admission) => match admission.as_mut().poll(cx) {
+                Poll::Pending => None,
+                Poll::Ready(Some(permit)) => Some(permit),
+                Poll::Ready(None) => {
+                    return Err(End::Dismissed(self.too_many_pins(Severity::Fatal)));
+                }
+            },
+        };
+        if let Some(permit) = permit {
+            (rare.permit, rare.admission) = (Some(permit), None);
+            lease.line.allow_pin();
+            // At once: a connection on which nothing is under way goes back.
+            self.inbox_on()?;
+            return Ok(Moved::Yes);
+        }
+        if rare.admission.is_none() {
+            self.pool.metrics().pin_waits.inc();
+            rare.admission = Some(Box::pin(self.pool.wait_to_pin()));
+            // It has not been polled.
+            return Ok(Moved::Yes);
+        }
+        if !self.may_step_back() {
+            return Ok(Moved::No);
+        }
+        let admission = self.rare.as_mut().and_then(|rare| rare.admission.take());
+        self.release();
+        if let Some(admission) = admission {
+            self.enter(Phase::Barred(admission));
+        }
+        Ok(Moved::Yes)
+    }
+
+    /// Whether nothing is under way on the connection, nor kept on it.
+    fn may_step_back(&self) -> bool {
+        let Phase::Linked(lease) = &self.phase else { return false };
+        lease.line.exchange.is_over() && lease.line.at_boundary() && self.is_at_rest()
     }
 
     fn release(&mut self) {
@@ -374,6 +429,9 @@ impl Session {
                 Farewell::Unsaid => lease.give_back(),
                 Farewell::Said | Farewell::Kept => lease.close("server"),
             }
+        }
+        if let Some(rare) = &mut self.rare {
+            rare.permit = None;
         }
         // A request that came too late for the one it meant must not hit the next.
         self.cancel.clear();

@@ -16,7 +16,9 @@ impl Session {
     pub(super) fn idle(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         if let Some(rare) = &mut self.rare {
             match rare.words.poll_send(&mut self.client, cx) {
-                Poll::Ready(Ok(())) if rare.stance == Stance::Open => self.rare = None,
+                Poll::Ready(Ok(())) if rare.stance == Stance::Open && rare.permit.is_none() => {
+                    self.rare = None;
+                }
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Turn::End(End::Vanished),
                 // A client that reads nothing gets nothing more done.
@@ -84,6 +86,45 @@ impl Session {
             Poll::Ready(Err(error)) => return self.refuse(&error),
             Poll::Pending => {}
         }
+        self.read_ahead(cx, buffer)
+    }
+
+    /// Waits for leave to pin a connection.
+    pub(super) fn barred(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        let Phase::Barred(admission) = &mut self.phase else { return Turn::Again };
+        match admission.as_mut().poll(cx) {
+            Poll::Pending => self.read_ahead(cx, buffer),
+            Poll::Ready(Some(permit)) => {
+                self.rare.get_or_insert_default().permit = Some(permit);
+                self.enter(Phase::Idle);
+                Turn::Again
+            }
+            Poll::Ready(None) => {
+                let fields = self.too_many_pins(Severity::Error);
+                self.refuse_with(&fields);
+                Turn::Again
+            }
+        }
+    }
+
+    /// Leave to pin did not come in time.
+    pub(super) fn too_many_pins(&self, severity: Severity) -> ErrorFields {
+        self.pool.metrics().pin_timeouts.inc();
+        let settings = self.pool.settings();
+        let text = format!(
+            "this statement would pin a server connection of pool {} to its session, and as many as may be were pinned \
+             for {} ms",
+            settings.name,
+            settings.wait.as_millis()
+        );
+        ErrorFields::new(severity, "53300", text).hint(
+            "End what pins them (LISTEN, temporary tables, session advisory locks, WITH HOLD cursors, PREPARE), or \
+             raise the pool size or postgres.pinned_limit.",
+        )
+    }
+
+    /// While it waits the client's words are parked, and its end is noticed.
+    fn read_ahead(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         let parked = self.inbox.as_ref().map_or(0, |inbox| inbox.bytes.len());
         if parked >= self.pool.connector().limits().parked_bytes {
             // The kernel holds the rest; that the client hangs up is seen when the wait is over.
@@ -108,6 +149,9 @@ impl Session {
         let backend = &mut *lease;
         let epoch = self.pool.connector().registry().epoch();
         backend.line.begin(&self.settings, epoch, backend.to_server.bytes());
+        if self.rare.as_ref().is_some_and(|rare| rare.permit.is_some()) {
+            backend.line.allow_pin();
+        }
         self.enter(Phase::Linked(lease));
         Turn::Again
     }
@@ -132,6 +176,7 @@ impl Session {
         self.enter(Phase::Idle);
         let rare: &mut Rare = self.rare.get_or_insert_default();
         rare.stance = Stance::Refusing;
+        rare.permit = None;
         rare.words.bytes().extend_from_slice(&error_frame(fields));
         if let Some(inbox) = &mut self.inbox {
             inbox.need = 0;
@@ -142,7 +187,7 @@ impl Session {
     pub(super) fn cancel_requested(&mut self) {
         match &self.phase {
             Phase::Idle => {}
-            Phase::Waiting(_) => {
+            Phase::Waiting(_) | Phase::Barred(_) => {
                 let words = "canceling statement due to user request";
                 self.refuse_with(&ErrorFields::error("57014", words));
             }
