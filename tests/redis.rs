@@ -378,10 +378,10 @@ fn a_client_that_stops_inside_a_large_command_is_sent_away() {
     let mut gate =
         Setup::new().redis(&server).pool_size(2).wait_ms(5_000).config(file.path()).start();
     let mut stopped = gate.redis_client();
+    let asked = Instant::now();
     stopped.send(
         format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$9000000\r\n{}", "x".repeat(2_000_000)).as_bytes(),
     );
-    let asked = Instant::now();
     assert!(stopped.closed());
     let waited = asked.elapsed();
     assert!(waited > Duration::from_millis(500) && waited < Duration::from_secs(6), "{waited:?}");

@@ -129,6 +129,30 @@ fn pins_leave_a_connection_to_the_others() {
     plain.query("create temp table mine (n int)").expect_no_error();
 }
 
+/// Leave to pin is not kept from one that holds a connection by one that waits for a connection.
+#[test]
+fn who_waits_for_a_connection_holds_no_leave_to_pin() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(8_000).start();
+    let waiting = || gate.postgres_metric("tidegate_clients", &[("state", "waiting")]);
+    let pin_waits = || gate.postgres_metric("tidegate_pin_waits_total", &[]);
+    let [mut pinned, mut barred, mut inside, mut queued] = [(); 4].map(|()| gate.client());
+    pinned.query("create temp table t (n int)").expect_no_error();
+    barred.send(&query("create temp table t (n int)"));
+    eventually("it waits for leave", || (waiting() == 1.0).then_some(()));
+    inside.query("begin").expect_no_error();
+    queued.send(&query("begin"));
+    eventually("it waits for a connection", || (waiting() == 2.0).then_some(()));
+    inside.send(&query("create temp table t (n int)"));
+    eventually("it waits inside its transaction", || (pin_waits() == 2.0).then_some(()));
+    pinned.query("drop table t").expect_no_error();
+    inside.reply().expect_no_error();
+    queued.reply().expect_no_error();
+    inside.query("rollback").expect_no_error();
+    barred.reply().expect_no_error();
+    assert_eq!(pin_waits(), 2.0, "a wait in two parts is one");
+}
+
 #[test]
 fn settings_follow_the_session_and_nobody_else() {
     let mut stage = Stage::new();

@@ -170,10 +170,14 @@ impl<C: Connect> Pool<C> {
         self.account.budget().pins().try_take()
     }
 
-    /// Waits for leave to pin a connection, in the order of asking; `None` after the pool's longest wait. Cancel safe.
-    pub fn wait_to_pin(&self) -> impl Future<Output = Option<PinPermit>> + Send + use<C> {
+    /// Waits for leave to pin a connection, in the order of asking; `None` when it has not come by the deadline. Cancel
+    /// safe.
+    pub fn wait_to_pin(
+        &self,
+        deadline: Instant,
+    ) -> impl Future<Output = Option<PinPermit>> + Send + use<C> {
         let permit = Arc::clone(self.account.budget().pins()).take();
-        let wait = tokio::time::timeout(self.settings.wait, permit);
+        let wait = tokio::time::timeout_at(deadline, permit);
         async { wait.await.ok().flatten() }
     }
 

@@ -107,6 +107,8 @@ struct Rare {
     permit: Option<PinPermit>,
     /// Brings it to a session that holds a connection meanwhile.
     admission: Option<Admission>,
+    /// Until when the session waits for it, once it has begun to.
+    admission_ends: Option<tokio::time::Instant>,
 }
 
 /// Whether the client will say more.
@@ -128,6 +130,7 @@ impl Default for Rare {
             silence: None,
             permit: None,
             admission: None,
+            admission_ends: None,
         }
     }
 }

@@ -392,14 +392,18 @@ impl Session {
         };
         if let Some(permit) = permit {
             (rare.permit, rare.admission) = (Some(permit), None);
+            rare.admission_ends = None;
             lease.line.allow_pin();
             // At once: a connection on which nothing is under way goes back.
             self.inbox_on()?;
             return Ok(Moved::Yes);
         }
         if rare.admission.is_none() {
-            self.pool.metrics().pin_waits.inc();
-            rare.admission = Some(Box::pin(self.pool.wait_to_pin()));
+            let ends = *rare.admission_ends.get_or_insert_with(|| {
+                self.pool.metrics().pin_waits.inc();
+                tokio::time::Instant::now() + self.pool.settings().wait
+            });
+            rare.admission = Some(Box::pin(self.pool.wait_to_pin(ends)));
             // It has not been polled.
             return Ok(Moved::Yes);
         }

@@ -16,7 +16,9 @@ impl Session {
     pub(super) fn idle(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         if let Some(rare) = &mut self.rare {
             match rare.words.poll_send(&mut self.client, cx) {
-                Poll::Ready(Ok(())) if rare.stance == Stance::Open && rare.permit.is_none() => {
+                Poll::Ready(Ok(()))
+                    if rare.stance == Stance::Open && rare.admission_ends.is_none() =>
+                {
                     self.rare = None;
                 }
                 Poll::Ready(Ok(())) => {}
@@ -69,6 +71,10 @@ impl Session {
                 match self.pool.checkout() {
                     Checkout::Ready(lease) => return self.link_with(lease, bytes),
                     Checkout::Queued(ticket) => {
+                        // Not to be held in the queue: whoever holds a connection may be waiting for it.
+                        if let Some(rare) = &mut self.rare {
+                            rare.permit = None;
+                        }
                         self.enter(Phase::Waiting(ticket));
                     }
                 }
@@ -149,7 +155,10 @@ impl Session {
         let backend = &mut *lease;
         let epoch = self.pool.connector().registry().epoch();
         backend.line.begin(&self.settings, epoch, backend.to_server.bytes());
-        if self.rare.as_ref().is_some_and(|rare| rare.permit.is_some()) {
+        if let Some(rare) = &mut self.rare
+            && rare.permit.is_some()
+        {
+            rare.admission_ends = None;
             backend.line.allow_pin();
         }
         self.enter(Phase::Linked(lease));
@@ -176,7 +185,7 @@ impl Session {
         self.enter(Phase::Idle);
         let rare: &mut Rare = self.rare.get_or_insert_default();
         rare.stance = Stance::Refusing;
-        rare.permit = None;
+        (rare.permit, rare.admission_ends) = (None, None);
         rare.words.bytes().extend_from_slice(&error_frame(fields));
         if let Some(inbox) = &mut self.inbox {
             inbox.need = 0;
