@@ -15,9 +15,27 @@ use support::process::Process;
 use support::redis::Redis;
 use support::tidegate::{Setup, Tidegate};
 
+/// The programs count on it: two held by others leave no third.
+const SERVER_CONNECTIONS: usize = 2;
+
 #[test]
 fn psycopg() {
     with_postgres("psycopg_client.py");
+}
+
+#[test]
+fn psycopg2() {
+    with_postgres("psycopg2_client.py");
+}
+
+#[test]
+fn sqlalchemy() {
+    with_postgres("sqlalchemy_client.py");
+}
+
+#[test]
+fn django() {
+    with_postgres("django_client.py");
 }
 
 #[test]
@@ -47,10 +65,10 @@ fn node_redis() {
 
 fn with_postgres(script: &str) {
     let server = Postgres::start();
-    let gate = Tidegate::before(&server, 3);
+    let gate = Tidegate::before(&server, SERVER_CONNECTIONS);
     let url = server.url().replace(&server.port().to_string(), &gate.postgres_port().to_string());
     run(script, "DATABASE_URL", &url, &gate);
-    assert!(server.sessions_of("app") <= 3);
+    assert!(server.sessions_of("app") <= SERVER_CONNECTIONS);
 }
 
 fn with_redis(script: &str) {
