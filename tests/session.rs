@@ -338,7 +338,7 @@ fn a_client_that_goes_leaves_nothing_behind() {
         for blocker in &mut stage.blockers {
             blocker.query("begin").expect_no_error();
             let left = "select (select count(*) from pg_class where relnamespace = pg_my_temp_schema()) \
-                        + (select count(*) from pg_locks where locktype = 'advisory') \
+                        + (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) \
                         + (select count(*) from pg_prepared_statements where from_sql) \
                         + (select count(*) from pg_listening_channels())";
             assert_eq!(blocker.one(left), "0", "{make}");

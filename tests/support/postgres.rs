@@ -1,4 +1,4 @@
-//! A throwaway Postgres: `initdb` once per target directory, then a copy for each server.
+//! A throwaway Postgres: `initdb` once per target directory and version, then a copy for each server.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -26,8 +26,38 @@ const HBA: &str = "local all all trust\n\
      host all postgres 127.0.0.1/32 trust\n\
      host all all 127.0.0.1/32 scram-sha-256\n";
 
+/// Which of the machine's Postgres a test runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// The system's own: the newest that Debian has.
+    Installed,
+    /// Protocol 3.2, `search_path` reported: bin/setup puts it beside the client libraries.
+    Eighteen,
+}
+
+/// Names the version for tests that do not choose one themselves: `18`. bin/test runs some a second time so.
+const CHOICE: &str = "TIDEGATE_TEST_POSTGRES";
+
+impl Version {
+    fn chosen() -> Self {
+        match std::env::var(CHOICE) {
+            Err(_) => Self::Installed,
+            Ok(choice) if choice == "18" => Self::Eighteen,
+            Ok(other) => panic!("{CHOICE}={other}: leave it out, or say 18"),
+        }
+    }
+
+    fn template(self) -> &'static str {
+        match self {
+            Self::Installed => "postgres-template-2",
+            Self::Eighteen => "postgres-18-template-2",
+        }
+    }
+}
+
 pub struct Postgres {
     data: TempDir,
+    programs: Programs,
     port: u16,
     server: Option<Process>,
 }
@@ -35,15 +65,25 @@ pub struct Postgres {
 impl Postgres {
     /// A running server.
     pub fn start() -> Self {
-        let mut server = Self::stopped();
+        Self::of(Version::chosen())
+    }
+
+    /// A running server of this version.
+    pub fn of(version: Version) -> Self {
+        let mut server = Self::prepare(version);
         server.resume();
         server
     }
 
     /// A server that has a port and data but does not run yet.
     pub fn stopped() -> Self {
-        let data = copy_of_template();
-        Self { data, port: ports::free(), server: None }
+        Self::prepare(Version::chosen())
+    }
+
+    fn prepare(version: Version) -> Self {
+        let programs = Programs::of(version);
+        let data = copy_of_template(version, &programs);
+        Self { data, programs, port: ports::free(), server: None }
     }
 
     pub fn port(&self) -> u16 {
@@ -60,7 +100,7 @@ impl Postgres {
 
     /// Starts a server that is stopped, and waits until it takes logins.
     pub fn resume(&mut self) {
-        let mut server = launch(self.data.path(), self.port);
+        let mut server = launch(&self.programs, self.data.path(), self.port);
         let login = superuser("postgres");
         eventually("Postgres takes logins", || {
             let gone = server.exited();
@@ -107,8 +147,8 @@ fn superuser(database: &str) -> Login {
     Login { user: "postgres".into(), database: database.into(), ..Login::app() }
 }
 
-fn launch(data: &Path, port: u16) -> Process {
-    let mut command = as_server_user(&tool("postgres"));
+fn launch(programs: &Programs, data: &Path, port: u16) -> Process {
+    let mut command = as_server_user(&programs.named("postgres"));
     command.arg("-D").arg(data).args(["-p", &port.to_string()]);
     command.arg("-c").arg(format!("unix_socket_directories={}", data.display()));
     for setting in [
@@ -130,8 +170,8 @@ fn launch(data: &Path, port: u16) -> Process {
     Process::start(command, Signal::QUIT)
 }
 
-fn copy_of_template() -> TempDir {
-    let template = template();
+fn copy_of_template(version: Version, programs: &Programs) -> TempDir {
+    let template = template(version, programs);
     let data = tempfile::Builder::new().prefix("tidegate-pg-").tempdir().expect("a temp dir");
     run(Command::new("cp").arg("-r").arg(template.join(".")).arg(data.path()));
     hand_over(data.path());
@@ -139,14 +179,14 @@ fn copy_of_template() -> TempDir {
 }
 
 /// The template's path; made by whichever test process comes first, while the others wait.
-fn template() -> PathBuf {
+fn template(version: Version, programs: &Programs) -> PathBuf {
     let home = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     fs::create_dir_all(&home).expect("the target directory can be written");
     let lock = File::create(home.join("postgres.lock")).expect("a lock file");
     lock.lock().expect("a lock");
-    let template = home.join("postgres-template-2");
+    let template = home.join(version.template());
     if !template.exists() {
-        let made = initialise();
+        let made = initialise(programs);
         let fresh = home.join("postgres-template.new");
         if fresh.exists() {
             fs::remove_dir_all(&fresh).expect("an unfinished template can go");
@@ -157,10 +197,10 @@ fn template() -> PathBuf {
     template
 }
 
-fn initialise() -> TempDir {
+fn initialise(programs: &Programs) -> TempDir {
     let data = tempfile::Builder::new().prefix("tidegate-pg-").tempdir().expect("a temp dir");
     hand_over(data.path());
-    let mut initdb = as_server_user(&tool("initdb"));
+    let mut initdb = as_server_user(&programs.named("initdb"));
     initdb.arg("-D").arg(data.path());
     run(initdb
         .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"])
@@ -168,7 +208,7 @@ fn initialise() -> TempDir {
     fs::write(data.path().join("pg_hba.conf"), HBA).expect("our own directory");
     hand_over(data.path());
     let port = ports::free();
-    let mut server = launch(data.path(), port);
+    let mut server = launch(programs, data.path(), port);
     let mut connection = eventually("the new Postgres takes logins", || {
         Connection::try_open(port, &superuser("postgres")).ok()
     });
@@ -194,6 +234,41 @@ fn hand_over(directory: &Path) {
     run(Command::new("chmod").arg("0700").arg(directory));
     if rustix::process::geteuid().is_root() {
         run(Command::new("chown").args(["-R", "nobody:nogroup"]).arg(directory));
+    }
+}
+
+/// Where the server's programs are.
+struct Programs {
+    home: Option<PathBuf>,
+    /// Holds `home` when that is a copy.
+    _copy: Option<TempDir>,
+}
+
+impl Programs {
+    fn of(version: Version) -> Self {
+        if version == Version::Installed {
+            return Self { home: None, _copy: None };
+        }
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp");
+        let installed = fs::canonicalize(target.join("clients/postgres-18/programs"))
+            .expect("Postgres 18 is missing: run bin/setup");
+        if !rustix::process::geteuid().is_root() {
+            return Self { home: Some(installed.join("bin")), _copy: None };
+        }
+        // Whom root makes the server run as may not be let in where root keeps this checkout. Links
+        // to its files cost nothing, but only within one file system.
+        let copy = tempfile::Builder::new().prefix("tidegate-pg18-").tempdir().expect("a temp dir");
+        run(Command::new("chmod").arg("0755").arg(copy.path()));
+        let home = copy.path().join("programs");
+        let linked = Command::new("cp").arg("-rl").arg(&installed).arg(&home).output();
+        if !linked.is_ok_and(|output| output.status.success()) {
+            run(Command::new("cp").arg("-r").arg(installed.join(".")).arg(&home));
+        }
+        Self { home: Some(home.join("bin")), _copy: Some(copy) }
+    }
+
+    fn named(&self, name: &str) -> PathBuf {
+        self.home.as_ref().map_or_else(|| tool(name), |home| home.join(name))
     }
 }
 
