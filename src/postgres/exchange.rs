@@ -56,6 +56,8 @@ pub enum Owed {
     QueryOurs,
     /// A Query of ours that asks what the session has left on the server; its rows are kept.
     Truth,
+    /// A Query of ours that leaves the server in a failed transaction, no part of whose answer is passed on.
+    Failing,
     /// A Query of ours behind a RESET: it brings back what the client gave at startup, and the client hears of it.
     Resettle,
     /// A FunctionCall.
@@ -183,6 +185,28 @@ impl Exchange {
         self.owed.iter().any(|owed| !ours(owed))
     }
 
+    /// Whether a request sent now goes behind another whose end the client has not heard.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        !self.owed.is_empty() && self.synced == Synced::Yes && self.owes_client()
+    }
+
+    /// Whether the server is being brought into a failed transaction.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.owed.iter().any(|owed| matches!(owed, Owed::Failing))
+    }
+
+    /// The reply that would be the last to the request in front, if that is one of ours.
+    #[must_use]
+    pub fn end_of_ours(&self) -> Option<u8> {
+        match self.owed.front()? {
+            Owed::ParseOurs(_) => Some(b'1'),
+            Owed::CloseOurs => Some(b'3'),
+            front => is_query_of_ours(front).then_some(b'Z'),
+        }
+    }
+
     /// Whether a flight sent now is the first of a transaction, and the only one that the client waits for.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
@@ -306,7 +330,9 @@ impl Exchange {
         let verdict = match tag {
             // Notices, settings and notifications come at any time.
             b'N' if front.is_some_and(is_query_of_ours) => Verdict::Swallow,
-            b'S' if matches!(front, Some(Owed::QueryOurs | Owed::Truth)) => Verdict::Swallow,
+            b'S' if matches!(front, Some(Owed::QueryOurs | Owed::Truth | Owed::Failing)) => {
+                Verdict::Swallow
+            }
             b'N' | b'S' | b'A' => Verdict::Relay,
             _ => self.fits(tag)?,
         };
@@ -331,7 +357,7 @@ impl Exchange {
             (Owed::Execute, b'D' | b'H' | b'W' | b'd' | b'c') => (Verdict::Relay, false),
             (Owed::Query, b'T' | b'D' | b'C' | b'I' | b'H' | b'W' | b'd' | b'c')
             | (Owed::Function, b'V') => (Verdict::Relay, false),
-            (Owed::QueryOurs | Owed::Truth | Owed::Resettle, b'T' | b'D' | b'C' | b'I') => {
+            (ours, b'T' | b'D' | b'C' | b'I') if is_query_of_ours(ours) => {
                 (Verdict::Swallow, false)
             }
             _ => return Err(Desync { tag }),
@@ -383,6 +409,8 @@ impl Exchange {
             Some(Owed::QueryOurs) => return (Verdict::Swallow, Outcome::OursFailed),
             Some(Owed::Truth) => return (Verdict::Swallow, Outcome::TruthFailed),
             Some(Owed::Resettle) => return (Verdict::Swallow, Outcome::ResettleFailed),
+            // As it should.
+            Some(Owed::Failing) => return (Verdict::Swallow, Outcome::Went),
             // Nothing owed: the server's last words. At a Sync: a deferred check. Each stays in front for its Z.
             None | Some(Owed::Query | Owed::Function | Owed::Sync) => {
                 return (Verdict::Relay, Outcome::Went);
@@ -422,7 +450,7 @@ impl Exchange {
 }
 
 fn is_query_of_ours(owed: &Owed) -> bool {
-    matches!(owed, Owed::QueryOurs | Owed::Truth | Owed::Resettle)
+    matches!(owed, Owed::QueryOurs | Owed::Truth | Owed::Resettle | Owed::Failing)
 }
 
 fn is_sync(owed: &Owed) -> bool {

@@ -13,11 +13,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::backend::{PgPool, settings_for};
 use super::cancel::{CancelHandle, CancelRegistry};
+use super::exchange::Status;
 use super::greeting::{Greeting, Refusal, Startup, Step};
 use super::message::{
     BackendKey, ErrorFields, authentication_ok, authentication_sasl, authentication_sasl_continue,
     authentication_sasl_final, backend_key_data, error_frame, next_frame, parameter_status,
-    parse_sasl_initial, ready_idle,
+    parse_sasl_initial, ready,
 };
 use super::routes::{NoRoute, Proof, Route, Routes};
 use super::scram::{self, Exchange, ScramError, Verifier};
@@ -164,7 +165,7 @@ async fn welcome(reception: &Reception, talk: &mut Talk) -> Result<Welcome, End>
         bytes.extend(parameter_status(name, value));
     }
     bytes.extend(backend_key_data(&key));
-    bytes.extend(ready_idle());
+    bytes.extend(ready(Status::Idle));
     let sent = tokio::time::timeout(reception.login_timeout, talk.send(&bytes));
     sent.await.map_err(|_elapsed| End::Quiet("the client does not read"))??;
     Ok(Welcome { pool, settings, cancel })

@@ -7,15 +7,15 @@
 use bytes::{Bytes, BytesMut};
 use pgwire::messages::Message;
 use pgwire::messages::cancel::CancelRequest;
-use pgwire::messages::response::{
-    ErrorResponse, NoticeResponse, READY_STATUS_IDLE, ReadyForQuery, TransactionStatus,
-};
+use pgwire::messages::response::{ErrorResponse, NoticeResponse, ReadyForQuery, TransactionStatus};
 use pgwire::messages::simplequery::Query;
 use pgwire::messages::startup::{
     Authentication, BackendKeyData, NegotiateProtocolVersion, ParameterStatus, Password,
     SASLInitialResponse, SASLResponse, SecretKey, SslRequest,
 };
 use pgwire::messages::terminate::Terminate;
+
+use super::exchange::Status;
 
 /// Protocol 3.0 as the startup packet writes it.
 pub const VERSION_3_0: u32 = 0x0003_0000;
@@ -373,11 +373,15 @@ pub fn backend_key_data(key: &BackendKey) -> Vec<u8> {
     frame(&BackendKeyData::new(key.pid, secret_key(key)))
 }
 
-/// `ReadyForQuery`, idle.
+/// `ReadyForQuery` with this status.
 #[must_use]
-pub fn ready_idle() -> Vec<u8> {
-    debug_assert_eq!(TransactionStatus::Idle as u8, READY_STATUS_IDLE);
-    frame(&ReadyForQuery::new(TransactionStatus::Idle))
+pub fn ready(status: Status) -> Vec<u8> {
+    let status = match status {
+        Status::Idle => TransactionStatus::Idle,
+        Status::Transaction => TransactionStatus::Transaction,
+        Status::Failed => TransactionStatus::Error,
+    };
+    frame(&ReadyForQuery::new(status))
 }
 
 /// `NegotiateProtocolVersion`: the version that is spoken from now on (the full number, as Postgres

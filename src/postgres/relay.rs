@@ -4,6 +4,7 @@
 //! rewritten, missing statements are parsed in the same flight, and the answers to what tidegate added are swallowed.
 //! No IO: bytes in, bytes out.
 mod ledger;
+mod loss;
 mod replies;
 mod requests;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod waiting;
 use std::sync::Arc;
 
 use super::exchange::{Exchange, Owed, Verdict};
+use super::message::{self, ErrorFields};
 use super::settings::{Applied, Settings};
 use super::sql::Lexer;
 use super::statements::ServerStatements;
@@ -20,9 +22,15 @@ use super::truth::{self, Truth};
 use super::wire::{self, Head, Header};
 
 pub use ledger::{Asked, Ledger};
+pub use loss::{Aftermath, Late, Loss, Pace, Transaction, lose};
 pub use replies::{Given, replies};
 pub use requests::{Goodbye, Output, Surroundings, Taken, requests};
-pub use waiting::{Stance, Waiting, Work, waiting};
+pub use waiting::{Stance, Waiting, Work, is_rollback, waiting};
+
+/// Fails, and leaves a failed transaction: PostgreSQL documentation, "Message Flow", multiple statements in a simple
+/// query. The server's log shows the name.
+const FAILING: &str =
+    "BEGIN; ROLLBACK TO SAVEPOINT \"the connection of this transaction was lost\"";
 
 /// One server connection, as the protocol sees it.
 #[derive(Debug)]
@@ -46,7 +54,9 @@ pub struct Line {
     lexer: Option<Box<Lexer>>,
     /// Names clients used that may exist on the server and must not when the next session comes.
     strays: Vec<Box<[u8]>>,
-    farewell: Farewell,
+    /// Why the server ends the connection, once it has said so.
+    farewell: Option<Box<ErrorFields>>,
+    pace: Pace,
     /// What the server is saying of the session.
     answer: truth::Answer,
     news: Option<News>,
@@ -86,7 +96,10 @@ enum Names {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Retry {
     No,
-    /// It is one transaction of which the client has seen nothing yet.
+    /// It is one transaction of which the client has seen nothing yet; only a server that goes before it ran any of it
+    /// makes it go again.
+    IfUnrun,
+    /// And a plan of ours that turns out to be void does, too.
     Possible,
     /// It failed for no fault of the client's: its end is awaited, then it goes again.
     Due,
@@ -128,17 +141,6 @@ enum Resettle {
     AtSync,
     /// At the next frame boundary.
     Now,
-}
-
-/// Whether the server has said why it ends the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Farewell {
-    /// Not yet.
-    Unsaid,
-    /// With an error of severity FATAL or PANIC, which the client has.
-    Said,
-    /// The same when nobody was owed anything: it was for an idle connection, and no client hears it.
-    Kept,
 }
 
 /// Whether a connection still has the settings that were applied to it.
@@ -213,7 +215,8 @@ impl Line {
             server_row: Row::Other,
             lexer: None,
             strays: Vec::new(),
-            farewell: Farewell::Unsaid,
+            farewell: None,
+            pace: Pace::InTurn,
             answer: truth::Answer::default(),
             news: None,
             resettle: Resettle::No,
@@ -284,8 +287,7 @@ impl Line {
     /// Whether it may go to another session: nothing owed, no transaction, both sides at a frame boundary.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        let open = self.gate() == Gate::Open && self.farewell != Farewell::Said;
-        self.exchange.is_over() && self.at_boundary() && open
+        self.exchange.is_over() && self.at_boundary() && self.gate() == Gate::Open
     }
 
     /// Whether both sides are at a frame boundary.
@@ -306,10 +308,16 @@ impl Line {
         self.server_rest == 0
     }
 
-    /// Whether the server has said why it ends the connection.
+    /// Why the server ends the connection, if it has said so: an error of severity FATAL or PANIC, kept from the client.
     #[must_use]
-    pub fn farewell(&self) -> Farewell {
-        self.farewell
+    pub fn farewell(&self) -> Option<&ErrorFields> {
+        self.farewell.as_deref()
+    }
+
+    /// How the session has sent its requests since it took the connection.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        self.pace
     }
 
     /// Whether the client's bytes may pass.
@@ -331,6 +339,7 @@ impl Line {
         self.retry = Retry::No;
         self.names = Names::Certain;
         self.pinning = Pinning::Unasked;
+        self.pace = Pace::InTurn;
         self.unnamed = Unnamed::Foreign;
         self.resettle = Resettle::No;
         self.news = None;
@@ -354,6 +363,14 @@ impl Line {
         if applied == Applied::AwaitReply {
             self.gate = Gate::Shut;
         }
+    }
+
+    /// Behind [`Line::begin`]: brings the server into a failed transaction, as the session's own was when its
+    /// connection was lost.
+    pub fn begin_failed(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&message::query(FAILING));
+        self.exchange.sent_query(Owed::Failing);
+        self.gate = Gate::Shut;
     }
 
     /// Settings were reset: what was applied has to be applied again for the next session.

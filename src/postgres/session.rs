@@ -5,6 +5,7 @@
 //! what cannot leave is parked. It sleeps only when both sides have nothing to give and both wakers are kept.
 
 mod linked;
+mod lost;
 mod unlinked;
 
 use std::future::Future;
@@ -18,8 +19,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::backend::{Outbox, PgConnect, PgPool};
 use super::cancel::CancelHandle;
 use super::clean::{Departure, Leavings, clean};
-use super::message::{ErrorFields, error_frame};
-use super::relay::{Farewell, Ledger, Stance};
+use super::exchange::Status;
+use super::message::{ErrorFields, Severity, error_frame};
+use super::relay::{Ledger, Pace, Stance, Transaction};
 use super::settings::Settings;
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
@@ -67,6 +69,7 @@ struct Session {
     drain: DrainGuard,
     /// Bytes still to come of a frame that is dropped.
     dropping: u32,
+    pace: Pace,
 }
 
 /// Where a session stands between two transactions.
@@ -103,6 +106,12 @@ struct Rare {
     stall: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Runs while the client says nothing more inside a message that the server has begun to read.
     silence: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Runs while the server owes us what the session has left.
+    question: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// That a connection was lost, for a client that was owed nothing then.
+    late: Option<ErrorFields>,
+    /// What the loss has made of the client's transaction.
+    transaction: Transaction,
     /// Leave to pin a connection, until that is given back.
     permit: Option<PinPermit>,
     /// Brings it to a session that holds a connection meanwhile.
@@ -128,9 +137,30 @@ impl Default for Rare {
             cancelling: None,
             stall: None,
             silence: None,
+            question: None,
+            late: None,
+            transaction: Transaction::None,
             permit: None,
             admission: None,
             admission_ends: None,
+        }
+    }
+}
+
+impl Rare {
+    /// Whether a session without a connection has to keep it.
+    fn is_needed(&self) -> bool {
+        self.stance != Stance::Open
+            || self.admission_ends.is_some()
+            || self.late.is_some()
+            || self.transaction != Transaction::None
+    }
+
+    /// What a client without a connection is in.
+    fn status(&self) -> Status {
+        match self.transaction {
+            Transaction::None => Status::Idle,
+            Transaction::Failed => Status::Failed,
         }
     }
 }
@@ -165,6 +195,8 @@ enum Lost {
     Desync(String),
     /// It refused the session's settings.
     SettingsRefused,
+    /// It did not tell in time what the session has left.
+    Silent,
 }
 
 impl Running {
@@ -185,6 +217,7 @@ impl Running {
             cancel,
             drain,
             dropping: 0,
+            pace: Pace::InTurn,
         }))
     }
 }
@@ -315,7 +348,7 @@ impl Session {
         let leavings = if left.is_empty() { Leavings::None } else { Leavings::State };
         let cancelling = self.rare.as_mut().and_then(|rare| rare.cancelling.take());
         let unsent = lease.to_server.is_empty() && lease.to_client.is_empty();
-        if lease.line.farewell() != Farewell::Unsaid {
+        if lease.line.farewell().is_some() {
             lease.close("server");
             return;
         }
@@ -348,7 +381,9 @@ impl End {
     fn words(&self, lease: Option<&Lease<PgConnect>>) -> Vec<u8> {
         match (self, lease) {
             (Self::Dismissed(fields), _) => error_frame(fields),
-            (Self::ServerLost(lost), Some(lease)) => lost.words(lease),
+            (Self::ServerLost(lost), Some(lease)) => {
+                error_frame(&lost.fields(lease, Severity::Fatal))
+            }
             _ => Vec::new(),
         }
     }
@@ -357,38 +392,6 @@ impl End {
 /// The words Postgres has for it.
 fn shutting_down() -> ErrorFields {
     ErrorFields::fatal("57P01", "terminating connection due to administrator command")
-}
-
-impl Lost {
-    /// The reason, as metrics name it.
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Closed => "server_closed",
-            Self::Desync(_) => "desync",
-            Self::SettingsRefused => "settings_refused",
-        }
-    }
-
-    /// What the client is told, unless the server has told it already.
-    fn words(&self, lease: &Lease<PgConnect>) -> Vec<u8> {
-        let text = match self {
-            Self::Closed if lease.line.farewell() == Farewell::Said => {
-                return Vec::new();
-            }
-            Self::Closed => {
-                "the database server closed the connection while this request was under way; it may or may not have \
-                 been carried out"
-            }
-            Self::Desync(_) => "the database server broke the protocol; the connection was closed",
-            Self::SettingsRefused => {
-                "the database server refused settings of this session that it accepted before"
-            }
-        };
-        if let Self::Desync(what) = self {
-            tracing::error!(pool = lease.pool().settings().name, what, "server connection closed");
-        }
-        error_frame(&ErrorFields::fatal("08006", text))
-    }
 }
 
 /// Delivers the last words, in a task of its own if the socket does not take them at once.

@@ -9,10 +9,11 @@ use proptest::prelude::*;
 use super::super::message::{
     authentication_ok, authentication_sasl, authentication_sasl_continue,
     authentication_sasl_final, backend_key_data, error_frame, notice_frame, parameter_status,
-    parse_sasl_initial, ready_idle,
+    parse_sasl_initial, ready,
 };
 use super::super::scram::{Exchange, Verifier};
 use super::*;
+use crate::postgres::exchange::Status;
 
 fn frame(message: &Authentication) -> Vec<u8> {
     let mut bytes = BytesMut::new();
@@ -27,7 +28,7 @@ fn tail() -> Vec<u8> {
         notice_frame(&ErrorFields::new(super::super::message::Severity::Notice, "00000", "hi")),
         parameter_status("TimeZone", "UTC"),
         backend_key_data(&BackendKey { pid: 9, secret: vec![1, 2, 3, 4] }),
-        ready_idle(),
+        ready(Status::Idle),
     ]
     .concat()
 }

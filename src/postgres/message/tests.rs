@@ -5,6 +5,7 @@ use postgres_protocol::message::frontend;
 use proptest::prelude::*;
 
 use super::*;
+use crate::postgres::exchange::Status;
 
 fn only_frame(bytes: &[u8]) -> Frame<'_> {
     let frame = next_frame(bytes, usize::MAX).unwrap().unwrap();
@@ -37,7 +38,9 @@ fn a_translated_severity_does_not_mislead() {
 #[test]
 fn server_frames_agree_with_the_oracle() {
     assert!(matches!(oracle(&authentication_ok()), Oracle::AuthenticationOk));
-    assert!(matches!(oracle(&ready_idle()), Oracle::ReadyForQuery(body) if body.status() == b'I'));
+    assert!(
+        matches!(oracle(&ready(Status::Idle)), Oracle::ReadyForQuery(body) if body.status() == b'I')
+    );
     let key = BackendKey { pid: 7, secret: vec![0, 0, 1, 2] };
     let Oracle::BackendKeyData(read) = oracle(&backend_key_data(&key)) else { panic!() };
     assert_eq!((read.process_id(), read.secret_key()), (7, 0x102));

@@ -13,6 +13,8 @@ pub struct Ledger {
     pub(super) statements: SessionStatements,
     /// What may have been left behind since the server was asked last.
     suspects: Suspects,
+    /// Whether a transaction that suspects come from has been committed.
+    suspects_stay: Stay,
     /// What the server said was left behind, and what it can't be asked about.
     pins: Suspects,
     /// What the server is being asked about.
@@ -23,6 +25,25 @@ pub struct Ledger {
     custom: Vec<String>,
     /// Names that a DISCARD ALL or DEALLOCATE ALL under way will take, with their statements.
     pub(super) discarding: Option<Vec<(Box<[u8]>, u64)>>,
+}
+
+/// Whether what may have been left behind stays if the connection is lost now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stay {
+    /// It goes with the transaction that left it.
+    #[default]
+    No,
+    /// The client has heard that it was committed.
+    Committed,
+}
+
+/// Whether a session can go on without the connection it had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keepsake {
+    /// All that the session had on it went with its last transaction.
+    None,
+    /// Something was on it that the client may count on.
+    Lost,
 }
 
 impl Ledger {
@@ -51,6 +72,30 @@ impl Ledger {
     #[must_use]
     pub fn is_free(&self) -> bool {
         self.leavings().is_empty()
+    }
+
+    /// Whether the server's command tags tell something of this session.
+    #[must_use]
+    pub(super) fn minds_tags(&self) -> bool {
+        self.discarding.is_some() || !self.suspects.is_empty()
+    }
+
+    /// The client hears that a transaction has been committed.
+    pub(super) fn committed(&mut self) {
+        if !self.suspects.is_empty() {
+            self.suspects_stay = Stay::Committed;
+        }
+    }
+
+    /// The connection is lost, and with it everything on it.
+    pub(super) fn lost(&mut self) -> Keepsake {
+        if !self.pins.is_empty() || !self.asking.is_empty() || self.suspects_stay != Stay::No {
+            return Keepsake::Lost;
+        }
+        self.suspects = Suspects::NONE;
+        self.stuck = Suspects::NONE;
+        self.discarding = None;
+        Keepsake::None
     }
 
     /// Whether the server has to be asked.
@@ -122,6 +167,7 @@ impl Ledger {
         let unaskable = truth::unaskable(self.suspects);
         self.pins.insert(unaskable);
         self.asking = std::mem::take(&mut self.suspects).without(unaskable);
+        self.suspects_stay = Stay::No;
         if self.asking.is_empty() {
             return Asked::No;
         }
@@ -140,6 +186,7 @@ impl Ledger {
     pub(super) fn discarded(&mut self) {
         self.stuck.insert(truth::uncleanable(self.leavings()));
         self.suspects = Suspects::NONE;
+        self.suspects_stay = Stay::No;
         self.pins = Suspects::NONE;
         self.custom.clear();
     }
@@ -184,6 +231,24 @@ mod tests {
         assert_eq!(ledger.put_question(&mut out), Asked::Yes);
         ledger.told(Some(Suspects::NONE));
         assert!(ledger.is_free());
+    }
+
+    #[test]
+    fn a_lost_connection_takes_what_was_not_committed() {
+        let mut ledger = Ledger::default();
+        ledger.suspect(&finds(Suspects::TEMPORARY));
+        assert_eq!(ledger.lost(), Keepsake::None);
+        assert!(ledger.is_free());
+        ledger.suspect(&finds(Suspects::SETTING));
+        ledger.committed();
+        assert_eq!(ledger.lost(), Keepsake::Lost);
+        ledger.put_question(&mut Vec::new());
+        assert_eq!(ledger.lost(), Keepsake::Lost, "the answer is awaited");
+        ledger.told(Some(Suspects::NONE));
+        assert_eq!(ledger.lost(), Keepsake::None);
+        ledger.suspect(&finds(Suspects::LOAD));
+        ledger.put_question(&mut Vec::new());
+        assert_eq!(ledger.lost(), Keepsake::Lost);
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! Server to client: answers to what tidegate added are swallowed, the rest passes as it is.
 
 use super::super::exchange::{Desync, Outcome, Owed, Status, Verdict};
+use super::super::message::ErrorFields;
 use super::super::sql::Suspects;
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
-use super::{Farewell, Gate, Ledger, Line, News, Plans, Retry, Row, Unnamed};
+use super::{Gate, Ledger, Line, News, Plans, Retry, Row, Unnamed};
+
+/// Longest error that is awaited whole, in bytes.
+const GATHERED_ERROR_BYTES: u32 = 8 * 1024;
 
 /// What [`replies`] did with the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +57,20 @@ pub fn replies(
             line.answer.row(header.body);
         }
         let body = &buffer[read + HEADER_BYTES..body_end];
+        if header.tag == b'E' && is_last(body) {
+            // Nothing follows it. What the client is told depends on what becomes of its session.
+            line.farewell = Some(Box::new(ErrorFields::parse(body)));
+            return Ok(Given { relay: write, rest: buffer.len() });
+        }
         let verdict = reply(line, ledger, header, body)?;
         if let Verdict::RelayAs(tag) = verdict {
             buffer[read] = tag;
         }
         if verdict != Verdict::Swallow {
             write = keep(buffer, read, write, HEADER_BYTES);
-            if line.retry == Retry::Possible && !matches!(header.tag, b'N' | b'S' | b'A') {
+            if matches!(line.retry, Retry::Possible | Retry::IfUnrun)
+                && !matches!(header.tag, b'N' | b'S' | b'A')
+            {
                 line.retry = Retry::No;
             }
         }
@@ -81,7 +92,8 @@ fn keep(buffer: &mut [u8], read: usize, write: usize, length: usize) -> usize {
 fn is_understood(header: Header, ledger: Option<&Ledger>) -> bool {
     match header.tag {
         b'Z' => true,
-        b'C' => ledger.is_some_and(|ledger| ledger.discarding.is_some()) && header.body < 64,
+        b'C' => ledger.is_some_and(Ledger::minds_tags) && header.body < 64,
+        b'E' => header.body <= GATHERED_ERROR_BYTES,
         _ => false,
     }
 }
@@ -93,7 +105,6 @@ fn reply(
     body: &[u8],
 ) -> Result<Verdict, Desync> {
     let status = if header.tag == b'Z' && header.body == 1 { body.first() } else { None };
-    let idle = line.exchange.is_over() && ledger.as_ref().is_none_or(|ledger| ledger.is_free());
     let of_truth = line.exchange.hears_truth();
     let (mut verdict, outcome) = line.exchange.replied(header.tag, status.copied().unwrap_or(0))?;
     match outcome {
@@ -110,15 +121,6 @@ fn reply(
     match header.tag {
         b'E' | b'G' => {
             undo(line, ledger);
-            // The severity that is never translated; the fields' order is the server's own.
-            let fatal = [&b"\0VFATAL\0"[..], b"\0VPANIC\0"];
-            if fatal.iter().any(|mark| memchr::memmem::find(body, mark).is_some()) {
-                (line.farewell, verdict) = if idle {
-                    (Farewell::Kept, Verdict::Swallow)
-                } else {
-                    (Farewell::Said, verdict)
-                };
-            }
             // A statement is gone that our map still has, or its plan is void: parse all anew.
             let gone = [&b"\0C26000\0"[..], b"\0C0A000\0"];
             if gone.iter().any(|code| memchr::memmem::find(body, code).is_some()) {
@@ -131,18 +133,27 @@ fn reply(
             }
         }
         b'Z' if of_truth => told(line, ledger),
-        b'Z' if verdict == Verdict::Swallow && line.gate == Gate::Shut => line.gate = Gate::Open,
+        b'Z' if line.gate == Gate::Shut && line.exchange.owed() == 0 => line.gate = Gate::Open,
         b'Z' if verdict == Verdict::Relay && line.exchange.status() == Status::Idle => {
             line.tally.transactions += 1;
+            if let Some(ledger) = ledger {
+                ledger.committed();
+            }
         }
-        b'C' => discard_done(line, ledger, body),
+        b'C' => command_done(line, ledger, body),
         _ => {}
     }
     Ok(verdict)
 }
 
+/// Whether an error is the last that is heard of the server: its severity as it is never translated.
+fn is_last(body: &[u8]) -> bool {
+    let marks = [&b"\0VFATAL\0"[..], b"\0VPANIC\0"];
+    marks.iter().any(|mark| memchr::memmem::find(body, mark).is_some())
+}
+
 /// Takes back what requests did to the maps that an error took with it.
-fn undo(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
+pub(super) fn undo(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
     let mut lost = line.exchange.take_lost();
     let Some(ledger) = ledger.as_deref_mut() else { return };
     let statements = &mut ledger.statements;
@@ -169,9 +180,12 @@ fn undo(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
     }
 }
 
-/// DISCARD ALL or DEALLOCATE ALL has worked, if that is what the command tag says.
-fn discard_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
+/// What a command tag says of the session: DISCARD ALL or DEALLOCATE ALL has worked, a transaction is committed.
+fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
     let Some(ledger) = ledger.as_deref_mut() else { return };
+    if matches!(tag, b"COMMIT\0" | b"PREPARE TRANSACTION\0") {
+        ledger.committed();
+    }
     if ledger.discarding.is_none() {
         return;
     }

@@ -7,7 +7,9 @@ use super::super::settings::{self, Applied, Settings};
 use super::super::sql::{self, Findings, Lexer, SettingName, Suspects};
 use super::super::statements::{Full, Registry, ServerName, Statement};
 use super::super::wire::{self, HEADER_BYTES, Header};
-use super::{Ledger, Line, Names, Pinning, Resettle, Retry, Unnamed, Violation, client_header};
+use super::{
+    Ledger, Line, Names, Pace, Pinning, Resettle, Retry, Unnamed, Violation, client_header,
+};
 
 /// Longest Query that is gathered before it is read; a longer one is read as it passes.
 const GATHERED_QUERY_BYTES: usize = 64 * 1024;
@@ -113,11 +115,13 @@ struct Pass<'a> {
 /// What the input holds, as far as it matters for sending it again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flight {
-    /// Nothing that could need it.
+    /// Frames of the extended protocol, or none.
     Plain,
-    /// A statement that may have been parsed before its tables changed.
+    /// Among them a statement that may have been parsed before its tables changed.
     Named,
-    /// The same with the Sync behind it, and nothing more.
+    /// As [`Flight::Plain`] with the Sync behind it, and nothing more.
+    Synced,
+    /// As [`Flight::Named`] with the Sync behind it, and nothing more.
     NamedAndSynced,
     /// What can't be sent again.
     Other,
@@ -156,16 +160,21 @@ impl Pass<'_> {
         self.line.retry = Retry::No;
         let whole = self.at == self.input.len() && self.line.client_rest == 0;
         let short = self.input.len() <= RETRY_BYTES;
-        if fresh && whole && short && !spent && self.flight == Flight::NamedAndSynced {
+        if fresh && whole && short && !spent {
+            self.line.retry = match self.flight {
+                Flight::NamedAndSynced => Retry::Possible,
+                Flight::Synced => Retry::IfUnrun,
+                Flight::Plain | Flight::Named | Flight::Other => return,
+            };
             self.line.flight.clear();
             self.line.flight.extend_from_slice(self.input);
-            self.line.retry = Retry::Possible;
         }
     }
 
     fn fly(&mut self, tag: u8) {
         self.flight = match (self.flight, tag) {
             (Flight::Plain | Flight::Named, b'P' | b'B' | b'D' | b'E' | b'C' | b'H') => self.flight,
+            (Flight::Plain, b'S') => Flight::Synced,
             (Flight::Named, b'S') => Flight::NamedAndSynced,
             _ => Flight::Other,
         };
@@ -196,6 +205,12 @@ impl Pass<'_> {
             return Ok(Step::Wait(HEADER_BYTES));
         }
         self.fly(header.tag);
+        if self.line.pace == Pace::InTurn
+            && matches!(header.tag, b'Q' | b'F' | b'P' | b'B' | b'D' | b'E' | b'C')
+            && self.line.exchange.is_behind()
+        {
+            self.line.pace = Pace::Ahead;
+        }
         match header.tag {
             b'X' => return Ok(Step::Goodbye),
             b'S' => {

@@ -84,3 +84,53 @@ pub fn waiting(
         *rest = header.body;
     }
 }
+
+/// Whether a client's bytes begin with a request that does nothing but end a transaction without a trace of it.
+#[must_use]
+pub fn is_rollback(input: &[u8]) -> bool {
+    let Ok(Some(header)) = client_header(input) else { return false };
+    let Some(body) = input.get(HEADER_BYTES..header.frame()) else { return false };
+    let text = match header.tag {
+        b'Q' => wire::cstr(body),
+        b'P' => wire::cstr(body).and_then(|(_, rest)| wire::cstr(rest)),
+        _ => None,
+    };
+    let Some(text) = text.and_then(|(text, _)| std::str::from_utf8(text).ok()) else {
+        return false;
+    };
+    let text = text.trim().trim_end_matches(';').trim_end().to_ascii_lowercase();
+    let words: Vec<&str> = text.split_ascii_whitespace().take(3).collect();
+    matches!(words[..], ["rollback" | "abort"] | ["rollback" | "abort", "work" | "transaction"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollback_is_known() {
+        let says = |tag: u8, body: &[u8]| {
+            let mut frame = Vec::new();
+            wire::put_frame(&mut frame, tag, &[body]);
+            is_rollback(&frame)
+        };
+        for text in ["ROLLBACK", " rollback ;", "Abort", "ROLLBACK\nTRANSACTION", "abort work;"] {
+            assert!(says(b'Q', format!("{text}\0").as_bytes()), "{text}");
+            assert!(says(b'P', format!("s1\0{text}\0\0\0").as_bytes()), "{text}");
+        }
+        let others = [
+            "",
+            "commit",
+            "rollback to savepoint a",
+            "rollback prepared 'a'",
+            "rollback and chain",
+            "rollback; select 1",
+            "select 1",
+        ];
+        for text in others {
+            assert!(!says(b'Q', format!("{text}\0").as_bytes()), "{text}");
+        }
+        assert!(!says(b'S', b""));
+        assert!(!is_rollback(b"Q\0\0"));
+    }
+}

@@ -11,9 +11,7 @@ use super::{End, Inbox, Lost, Phase, Presence, Session, Turn};
 use crate::postgres::backend::PgBackend;
 use crate::postgres::connect::send_cancel;
 use crate::postgres::message::Severity;
-use crate::postgres::relay::{
-    self, Asked, Farewell, Gate, Goodbye, News, Output, Surroundings, Taken,
-};
+use crate::postgres::relay::{self, Asked, Gate, Goodbye, News, Output, Pace, Surroundings, Taken};
 use crate::postgres::truth::Truth;
 
 /// Replies owed beyond which no more is read from the client.
@@ -38,6 +36,7 @@ impl Session {
             Ok(moved) => moved,
             // Whoever has said goodbye may close before the last answer.
             Err(End::Vanished) if self.is_leaving() => return Turn::End(End::Goodbye),
+            Err(End::ServerLost(lost)) => return self.lose(lost, cx, buffer),
             Err(end) => return Turn::End(end),
         };
         if self.is_leaving() {
@@ -59,6 +58,7 @@ impl Session {
         let replies = self.server_to_client(cx, buffer)?;
         if replies == Moved::Yes {
             self.hear_out(cx)?;
+            self.hear_farewell()?;
         }
         if replies == Moved::Yes && self.is_over() {
             // The client's next request is another transaction: it begins with a checkout of its own.
@@ -218,7 +218,7 @@ impl Session {
         Ok(())
     }
 
-    fn is_leaving(&self) -> bool {
+    pub(super) fn is_leaving(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| rare.presence == Presence::Leaving)
     }
 
@@ -246,6 +246,16 @@ impl Session {
         Ok(())
     }
 
+    /// A server that has said why it goes says nothing more. One that went while nothing was under way harms nobody: the
+    /// connection is closed when it is given back.
+    fn hear_farewell(&self) -> Result<(), End> {
+        let Phase::Linked(lease) = &self.phase else { return Ok(()) };
+        if lease.line.farewell().is_some() && !self.is_over() {
+            return Err(End::ServerLost(Lost::Closed));
+        }
+        Ok(())
+    }
+
     /// Sends a flight again that failed because a plan of ours was void.
     fn try_again(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let Phase::Linked(lease) = &mut self.phase else { return Ok(()) };
@@ -262,11 +272,14 @@ impl Session {
     fn ask_truth(&mut self, cx: &mut Context<'_>) {
         let Phase::Linked(lease) = &mut self.phase else { return };
         let backend: &mut PgBackend = lease;
-        if !backend.to_client.is_empty() || backend.line.farewell() != Farewell::Unsaid {
+        if !backend.to_client.is_empty() || backend.line.farewell().is_some() {
             return;
         }
         if backend.line.ask_truth(&mut self.ledger, backend.to_server.bytes()) == Asked::Yes {
             flush(backend, cx);
+            let limit = self.pool.connector().limits().cleanup_timeout;
+            let clock = Box::pin(tokio::time::sleep(limit));
+            self.rare.get_or_insert_default().question = Some(clock);
         }
         // What can't be asked about is a pin without an answer.
         self.count_pins();
@@ -276,6 +289,9 @@ impl Session {
     fn learn(&mut self) {
         let Phase::Linked(lease) = &mut self.phase else { return };
         let Some(news) = lease.line.take_news() else { return };
+        if let Some(rare) = &mut self.rare {
+            rare.question = None;
+        }
         let startup = self.settings.at_startup();
         let settings = match news {
             News::Told(Truth { settings: Some(asked), .. }) => {
@@ -301,13 +317,18 @@ impl Session {
         }
     }
 
-    /// A cancel request under way, and the clock of a client that doesn't read.
+    /// A cancel request under way, and the clock of a server that doesn't answer us.
     fn poll_rare(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let Some(rare) = &mut self.rare else { return Ok(()) };
         if let Some(cancelling) = &mut rare.cancelling
             && cancelling.as_mut().poll(cx).is_ready()
         {
             rare.cancelling = None;
+        }
+        if let Some(question) = &mut rare.question
+            && question.as_mut().poll(cx).is_ready()
+        {
+            return Err(End::ServerLost(Lost::Silent));
         }
         Ok(())
     }
@@ -427,11 +448,14 @@ impl Session {
     fn release(&mut self) {
         if let Phase::Linked(mut lease) = self.enter(Phase::Idle) {
             lease.unpin();
+            if lease.line.pace() == Pace::Ahead {
+                self.pace = Pace::Ahead;
+            }
             let stuck = self.ledger.as_mut().map(|ledger| ledger.take_stuck()).unwrap_or_default();
             match lease.line.farewell() {
-                Farewell::Unsaid if !stuck.is_empty() => lease.close("not_cleanable"),
-                Farewell::Unsaid => lease.give_back(),
-                Farewell::Said | Farewell::Kept => lease.close("server"),
+                Some(_) => lease.close("server"),
+                None if !stuck.is_empty() => lease.close("not_cleanable"),
+                None => lease.give_back(),
             }
         }
         if let Some(rare) = &mut self.rare {

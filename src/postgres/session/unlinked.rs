@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 use super::{End, Inbox, Phase, Rare, Session, Turn};
 use crate::pool::{Checkout, CheckoutError, CheckoutErrorKind, Lease};
 use crate::postgres::backend::{PgConnect, checkout_error};
-use crate::postgres::message::{ErrorFields, Severity, error_frame, ready_idle};
-use crate::postgres::relay::{self, Stance, Violation, Waiting, Work};
+use crate::postgres::message::{self, ErrorFields, Severity, error_frame};
+use crate::postgres::relay::{self, Stance, Transaction, Violation, Waiting, Work};
 
 /// Longest frame that is gathered before a server connection is asked for, in bytes.
 const GATHERED_BYTES: usize = 64 * 1024;
@@ -16,11 +16,7 @@ impl Session {
     pub(super) fn idle(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         if let Some(rare) = &mut self.rare {
             match rare.words.poll_send(&mut self.client, cx) {
-                Poll::Ready(Ok(()))
-                    if rare.stance == Stance::Open && rare.admission_ends.is_none() =>
-                {
-                    self.rare = None;
-                }
+                Poll::Ready(Ok(())) if !rare.is_needed() => self.rare = None,
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Turn::End(End::Vanished),
                 // A client that reads nothing gets nothing more done.
@@ -64,9 +60,11 @@ impl Session {
             Work::RefusalEnds => {
                 let rare = self.rare.get_or_insert_default();
                 rare.stance = Stance::Open;
-                rare.words.bytes().extend_from_slice(&ready_idle());
+                let ready = message::ready(rare.status());
+                rare.words.bytes().extend_from_slice(&ready);
                 self.park(bytes, 0);
             }
+            Work::Ready if self.hears_late(bytes) => self.park(bytes, 0),
             Work::Ready => {
                 match self.pool.checkout() {
                     Checkout::Ready(lease) => return self.link_with(lease, bytes),
@@ -160,6 +158,11 @@ impl Session {
         {
             rare.admission_ends = None;
             backend.line.allow_pin();
+        }
+        if let Some(rare) = &mut self.rare
+            && std::mem::take(&mut rare.transaction) == Transaction::Failed
+        {
+            backend.line.begin_failed(backend.to_server.bytes());
         }
         self.enter(Phase::Linked(lease));
         Turn::Again
