@@ -89,6 +89,10 @@ pub struct Flags {
     /// password, or trust (loopback only) [env: TIDEGATE_POSTGRES_AUTH] [default: password]
     #[arg(long, global = true, value_name = "WORD")]
     postgres_auth: Option<String>,
+    /// transaction, session or statement; USER@DATABASE=MODE for some, * for any [env: TIDEGATE_POSTGRES_POOL_MODE]
+    /// [default: transaction]
+    #[arg(long, global = true, value_name = "MODES")]
+    postgres_pool_mode: Option<String>,
     /// Names of the variables that hold Redis URLs [env: TIDEGATE_REDIS_URLS] [default: REDIS_URL]
     #[arg(long, global = true, value_name = "NAMES")]
     redis_urls: Option<String>,
@@ -129,6 +133,7 @@ impl Flags {
             ("postgres.wait_ms", &self.postgres_wait_ms),
             ("postgres.any", &self.postgres_any),
             ("postgres.auth", &self.postgres_auth),
+            ("postgres.pool_mode", &self.postgres_pool_mode),
             ("redis.urls", &self.redis_urls),
             ("redis.listen", &self.redis_listen),
             ("redis.pool_size", &self.redis_pool_size),

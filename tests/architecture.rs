@@ -16,6 +16,7 @@ const FLOORS: &[(i32, &[&str])] = &[
         &[
             "postgres::session",
             "postgres::greet",
+            "postgres::replication",
             "postgres::service",
             "postgres::mod",
             "redis::session",

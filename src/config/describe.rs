@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Auth, Loaded, Protocol, RedisTls, SslMode};
+use super::{Auth, Loaded, PoolMode, Protocol, RedisTls, SslMode};
 
 /// Describes everything that was loaded, for a person.
 #[must_use]
@@ -51,14 +51,15 @@ fn write_postgres(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
         for upstream in &listener.upstreams {
             writeln!(
                 text,
-                "          {} -> {} {}:{}, user {}, database {}, sslmode {}",
+                "          {} -> {} {}:{}, user {}, database {}, sslmode {}{}",
                 listener.listen,
                 upstream.name,
                 upstream.host,
                 upstream.port,
                 upstream.user,
                 upstream.database,
-                sslmode_word(upstream.sslmode)
+                sslmode_word(upstream.sslmode),
+                mode_words(postgres.pool_modes.of(&upstream.user, &upstream.database))
             )?;
         }
     }
@@ -120,6 +121,14 @@ fn mask_user_info(url: &str) -> String {
     {
         Some((scheme, (user, _))) => format!("{scheme}://{user}:***@{after}"),
         None => url.to_owned(),
+    }
+}
+
+fn mode_words(mode: PoolMode) -> &'static str {
+    match mode {
+        PoolMode::Transaction => "",
+        PoolMode::Session => ", a connection for each session",
+        PoolMode::Statement => ", a connection for each statement",
     }
 }
 

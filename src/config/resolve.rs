@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use super::postgres_url::PostgresUrl;
 use super::redis_url::RedisUrl;
+use super::suggest;
 use super::written::{Entry, Environment, Written};
 use super::{
-    AdminSettings, Auth, ConfigError, LogFormat, LogLevel, LogSettings, PooledUrl, PooledVariable,
-    PostgresLimits, PostgresListener, PostgresSettings, RedisLimits, RedisListener, RedisSettings,
-    RedisTls, Settings,
+    AdminSettings, Auth, ConfigError, LogFormat, LogLevel, LogSettings, PoolMode, PoolModeRule,
+    PoolModes, PooledUrl, PooledVariable, PostgresLimits, PostgresListener, PostgresSettings,
+    RedisLimits, RedisListener, RedisSettings, RedisTls, Settings,
 };
 
 const POSTGRES_LISTEN: SocketAddr =
@@ -132,6 +133,7 @@ fn postgres(
         )?,
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
+        pool_modes: pool_modes(written, "postgres.pool_mode")?,
         limits: postgres_limits(written)?,
     };
     let any_entry = written.entry("postgres.any");
@@ -330,6 +332,38 @@ fn redis_limits(written: &Written) -> Result<RedisLimits, ConfigError> {
         )?,
         slow_reader: written.millis("redis.slow_reader_ms", default.slow_reader, 1..=HOUR_MS)?,
     })
+}
+
+/// `MODE` for everybody, `USER@DATABASE=MODE` for some; `*` is any.
+fn pool_modes(written: &Written, path: &str) -> Result<PoolModes, ConfigError> {
+    const MODES: [(&str, PoolMode); 3] = [
+        ("transaction", PoolMode::Transaction),
+        ("session", PoolMode::Session),
+        ("statement", PoolMode::Statement),
+    ];
+    let mut modes = PoolModes::default();
+    let Some(entry) = written.entry(path) else { return Ok(modes) };
+    for word in entry.text.split_ascii_whitespace() {
+        let (who, mode) =
+            word.rsplit_once('=').map_or((None, word), |(who, mode)| (Some(who), mode));
+        let known = MODES.iter().find(|(name, _)| *name == mode.to_ascii_lowercase());
+        let mode = known.map(|(_, mode)| *mode).ok_or_else(|| {
+            let hint = suggest::hint(mode, MODES.iter().map(|(name, _)| *name));
+            entry.wrong(format!(
+                "must be transaction, session or statement, or USER@DATABASE=MODE with * for any{hint}"
+            ))
+        })?;
+        let Some(who) = who else {
+            modes.default = mode;
+            continue;
+        };
+        let (user, database) = who.rsplit_once('@').ok_or_else(|| {
+            entry.wrong(format!("\"{who}\" must be USER@DATABASE, with * for any: {who}@*"))
+        })?;
+        let pattern = |name: &str| (name != "*").then(|| name.to_owned());
+        modes.rules.push(PoolModeRule { user: pattern(user), database: pattern(database), mode });
+    }
+    Ok(modes)
 }
 
 fn auth(written: &Written, path: &str) -> Result<Auth, ConfigError> {

@@ -89,6 +89,49 @@ pub enum Auth {
     Trust,
 }
 
+/// For how long a client keeps a Postgres connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PoolMode {
+    /// For a transaction, or while something of its session lies on the connection.
+    #[default]
+    Transaction,
+    /// From its first request until it leaves.
+    Session,
+    /// For one statement: transaction blocks are refused.
+    Statement,
+}
+
+/// Which user of which database has which mode.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolModes {
+    /// The first that fits counts.
+    pub rules: Vec<PoolModeRule>,
+    /// When none fits.
+    pub default: PoolMode,
+}
+
+/// One rule of [`PoolModes`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolModeRule {
+    /// Whose; `None`: everybody's.
+    pub user: Option<String>,
+    /// Where; `None`: everywhere.
+    pub database: Option<String>,
+    /// How.
+    pub mode: PoolMode,
+}
+
+impl PoolModes {
+    /// The mode for this user of this database.
+    #[must_use]
+    pub fn of(&self, user: &str, database: &str) -> PoolMode {
+        let fits = |pattern: &Option<String>, name| pattern.as_deref().is_none_or(|p| p == name);
+        let mut rules = self.rules.iter();
+        let rule = rules.find(|rule| fits(&rule.user, user) && fits(&rule.database, database));
+        rule.map_or(self.default, |rule| rule.mode)
+    }
+}
+
 /// The Postgres side.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PostgresSettings {
@@ -112,6 +155,8 @@ pub struct PostgresSettings {
     pub any: bool,
     /// Who may use it.
     pub auth: Auth,
+    /// For how long clients keep a connection.
+    pub pool_modes: PoolModes,
     /// Everything else that has a bound.
     pub limits: PostgresLimits,
 }
@@ -333,6 +378,7 @@ impl Default for PostgresSettings {
             login_timeout: Duration::from_secs(15),
             any: false,
             auth: Auth::Password,
+            pool_modes: PoolModes::default(),
             limits: PostgresLimits::default(),
         }
     }

@@ -14,7 +14,7 @@ use super::relay::Line;
 use super::settings::{self, Settings};
 use super::statements::{Registry, ServerStatements};
 use super::wire::{self, HEADER_BYTES, Head};
-use crate::config::PostgresLimits;
+use crate::config::{PoolMode, PostgresLimits};
 use crate::net::Stream;
 use crate::pool::{
     Backend, Checkout, CheckoutError, CheckoutErrorKind, Connect, ConnectError, Fault, Pool,
@@ -37,6 +37,7 @@ pub type PgPool = Pool<PgConnect>;
 pub struct PgConnect {
     dial: Dial,
     limits: Arc<PostgresLimits>,
+    mode: PoolMode,
     registry: Registry,
     combinations: Mutex<Combinations>,
 }
@@ -172,9 +173,10 @@ impl Outbox {
 impl PgConnect {
     /// For a pool of connections made by `dial`.
     #[must_use]
-    pub fn new(dial: Dial, limits: Arc<PostgresLimits>) -> Self {
+    pub fn new(dial: Dial, limits: Arc<PostgresLimits>, mode: PoolMode) -> Self {
         Self {
             dial,
+            mode,
             registry: Registry::new(limits.statements_total, limits.statements_total_bytes),
             combinations: Mutex::new(Combinations {
                 limit: limits.settings_combinations.max(1),
@@ -192,6 +194,12 @@ impl PgConnect {
     #[must_use]
     pub fn dial(&self) -> &Dial {
         &self.dial
+    }
+
+    /// For how long its clients keep a connection.
+    #[must_use]
+    pub fn mode(&self) -> PoolMode {
+        self.mode
     }
 
     /// The bounds its sessions keep.

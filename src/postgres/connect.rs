@@ -26,6 +26,8 @@ pub struct Dial {
     upstream: Arc<PostgresUpstream>,
     encryption: Encryption,
     timeout: Duration,
+    /// Of the startup packet, beside user and database.
+    parameters: Arc<Vec<(String, String)>>,
 }
 
 /// What `sslmode` comes to.
@@ -58,7 +60,22 @@ impl Dial {
     /// When the root certificates cannot be had.
     pub fn new(upstream: Arc<PostgresUpstream>, timeout: Duration) -> Result<Self, TlsError> {
         let encryption = encryption(&upstream)?;
-        Ok(Self { upstream, encryption, timeout })
+        let options = upstream.options.iter();
+        let parameters: Vec<_> =
+            options.filter(|(name, _)| SERVER_OPTIONS.contains(&name.as_str())).cloned().collect();
+        Ok(Self { upstream, encryption, timeout, parameters: Arc::new(parameters) })
+    }
+
+    /// The same server, entered with these parameters in the startup packet, too.
+    #[must_use]
+    pub fn saying(&self, parameters: Vec<(String, String)>) -> Self {
+        let mut all = parameters;
+        for (name, value) in self.parameters.iter() {
+            if !all.iter().any(|(known, _)| known == name) {
+                all.push((name.clone(), value.clone()));
+            }
+        }
+        Self { parameters: Arc::new(all), ..self.clone() }
     }
 
     /// The same server, entered by somebody else.
@@ -83,8 +100,8 @@ impl Dial {
         let upstream = &self.upstream;
         let mut parameters =
             vec![("user", upstream.user.as_str()), ("database", upstream.database.as_str())];
-        let options = upstream.options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        parameters.extend(options.filter(|(name, _)| SERVER_OPTIONS.contains(name)));
+        let more = self.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        parameters.extend(more);
         startup(&parameters).map_err(|error| failure(Fault::Rejected, "22021", &error))
     }
 }

@@ -20,6 +20,7 @@ use super::message::{
     authentication_sasl_final, backend_key_data, error_frame, next_frame, parameter_status,
     parse_sasl_initial, ready,
 };
+use super::replication::OwnConnection;
 use super::routes::{NoRoute, Proof, Route, Routes};
 use super::scram::{self, Exchange, ScramError, Verifier};
 use super::session::{Running, SessionParts};
@@ -102,12 +103,20 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
     match welcomed {
         Ok(welcome) => {
             reception.metrics.logins.inc();
-            let Welcome { pool, settings, cancel } = welcome;
-            let drain = reception.drain.guard();
+            let Welcome { seat, cancel } = welcome;
             let Talk { client, received } = talk;
             let leftover = received.to_vec();
-            let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
-            tokio::spawn(Running::new(parts));
+            let drain = reception.drain.clone();
+            match seat {
+                Seat::Shared { pool, settings } => {
+                    let drain = drain.guard();
+                    let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
+                    tokio::spawn(Running::new(parts));
+                }
+                Seat::Own(own) => {
+                    tokio::spawn(own.pass(client, leftover, cancel, drain));
+                }
+            }
         }
         Err(End::Quiet(why)) => tracing::debug!(%peer, why, "a greeting ended"),
         Err(End::Told(fields)) => {
@@ -127,9 +136,25 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
 
 /// What a session needs besides its client.
 struct Welcome {
-    pool: Arc<PgPool>,
-    settings: Arc<Settings>,
+    seat: Seat,
     cancel: CancelHandle,
+}
+
+/// How a client is served.
+enum Seat {
+    /// By the pool's connections.
+    Shared { pool: Arc<PgPool>, settings: Arc<Settings> },
+    /// By one of its own: it replicates.
+    Own(Box<OwnConnection>),
+}
+
+impl Seat {
+    fn reported(&self) -> &[(String, String)] {
+        match self {
+            Self::Shared { settings, .. } => &settings.reported,
+            Self::Own(own) => own.reported(),
+        }
+    }
 }
 
 async fn welcome(reception: &Reception, talk: &mut Talk) -> Result<Welcome, End> {
@@ -152,23 +177,44 @@ async fn welcome(reception: &Reception, talk: &mut Talk) -> Result<Welcome, End>
     })?;
     let Route { pool, visit } = find(reception, &startup)?;
     let cancel = cancel.holding(visit);
-    let asked = settings_for(&pool, startup.parameters);
-    let settings = tokio::select! {
+    let seat = tokio::select! {
         // What keeps the pool from its server is logged there, once for all clients.
-        settings = asked => settings.map_err(|fields| End::NoServer(Box::new(fields)))?,
+        seat = seat(reception, pool, startup) => seat.map_err(|fields| End::NoServer(Box::new(fields)))?,
         () = poll_fn(|cx| talk.client.poll_hangup(cx)) => {
             return Err(End::Quiet("the client left before there was a server"));
         }
     };
     let mut bytes = Vec::new();
-    for (name, value) in &settings.reported {
+    for (name, value) in seat.reported() {
         bytes.extend(parameter_status(name, value));
     }
     bytes.extend(backend_key_data(&key));
     bytes.extend(ready(Status::Idle));
     let sent = tokio::time::timeout(reception.login_timeout, talk.send(&bytes));
     sent.await.map_err(|_elapsed| End::Quiet("the client does not read"))??;
-    Ok(Welcome { pool, settings, cancel })
+    Ok(Welcome { seat, cancel })
+}
+
+/// What will serve this client, once a server has accepted what it asks for.
+async fn seat(
+    reception: &Reception,
+    pool: Arc<PgPool>,
+    startup: Startup,
+) -> Result<Seat, ErrorFields> {
+    let Startup { replication, mut parameters, .. } = startup;
+    let Some(replication) = replication else {
+        let settings = settings_for(&pool, parameters).await?;
+        return Ok(Seat::Shared { pool, settings });
+    };
+    parameters.push(("replication".to_owned(), replication));
+    let apart = reception.routes.apart(&pool, parameters);
+    match OwnConnection::open(&apart).await {
+        Ok(own) => Ok(Seat::Own(Box::new(own))),
+        Err(fields) => {
+            apart.close();
+            Err(fields)
+        }
+    }
 }
 
 /// From the first byte to `AuthenticationOk`.

@@ -63,6 +63,8 @@ pub struct Startup {
     pub keys: CancelKeys,
     /// `NegotiateProtocolVersion`, to be sent once and before anything else.
     pub negotiation: Option<Vec<u8>>,
+    /// The value of `replication`, unless it means no.
+    pub replication: Option<String>,
     /// All parameters but user, database and replication, in the client's order.
     pub parameters: Vec<(String, String)>,
 }
@@ -188,10 +190,6 @@ fn startup(version: u32, body: &[u8]) -> Result<Startup, Refusal> {
         .into());
     }
     let asked = Asks::read(body)?;
-    let replication = asked.replication;
-    if let Some(value) = replication.filter(|value| !means_off(value)) {
-        return Err(refuse_replication(&value));
-    }
     let user = asked.user.filter(|user| !user.is_empty()).ok_or_else(|| {
         Refusal::from(fatal("28000", "no PostgreSQL user name specified in startup packet"))
     })?;
@@ -205,6 +203,7 @@ fn startup(version: u32, body: &[u8]) -> Result<Startup, Refusal> {
         keys: if spoken == VERSION_3_2 { CancelKeys::Long } else { CancelKeys::Short },
         negotiation: must_negotiate
             .then(|| negotiate_protocol_version(spoken, &asked.protocol_options)),
+        replication: asked.replication.filter(|value| !means_off(value)),
         parameters: asked.parameters,
     })
 }
@@ -262,12 +261,6 @@ fn means_off(value: &str) -> bool {
     let value = value.to_ascii_lowercase();
     let begins = |word: &str| !value.is_empty() && word.starts_with(&value);
     begins("false") || begins("no") || value == "of" || value == "off" || value == "0"
-}
-
-fn refuse_replication(value: &str) -> Refusal {
-    fatal("0A000", format!("replication connections (replication={value}) cannot be pooled"))
-        .hint("Connect this client directly to the database server.")
-        .into()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod greeting;
 pub mod login;
 pub mod message;
 pub mod relay;
+mod replication;
 pub mod routes;
 pub mod scram;
 pub mod service;

@@ -123,7 +123,8 @@ impl Foundry {
             idle: settings.server_idle,
             jitter_percent: JITTER_PERCENT,
         };
-        let connect = PgConnect::new(dial, Arc::new(settings.limits.clone()));
+        let mode = settings.pool_modes.of(&dial.upstream().user, &dial.upstream().database);
+        let connect = PgConnect::new(dial, Arc::new(settings.limits.clone()), mode);
         Pool::new(connect, pool_settings, budget, metrics)
     }
 
@@ -172,6 +173,15 @@ impl Routes {
     /// The pools of the configuration.
     pub(super) fn fixed(&self) -> impl Iterator<Item = &Arc<PgPool>> {
         self.fixed.iter().map(|fixed| &fixed.pool)
+    }
+
+    /// A pool for one replication connection to where `pool` leads, within the same budget. Call it inside the runtime.
+    pub(super) fn apart(&self, pool: &PgPool, parameters: Vec<(String, String)>) -> Arc<PgPool> {
+        let dial = pool.connector().dial().saying(parameters);
+        let budget = self.foundry.budget(dial.upstream());
+        let apart = self.foundry.pool(pool.settings().name.clone(), dial, budget);
+        self.foundry.spawn_reaper(&apart);
+        apart
     }
 
     /// What this user must prove; `None` if nobody knows its password. The password of the named

@@ -190,8 +190,6 @@ async fn hostile_and_unlucky_greetings() {
     assert_eq!(stream.read_u8().await.unwrap(), b'N');
     assert_eq!(refusal(stream).await, "08P01");
 
-    let replication = startup(&[("user", "app"), ("replication", "database")]).unwrap();
-    assert_eq!(refusal(gate.raw(&replication).await).await, "0A000");
     assert_eq!(refusal(gate.raw(&startup(&[("database", "shop")]).unwrap()).await).await, "28000");
 
     // A password longer than allowed, a frame that is no password, and a wrong mechanism.

@@ -159,8 +159,8 @@ fn launch(programs: &Programs, data: &Path, port: u16) -> Process {
         "max_connections=60",
         "max_prepared_transactions=4",
         "autovacuum=off",
-        "wal_level=minimal",
-        "max_wal_senders=0",
+        "wal_level=replica",
+        "max_wal_senders=4",
         "log_line_prefix=%m %u@%d ",
     ] {
         command.args(["-c", setting]);

@@ -132,14 +132,15 @@ fn newer_versions_and_options_are_negotiated_once() {
 }
 
 #[test]
-fn replication_is_refused_and_its_absence_is_not() {
+fn replication_is_known_and_its_absence_too() {
     for value in ["true", "database", "1", "on", "nonsense"] {
         let bytes = startup_3_0(&[("user", "app"), ("replication", value)]).unwrap();
-        assert_eq!(code(start(&bytes).unwrap_err()), "0A000", "{value}");
+        assert_eq!(start(&bytes).unwrap().replication.as_deref(), Some(value));
     }
     for value in ["false", "0", "off", "no", "F"] {
         let bytes = startup_3_0(&[("user", "app"), ("replication", value)]).unwrap();
-        assert_eq!(start(&bytes).unwrap().parameters, [], "{value}");
+        let startup = start(&bytes).unwrap();
+        assert_eq!((startup.replication, startup.parameters), (None, vec![]), "{value}");
     }
 }
 

@@ -8,9 +8,11 @@ use std::task::{Context, Poll};
 
 use super::unlinked::{count, dismissed};
 use super::{End, Inbox, Lost, Phase, Presence, Session, Turn};
+use crate::config::PoolMode;
 use crate::postgres::backend::PgBackend;
 use crate::postgres::connect::send_cancel;
-use crate::postgres::message::Severity;
+use crate::postgres::exchange::Status;
+use crate::postgres::message::{ErrorFields, Severity};
 use crate::postgres::relay::{self, Asked, Gate, Goodbye, News, Output, Pace, Surroundings, Taken};
 use crate::postgres::truth::Truth;
 
@@ -59,6 +61,7 @@ impl Session {
         if replies == Moved::Yes {
             self.hear_out(cx)?;
             self.hear_farewell()?;
+            self.refuse_block()?;
         }
         if replies == Moved::Yes && self.is_over() {
             // The client's next request is another transaction: it begins with a checkout of its own.
@@ -380,7 +383,25 @@ impl Session {
     /// Whether the connection can go back: nothing owed, nothing unsent, nothing kept.
     fn is_over(&self) -> bool {
         let Phase::Linked(lease) = &self.phase else { return false };
-        lease.line.is_over() && self.is_at_rest()
+        lease.line.is_over() && self.is_at_rest() && !self.keeps_connection()
+    }
+
+    /// Whether the connection is the client's until it leaves.
+    pub(super) fn keeps_connection(&self) -> bool {
+        self.pool.connector().mode() == PoolMode::Session
+    }
+
+    /// In statement mode a transaction block ends the session that opens it, as it would hold the connection.
+    fn refuse_block(&self) -> Result<(), End> {
+        let Phase::Linked(lease) = &self.phase else { return Ok(()) };
+        let statement = self.pool.connector().mode() == PoolMode::Statement;
+        if !statement || lease.line.exchange.status() == Status::Idle {
+            return Ok(());
+        }
+        let words = "transaction blocks are not allowed where pool_mode is statement";
+        let hint = "Use autocommit, or set postgres.pool_mode (TIDEGATE_POSTGRES_POOL_MODE) to transaction for this user \
+                    and database.";
+        Err(End::Dismissed(ErrorFields::fatal("0A000", words).hint(hint)))
     }
 
     /// Whether nothing is unsent, nothing kept, no cancel request under way.

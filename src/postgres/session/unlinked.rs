@@ -164,6 +164,10 @@ impl Session {
         {
             backend.line.begin_failed(backend.to_server.bytes());
         }
+        if self.keeps_connection() {
+            // It is the session's in any case.
+            backend.line.allow_pin();
+        }
         self.enter(Phase::Linked(lease));
         Turn::Again
     }
