@@ -376,6 +376,47 @@ fn what_can_not_be_asked_pins_for_good_and_ends_the_connection() {
 }
 
 #[test]
+fn currval_is_never_another_sessions() {
+    let mut stage = Stage::new();
+    stage.server.superuser().query("create sequence s; grant all on s to app").expect_no_error();
+    let mut other = stage.gate.client();
+    let mut session = stage.gate.client();
+    // Draw on both connections.
+    let mut last = String::new();
+    for _ in 0..4 {
+        let first = other.backend();
+        other.query("select nextval('s')").expect_no_error();
+        last = stage.elsewhere(&mut other, &first);
+        other.query("select nextval('s')").expect_no_error();
+    }
+    // The first time anybody asks, by whatever protocol.
+    for ask in ["select currval('s')", "select lastval()"] {
+        assert_eq!(session.query(ask).codes(), ["55000"]);
+        let asked = [parse("", ask), bind("", "", &[]), execute("", 0), sync()];
+        assert_eq!(session.exchange(&asked).codes(), ["55000"]);
+    }
+    stage.elsewhere(&mut session, &last);
+    assert_eq!(session.query("begin").status(), 'T');
+    assert_eq!(session.query("select currval('s')").codes(), ["55000"]);
+    session.query("rollback").expect_no_error();
+
+    // In one transaction it is there, and for a while behind it; nobody else sees it.
+    session.query("begin").expect_no_error();
+    let drawn = session.one("select nextval('s')");
+    assert_eq!(session.one("select currval('s')"), drawn);
+    session.query("commit").expect_no_error();
+    let drawn = session.one("select nextval('s')");
+    assert_eq!(session.one("select currval('s')"), drawn);
+    let mut third = stage.gate.client();
+    for _ in 0..2 {
+        let last = third.backend();
+        assert_eq!(third.query("select currval('s')").codes(), ["55000"]);
+        stage.elsewhere(&mut third, &last);
+    }
+    stage.until_unpinned();
+}
+
+#[test]
 fn a_bound_set_config_follows_the_session() {
     let mut stage = Stage::new();
     let mut session = stage.gate.client();

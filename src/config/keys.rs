@@ -60,6 +60,7 @@ pub(super) const KEYS: &[Key] = &[
     in_file("postgres.any_pools"),
     in_file("postgres.cleanup_timeout_ms"),
     in_file("postgres.slow_reader_ms"),
+    in_file("postgres.sequence_hold_ms"),
     everywhere("redis.urls", "TIDEGATE_REDIS_URLS", "redis-urls"),
     everywhere("redis.listen", "TIDEGATE_REDIS_LISTEN", "redis-listen"),
     everywhere("redis.pool_size", "TIDEGATE_REDIS_POOL_SIZE", "redis-pool-size"),

@@ -242,6 +242,11 @@ fn postgres_limits(written: &Written) -> Result<PostgresLimits, ConfigError> {
             1..=HOUR_MS,
         )?,
         slow_reader: written.millis("postgres.slow_reader_ms", default.slow_reader, 1..=HOUR_MS)?,
+        sequence_hold: written.millis(
+            "postgres.sequence_hold_ms",
+            default.sequence_hold,
+            0..=HOUR_MS,
+        )?,
     })
 }
 

@@ -192,6 +192,9 @@ pub struct PostgresLimits {
     pub cleanup_timeout: Duration,
     /// Longest time a client may leave bytes unread while it holds a connection.
     pub slow_reader: Duration,
+    /// For how long a session keeps its connection after it may have drawn from a sequence, once a session of its pool
+    /// has called `currval()` or `lastval()`.
+    pub sequence_hold: Duration,
 }
 
 /// One listening address and the upstreams reached through it, told apart by (user, database).
@@ -401,6 +404,7 @@ impl Default for PostgresLimits {
             any_pools: 100,
             cleanup_timeout: Duration::from_secs(5),
             slow_reader: Duration::from_secs(60),
+            sequence_hold: Duration::from_millis(200),
         }
     }
 }

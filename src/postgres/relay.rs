@@ -7,6 +7,7 @@ mod ledger;
 mod loss;
 mod replies;
 mod requests;
+mod sequences;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -17,14 +18,16 @@ use super::exchange::{Exchange, Owed, Verdict};
 use super::message::{self, ErrorFields};
 use super::settings::{Applied, Settings};
 use super::sql::Lexer;
-use super::statements::ServerStatements;
+use super::statements::{Registry, ServerStatements};
 use super::truth::{self, Truth};
 use super::wire::{self, Head, Header};
+use sequences::Sequences;
 
 pub use ledger::{Asked, Ledger};
 pub use loss::{Aftermath, Late, Loss, Pace, Transaction, lose};
 pub use replies::{Given, replies};
 pub use requests::{Goodbye, Output, Surroundings, Taken, requests};
+pub use sequences::Draw;
 pub use waiting::{Stance, Waiting, Work, is_rollback, waiting};
 
 /// Fails, and leaves a failed transaction: PostgreSQL documentation, "Message Flow", multiple statements in a simple
@@ -68,6 +71,7 @@ pub struct Line {
     epoch: u64,
     names: Names,
     pinning: Pinning,
+    sequences: Sequences,
 }
 
 /// Whether the session may run what keeps its connection with it.
@@ -226,6 +230,7 @@ impl Line {
             epoch: 0,
             names: Names::Certain,
             pinning: Pinning::Unasked,
+            sequences: Sequences::default(),
         }
     }
 
@@ -330,9 +335,15 @@ impl Line {
         }
     }
 
-    /// A session takes the connection: appends what must ride ahead of its bytes. `epoch` tells whether plans have been
-    /// found void since the last.
-    pub fn begin(&mut self, settings: &Arc<Settings>, epoch: u64, out: &mut Vec<u8>) {
+    /// The session with this number takes the connection: appends what must ride ahead of its bytes.
+    pub fn begin(
+        &mut self,
+        session: i32,
+        settings: &Arc<Settings>,
+        registry: &Registry,
+        out: &mut Vec<u8>,
+    ) {
+        let epoch = registry.epoch();
         if std::mem::replace(&mut self.epoch, epoch) != epoch {
             self.retire_statements();
         }
@@ -346,6 +357,10 @@ impl Line {
         for name in std::mem::take(&mut self.strays) {
             wire::put_frame(out, b'C', &[b"S", &name, b"\0"]);
             self.exchange.sent_ahead(Owed::CloseOurs);
+        }
+        self.sequences.begin(session);
+        if registry.reads_sequences() {
+            self.discard_sequences(out);
         }
         let same = self.applied.as_ref().is_some_and(|applied| Arc::ptr_eq(applied, settings));
         if same && self.settled == Settled::Yes {
@@ -363,6 +378,19 @@ impl Line {
         if applied == Applied::AwaitReply {
             self.gate = Gate::Shut;
         }
+    }
+
+    /// Takes away what other sessions' sequences gave last, if something of the kind may be there.
+    fn discard_sequences(&mut self, out: &mut Vec<u8>) {
+        if self.sequences.clean() {
+            out.extend_from_slice(&message::query("DISCARD SEQUENCES"));
+            self.exchange.sent_query(Owed::QueryOurs);
+        }
+    }
+
+    /// What the transactions since this was last asked did with sequences.
+    pub fn take_draw(&mut self) -> Draw {
+        self.sequences.take_draw()
     }
 
     /// Behind [`Line::begin`]: brings the server into a failed transaction, as the session's own was when its
@@ -398,6 +426,7 @@ impl Line {
         self.settled = Settled::Yes;
         self.statements.clear();
         self.strays.clear();
+        self.sequences = Sequences::default();
     }
 
     /// Takes the counts.

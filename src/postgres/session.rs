@@ -108,6 +108,8 @@ struct Rare {
     silence: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Runs while the server owes us what the session has left.
     question: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Runs while the session keeps its connection because it may ask what a sequence gave it.
+    hold: Option<Pin<Box<tokio::time::Sleep>>>,
     /// That a connection was lost, for a client that was owed nothing then.
     late: Option<ErrorFields>,
     /// What the loss has made of the client's transaction.
@@ -138,6 +140,7 @@ impl Default for Rare {
             stall: None,
             silence: None,
             question: None,
+            hold: None,
             late: None,
             transaction: Transaction::None,
             permit: None,

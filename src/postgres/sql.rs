@@ -39,6 +39,10 @@ impl Suspects {
     pub const DBLINK: Self = Self(1 << 8);
     /// A custom setting whose name can't be told.
     pub const UNNAMED_SETTING: Self = Self(1 << 9);
+    /// A call of `currval()` or `lastval()`: it reads what the session's sequences gave last.
+    pub const SEQUENCE_READ: Self = Self(1 << 18);
+    /// What may draw from a sequence.
+    pub const SEQUENCE_DRAW: Self = Self(1 << 19);
     /// An UNLISTEN.
     pub const UNLISTEN: Self = Self(1 << 16);
     /// What may take something of the above away.
@@ -57,7 +61,8 @@ impl Suspects {
             | Self::TEMPORARY.0
             | Self::ADVISORY_LOCK.0
             | Self::CURSOR.0
-            | Self::PREPARE.0,
+            | Self::PREPARE.0
+            | Self::SEQUENCE_DRAW.0,
     );
 
     const REASONS: [(Self, &'static str); 10] = [
@@ -103,6 +108,8 @@ impl Suspects {
             | Self::DISCARD_ALL.0
             | Self::DEALLOCATE_ALL.0
             | Self::UNLISTEN.0
+            | Self::SEQUENCE_READ.0
+            | Self::SEQUENCE_DRAW.0
             | Self::RELEASE.0;
         Self(self.0 & !passing)
     }
@@ -562,6 +569,9 @@ impl Lexer {
             }
             b"setseed" => Suspects::SEED,
             b"pg_settings" => Suspects::SETTING,
+            b"currval" | b"lastval" => Suspects::SEQUENCE_READ,
+            // MERGE and INSERT may stand inside WITH.
+            b"nextval" | b"setval" | b"insert" | b"merge" => Suspects::SEQUENCE_DRAW,
             _ if word.starts_with(b"pg_advisory_unlock") => Suspects::RELEASE,
             _ if word.starts_with(b"pg_advisory_lock") => Suspects::ADVISORY_LOCK,
             _ if word.starts_with(b"pg_try_advisory_lock") => Suspects::ADVISORY_LOCK,
@@ -597,6 +607,7 @@ impl Lexer {
             b"drop" | b"close" | b"deallocate" | b"discard" => self.suspect(Suspects::RELEASE),
             b"listen" => self.suspect(Suspects::LISTEN),
             b"load" => self.suspect(Suspects::LOAD),
+            b"copy" | b"call" | b"execute" => self.suspect(Suspects::SEQUENCE_DRAW),
             b"prepare" => self.suspect(Suspects::PREPARE),
             _ => {}
         }

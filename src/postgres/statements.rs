@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use foldhash::fast::RandomState;
@@ -32,6 +32,8 @@ pub struct Registry {
     next: AtomicU64,
     /// How often a plan was found to be void.
     epoch: AtomicU64,
+    /// Whether a session has called `currval()` or `lastval()`.
+    reads_sequences: AtomicBool,
     known: Mutex<Known>,
 }
 
@@ -64,6 +66,7 @@ impl Registry {
             limit_bytes,
             next: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
+            reads_sequences: AtomicBool::new(false),
             known: Mutex::default(),
         }
     }
@@ -77,6 +80,17 @@ impl Registry {
     /// A plan was found to be void: a table has changed under it.
     pub fn plans_are_void(&self) {
         self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a session of the pool has ever called `currval()` or `lastval()`.
+    #[must_use]
+    pub fn reads_sequences(&self) -> bool {
+        self.reads_sequences.load(Ordering::Relaxed)
+    }
+
+    /// A session calls `currval()` or `lastval()`.
+    pub fn sequence_read(&self) {
+        self.reads_sequences.store(true, Ordering::Relaxed);
     }
 
     /// A statement that no other session shares (an unnamed one).

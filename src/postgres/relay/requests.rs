@@ -361,7 +361,9 @@ impl Pass<'_> {
             if Self::bars(self.line, &now.findings) {
                 return Ok(Step::Wait(HEADER_BYTES));
             }
+            let suspects = now.findings.suspects;
             let before = ledger.statements.unnamed.replace(now);
+            self.uses_sequences(suspects);
             self.line.unnamed = Unnamed::Session;
             self.line.exchange.sent(Owed::ParseUnnamed(before));
             self.pass(header);
@@ -577,6 +579,11 @@ impl Pass<'_> {
         if suspects.is_empty() {
             return;
         }
+        self.uses_sequences(suspects);
+        let suspects = suspects.without(OF_SEQUENCES);
+        if suspects.is_empty() {
+            return;
+        }
         let resets =
             suspects.intersects(Suspects::RESET) || suspects.intersects(Suspects::DISCARD_ALL);
         if resets && !self.around.settings.asked_at_startup().is_empty() {
@@ -595,6 +602,25 @@ impl Pass<'_> {
                 Resettle::AtSync => Names::Threatened,
                 Resettle::Now | Resettle::No => Names::Doubtful,
             };
+        }
+    }
+
+    /// A statement that reads what a sequence gave must not read what it gave to another session.
+    fn uses_sequences(&mut self, suspects: Suspects) {
+        if suspects.intersects(Suspects::SEQUENCE_READ) {
+            self.around.registry.sequence_read();
+            // Inside a flight of the extended protocol a Query of ours would end the implicit transaction.
+            let between = !self.line.exchange.wants_sync() && self.line.client_rest == 0;
+            let able = between && self.line.exchange.status() != Status::Failed;
+            if self.line.sequences.reads() && able {
+                self.flush_run();
+                self.line.discard_sequences(self.out);
+                // A Query drops the unnamed statement.
+                self.line.unnamed = Unnamed::Foreign;
+            }
+        }
+        if suspects.intersects(Suspects::SEQUENCE_DRAW) {
+            self.line.sequences.draws();
         }
     }
 
@@ -659,6 +685,12 @@ impl Pass<'_> {
 
 /// The number no statement has: for parses that are kept in no map.
 const NO_STATEMENT: u64 = u64::MAX;
+
+const OF_SEQUENCES: Suspects = {
+    let mut both = Suspects::SEQUENCE_READ;
+    both.insert(Suspects::SEQUENCE_DRAW);
+    both
+};
 
 const ALL_GONE: Suspects = {
     let mut both = Suspects::DISCARD_ALL;

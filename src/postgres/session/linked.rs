@@ -13,7 +13,9 @@ use crate::postgres::backend::PgBackend;
 use crate::postgres::connect::send_cancel;
 use crate::postgres::exchange::Status;
 use crate::postgres::message::{ErrorFields, Severity};
-use crate::postgres::relay::{self, Asked, Gate, Goodbye, News, Output, Pace, Surroundings, Taken};
+use crate::postgres::relay::{
+    self, Asked, Draw, Gate, Goodbye, News, Output, Pace, Surroundings, Taken,
+};
 use crate::postgres::truth::Truth;
 
 /// Replies owed beyond which no more is read from the client.
@@ -45,7 +47,7 @@ impl Session {
             if self.is_answered() {
                 return Turn::End(End::Goodbye);
             }
-        } else if self.is_over() {
+        } else if self.is_over() && !self.holds(cx) {
             self.release();
             return Turn::Again;
         }
@@ -310,6 +312,34 @@ impl Session {
         self.count_pins();
     }
 
+    /// Whether the session keeps its connection for a while after it may have drawn from a sequence, where sessions are
+    /// known to ask for the value afterwards. Only if others have enough left.
+    fn holds(&mut self, cx: &mut Context<'_>) -> bool {
+        let Phase::Linked(lease) = &mut self.phase else { return false };
+        let connector = self.pool.connector();
+        match lease.line.take_draw() {
+            Draw::Drawn if connector.registry().reads_sequences() => {
+                let rare = self.rare.get_or_insert_default();
+                if rare.permit.is_none() {
+                    rare.permit = self.pool.try_pin();
+                }
+                let limit = connector.limits().sequence_hold;
+                rare.hold = rare.permit.is_some().then(|| Box::pin(tokio::time::sleep(limit)));
+                if rare.hold.is_some() {
+                    lease.pin("sequence");
+                }
+            }
+            Draw::Drawn | Draw::None => {}
+            Draw::Read => {
+                if let Some(rare) = &mut self.rare {
+                    rare.hold = None;
+                }
+            }
+        }
+        let hold = self.rare.as_mut().and_then(|rare| rare.hold.as_mut());
+        hold.is_some_and(|hold| hold.as_mut().poll(cx).is_pending())
+    }
+
     /// Counts the pin when the session has something to keep its connection for, and its end.
     fn count_pins(&mut self) {
         let Phase::Linked(lease) = &mut self.phase else { return };
@@ -480,7 +510,7 @@ impl Session {
             }
         }
         if let Some(rare) = &mut self.rare {
-            rare.permit = None;
+            (rare.permit, rare.hold) = (None, None);
         }
         // A request that came too late for the one it meant must not hit the next.
         self.cancel.clear();

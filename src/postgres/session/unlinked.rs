@@ -151,8 +151,9 @@ impl Session {
     /// Takes the lease: what rides ahead goes first.
     pub(super) fn link(&mut self, mut lease: Lease<PgConnect>) -> Turn {
         let backend = &mut *lease;
-        let epoch = self.pool.connector().registry().epoch();
-        backend.line.begin(&self.settings, epoch, backend.to_server.bytes());
+        let registry = self.pool.connector().registry();
+        let session = self.cancel.pid();
+        backend.line.begin(session, &self.settings, registry, backend.to_server.bytes());
         if let Some(rare) = &mut self.rare
             && rare.permit.is_some()
         {
