@@ -67,6 +67,7 @@ struct Families {
     clients_aborted: IntCounterVec,
     pins: IntCounterVec,
     pin_waits: IntCounterVec,
+    listen_losses: IntCounterVec,
     pin_timeouts: IntCounterVec,
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
@@ -107,6 +108,7 @@ impl Families {
             pins: counter("tidegate_pins_total", help::PINS, &["reason"])?,
             pin_waits: counter("tidegate_pin_waits_total", help::PIN_WAITS, &[])?,
             pin_timeouts: counter("tidegate_pin_timeouts_total", help::PIN_TIMEOUTS, &[])?,
+            listen_losses: counter("tidegate_listen_losses_total", help::LISTEN_LOSSES, &[])?,
             connect_errors: counter("tidegate_connect_errors_total", help::CONNECT, &["code"])?,
             server_closed: counter("tidegate_server_closed_total", help::CLOSED, &["reason"])?,
         })
@@ -130,6 +132,7 @@ mod help {
     pub(super) const PIN_WAITS: &str =
         "Statements that waited because as many server connections as may be were pinned.";
     pub(super) const PIN_TIMEOUTS: &str = "Statements refused after that wait.";
+    pub(super) const LISTEN_LOSSES: &str = "Losses of the server connection that listens for a pool: notifications may have been missed.";
     pub(super) const TRANSACTIONS: &str =
         "Transactions finished: for Postgres lone statements, too; for Redis those that EXEC ran.";
     pub(super) const REQUESTS: &str =
@@ -240,6 +243,8 @@ pub struct PoolMetrics {
     pub pin_waits: IntCounter,
     /// Statements that did not get it in time.
     pub pin_timeouts: IntCounter,
+    /// Losses of the connection that listens for the pool.
+    pub listen_losses: IntCounter,
     labelled: Labelled,
 }
 
@@ -291,6 +296,7 @@ impl PoolMetrics {
             clients_aborted: families.clients_aborted.with_label_values(&labels),
             pin_waits: families.pin_waits.with_label_values(&labels),
             pin_timeouts: families.pin_timeouts.with_label_values(&labels),
+            listen_losses: families.listen_losses.with_label_values(&labels),
             labelled: Labelled {
                 protocol,
                 pool: pool.to_owned(),

@@ -29,6 +29,8 @@ const FLOORS: &[(i32, &[&str])] = &[
         &[
             "postgres::backend",
             "postgres::connect",
+            "postgres::hub",
+            "postgres::listen",
             "postgres::cancel",
             "postgres::clean",
             "postgres::routes",

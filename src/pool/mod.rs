@@ -201,6 +201,12 @@ impl<C: Connect> Pool<C> {
         self.lock().reachability()
     }
 
+    /// Most connections there may be to its server, whoever's they are.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.account.budget().limit()
+    }
+
     /// What opens the connections.
     pub fn connector(&self) -> &C {
         &self.connect

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::hash::BuildHasher;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -9,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use foldhash::fast::RandomState;
 
 use super::connect::{Dial, Dialled, dial};
+use super::hub::Hub;
 use super::message::{self, BackendKey, ErrorFields};
 use super::relay::Line;
 use super::settings::{self, Settings};
@@ -40,6 +42,7 @@ pub struct PgConnect {
     mode: PoolMode,
     registry: Registry,
     combinations: Mutex<Combinations>,
+    hub: Hub,
 }
 
 /// The combinations of startup parameters that a server has checked.
@@ -187,7 +190,14 @@ impl PgConnect {
                 next_plan: 0,
             }),
             limits,
+            hub: Hub::new(RandomState::default().hash_one(std::process::id())),
         }
+    }
+
+    /// What listens for its sessions.
+    #[must_use]
+    pub fn hub(&self) -> &Hub {
+        &self.hub
     }
 
     /// How the connections are made.

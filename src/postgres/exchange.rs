@@ -56,6 +56,8 @@ pub enum Owed {
     QueryOurs,
     /// A Query of ours that asks what the session has left on the server; its rows are kept.
     Truth,
+    /// A Query of ours by which the hub takes over what the session listens to.
+    HandOver,
     /// A Query of ours that leaves the server in a failed transaction, no part of whose answer is passed on.
     Failing,
     /// A Query of ours behind a RESET: it brings back what the client gave at startup, and the client hears of it.
@@ -99,6 +101,8 @@ pub enum Outcome {
     OursFailed,
     /// The server would not say what the session has left.
     TruthFailed,
+    /// The hub can't take over.
+    HandOverFailed,
     /// The client's startup settings did not come back.
     ResettleFailed,
 }
@@ -233,6 +237,12 @@ impl Exchange {
         matches!(self.owed.front(), Some(Owed::Truth))
     }
 
+    /// Whether the reply that comes now is to a query of the handover.
+    #[must_use]
+    pub fn hands_over(&self) -> bool {
+        matches!(self.owed.front(), Some(Owed::HandOver))
+    }
+
     /// The status of the last ReadyForQuery.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -330,7 +340,11 @@ impl Exchange {
         let verdict = match tag {
             // Notices, settings and notifications come at any time.
             b'N' if front.is_some_and(is_query_of_ours) => Verdict::Swallow,
-            b'S' if matches!(front, Some(Owed::QueryOurs | Owed::Truth | Owed::Failing)) => {
+            b'S' if matches!(
+                front,
+                Some(Owed::QueryOurs | Owed::Truth | Owed::Failing | Owed::HandOver)
+            ) =>
+            {
                 Verdict::Swallow
             }
             b'N' | b'S' | b'A' => Verdict::Relay,
@@ -409,6 +423,7 @@ impl Exchange {
             Some(Owed::QueryOurs) => return (Verdict::Swallow, Outcome::OursFailed),
             Some(Owed::Truth) => return (Verdict::Swallow, Outcome::TruthFailed),
             Some(Owed::Resettle) => return (Verdict::Swallow, Outcome::ResettleFailed),
+            Some(Owed::HandOver) => return (Verdict::Swallow, Outcome::HandOverFailed),
             // As it should.
             Some(Owed::Failing) => return (Verdict::Swallow, Outcome::Went),
             // Nothing owed: the server's last words. At a Sync: a deferred check. Each stays in front for its Z.
@@ -450,7 +465,7 @@ impl Exchange {
 }
 
 fn is_query_of_ours(owed: &Owed) -> bool {
-    matches!(owed, Owed::QueryOurs | Owed::Truth | Owed::Resettle | Owed::Failing)
+    matches!(owed, Owed::QueryOurs | Owed::Truth | Owed::Resettle | Owed::Failing | Owed::HandOver)
 }
 
 fn is_sync(owed: &Owed) -> bool {

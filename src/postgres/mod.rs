@@ -11,6 +11,8 @@ pub mod connect;
 pub mod exchange;
 mod greet;
 pub mod greeting;
+pub mod hub;
+pub mod listen;
 pub mod login;
 pub mod message;
 pub mod relay;

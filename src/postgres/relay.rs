@@ -3,6 +3,7 @@
 //! A run of frames that nobody must understand passes as it was read. Frames that name prepared statements are
 //! rewritten, missing statements are parsed in the same flight, and the answers to what tidegate added are swallowed.
 //! No IO: bytes in, bytes out.
+mod handover;
 mod ledger;
 mod loss;
 mod replies;
@@ -21,12 +22,13 @@ use super::sql::Lexer;
 use super::statements::{Registry, ServerStatements};
 use super::truth::{self, Truth};
 use super::wire::{self, Head, Header};
+use handover::Handover;
 use sequences::Sequences;
 
 pub use ledger::{Asked, Ledger};
 pub use loss::{Aftermath, Late, Loss, Pace, Transaction, lose};
 pub use replies::{Given, replies};
-pub use requests::{Goodbye, Output, Surroundings, Taken, requests};
+pub use requests::{Goodbye, Listening, Output, Surroundings, Taken, requests};
 pub use sequences::Draw;
 pub use waiting::{Stance, Waiting, Work, is_rollback, waiting};
 
@@ -72,6 +74,7 @@ pub struct Line {
     names: Names,
     pinning: Pinning,
     sequences: Sequences,
+    handover: Handover,
 }
 
 /// Whether the session may run what keeps its connection with it.
@@ -80,8 +83,19 @@ enum Pinning {
     /// It has to ask.
     Unasked,
     /// Its next frame is such a statement.
-    Wanted,
+    Wanted(Leave),
+    /// It may listen, and nothing more.
+    MayListen,
     Allowed,
+}
+
+/// What a statement may have to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Leave to pin the connection: see [`Line::allow_pin`].
+    Pin,
+    /// The hub: see [`Line::allow_listen`].
+    Listen,
 }
 
 /// Whether the session's statement names mean what the maps say.
@@ -127,6 +141,10 @@ pub enum News {
     Discarded,
     /// The server would not say what is left.
     Untold,
+    /// The session listens no more on the connection: the hub hears for it.
+    HandedOver,
+    /// It goes on listening there.
+    Kept,
 }
 
 /// What the server's frame that is being read is to us.
@@ -231,13 +249,22 @@ impl Line {
             names: Names::Certain,
             pinning: Pinning::Unasked,
             sequences: Sequences::default(),
+            handover: Handover::None,
         }
     }
 
-    /// Whether the client's next frame waits for leave to pin the connection: see [`Line::allow_pin`].
+    /// What the client's next frame waits for.
     #[must_use]
-    pub fn wants_pin(&self) -> bool {
-        self.pinning == Pinning::Wanted
+    pub fn wants(&self) -> Option<Leave> {
+        match self.pinning {
+            Pinning::Wanted(leave) => Some(leave),
+            Pinning::Unasked | Pinning::MayListen | Pinning::Allowed => None,
+        }
+    }
+
+    /// The session may LISTEN, until another begins: the hub takes that over.
+    pub fn allow_listen(&mut self) {
+        self.pinning = Pinning::MayListen;
     }
 
     /// The session may pin the connection, until another begins.
@@ -329,7 +356,8 @@ impl Line {
     #[must_use]
     pub fn gate(&self) -> Gate {
         match self.gate {
-            Gate::Open if self.retry == Retry::Due || self.wants_pin() => Gate::Shut,
+            Gate::Open if self.retry == Retry::Due || self.wants().is_some() => Gate::Shut,
+            Gate::Open if self.handover != Handover::None => Gate::Shut,
             Gate::Open if self.names == Names::Awaited && self.exchange.owed() > 0 => Gate::Shut,
             gate => gate,
         }
@@ -350,6 +378,7 @@ impl Line {
         self.retry = Retry::No;
         self.names = Names::Certain;
         self.pinning = Pinning::Unasked;
+        self.handover = Handover::None;
         self.pace = Pace::InTurn;
         self.unnamed = Unnamed::Foreign;
         self.resettle = Resettle::No;

@@ -5,6 +5,7 @@
 //! what cannot leave is parked. It sleeps only when both sides have nothing to give and both wakers are kept.
 
 mod linked;
+mod listening;
 mod lost;
 mod unlinked;
 
@@ -16,12 +17,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use self::listening::Listening;
 use super::backend::{Outbox, PgConnect, PgPool};
 use super::cancel::CancelHandle;
 use super::clean::{Departure, Leavings, clean};
 use super::exchange::Status;
 use super::message::{ErrorFields, Severity, error_frame};
-use super::relay::{Ledger, Pace, Stance, Transaction};
+use super::relay::{Leave, Ledger, Pace, Stance, Transaction};
 use super::settings::Settings;
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
@@ -84,8 +86,18 @@ enum Phase {
     Linked(Lease<PgConnect>),
 }
 
-/// Brings leave to pin a connection, or nothing when it did not come in time.
-type Admission = Pin<Box<dyn Future<Output = Option<PinPermit>> + Send>>;
+/// Brings what a statement waits for.
+type Admission = Pin<Box<dyn Future<Output = Admitted> + Send>>;
+
+/// What a statement waited for.
+enum Admitted {
+    /// Leave to pin a connection.
+    Pin(PinPermit),
+    /// The hub listens.
+    Hub,
+    /// It did not come in time.
+    No(Leave),
+}
 
 /// Bytes read from the client and not done with.
 #[derive(Default)]
@@ -110,6 +122,8 @@ struct Rare {
     question: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Runs while the session keeps its connection because it may ask what a sequence gave it.
     hold: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// What the hub hears for the session.
+    listening: Option<Box<Listening>>,
     /// That a connection was lost, for a client that was owed nothing then.
     late: Option<ErrorFields>,
     /// What the loss has made of the client's transaction.
@@ -141,6 +155,7 @@ impl Default for Rare {
             silence: None,
             question: None,
             hold: None,
+            listening: None,
             late: None,
             transaction: Transaction::None,
             permit: None,
@@ -156,6 +171,7 @@ impl Rare {
         self.stance != Stance::Open
             || self.admission_ends.is_some()
             || self.late.is_some()
+            || self.listening.is_some()
             || self.transaction != Transaction::None
     }
 

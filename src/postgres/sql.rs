@@ -136,6 +136,17 @@ pub struct Findings {
     pub deallocates: Vec<Box<[u8]>>,
     /// Custom settings that it may change.
     pub settings: Vec<SettingName>,
+    /// What it names in UNLISTEN.
+    pub unlistens: Vec<Unlisten>,
+}
+
+/// What an UNLISTEN names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unlisten {
+    /// Every channel.
+    All,
+    /// One.
+    Channel(Box<[u8]>),
 }
 
 /// What makes it worth looking for names of settings.
@@ -227,6 +238,7 @@ enum Verb {
     Deallocate,
     Declare,
     Do,
+    Unlisten,
 }
 
 /// The word before this one, where it matters.
@@ -388,6 +400,9 @@ impl Lexer {
             b'/' => self.place = Place::Slash,
             b'$' => self.place = Place::DollarTag(Vec::new()),
             b';' => self.end_statement(),
+            b'*' if self.verb == Verb::Unlisten && self.index == 1 => {
+                self.findings.unlistens.push(Unlisten::All);
+            }
             // SET local.x names a setting, as SET LOCAL x does not.
             b'.' if self.verb == Verb::Set && self.index == 2 => self.suspect(Suspects::SETTING),
             _ => {}
@@ -532,6 +547,9 @@ impl Lexer {
         }
         self.called(word, quoted);
         self.deallocated(word, quoted);
+        if self.verb == Verb::Unlisten && self.index == 1 {
+            self.findings.unlistens.push(Unlisten::Channel(word.into()));
+        }
         if quoted == Quoted::No {
             if self.index == 0 {
                 self.first(word);
@@ -598,6 +616,7 @@ impl Lexer {
             b"deallocate" => Verb::Deallocate,
             b"declare" => Verb::Declare,
             b"do" => Verb::Do,
+            b"unlisten" => Verb::Unlisten,
             _ => Verb::Other,
         };
         match word {
@@ -658,6 +677,18 @@ mod tests {
     fn both(mut one: Suspects, other: Suspects) -> Suspects {
         one.insert(other);
         one
+    }
+
+    #[test]
+    fn names_what_is_not_listened_to_any_more() {
+        let unlistens = |text: &str| read(text.as_bytes(), Quoting::Standard).unlistens;
+        let one = |name: &str| Unlisten::Channel(name.as_bytes().into());
+        assert_eq!(unlistens("UNLISTEN News"), [one("news")]);
+        assert_eq!(
+            unlistens("begin; unlisten \"Ne\"\"ws\"; unlisten *;"),
+            [one("Ne\"ws"), Unlisten::All]
+        );
+        assert_eq!(unlistens("select 'unlisten a' * 2; listen b"), []);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::wire;
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 /// What may be asked of a server about a session.
-const ASKABLE: [(Suspects, &str, &str); 5] = [
+const ASKABLE: [(Suspects, &str, &str); 4] = [
     (
         Suspects::ADVISORY_LOCK,
         "lock",
@@ -33,7 +33,6 @@ const ASKABLE: [(Suspects, &str, &str); 5] = [
         "prepare",
         "(SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)",
     ),
-    (Suspects::LISTEN, "listen", "(SELECT pg_catalog.pg_listening_channels())"),
 ];
 
 /// What a session has left.
@@ -43,6 +42,8 @@ pub struct Truth {
     pub settings: Option<Vec<(String, String)>>,
     /// What keeps the connection with the session.
     pub left: Suspects,
+    /// The channels it listens to there, in UTF-8.
+    pub channels: Vec<Box<[u8]>>,
 }
 
 /// The rows of an answer as they come.
@@ -69,6 +70,7 @@ pub fn uncleanable(suspects: Suspects) -> Suspects {
 #[must_use]
 pub fn unaskable(suspects: Suspects) -> Suspects {
     let mut askable = Suspects::SETTING;
+    askable.insert(Suspects::LISTEN);
     for (what, _, _) in ASKABLE {
         askable.insert(what);
     }
@@ -81,6 +83,12 @@ pub fn put_question(suspects: Suspects, custom: &[String], out: &mut Vec<u8>) {
     let mut text = String::new();
     if suspects.intersects(Suspects::SETTING) {
         put_settings(custom, &mut text);
+    }
+    if suspects.intersects(Suspects::LISTEN) {
+        separate(&mut text);
+        text.push_str("SELECT 'listen', ");
+        put_hex(&mut text, "channel");
+        text.push_str(", '' FROM pg_catalog.pg_listening_channels() AS channel");
     }
     for (what, word, exists) in ASKABLE {
         if suspects.intersects(what) {
@@ -154,7 +162,7 @@ impl Answer {
         if self.overflow == Overflow::Yes {
             return None;
         }
-        let mut truth = Truth { settings: None, left: Suspects::NONE };
+        let mut truth = Truth { settings: None, left: Suspects::NONE, channels: Vec::new() };
         let mut rest = &self.rows[..];
         while !rest.is_empty() {
             let (length, behind) = rest.split_first_chunk::<4>()?;
@@ -187,6 +195,10 @@ impl Truth {
                 if (name.as_str(), value.as_str()) != ("role", "none") {
                     self.settings.get_or_insert_default().push((name, value));
                 }
+            }
+            b"listen" => {
+                self.left.insert(Suspects::LISTEN);
+                self.channels.push(unhex(name)?.into());
             }
             other => {
                 let known = ASKABLE.iter().find(|(_, word, _)| word.as_bytes() == other)?;
@@ -243,7 +255,10 @@ mod tests {
         let truth = answer(&rows).read().unwrap();
         let who = pair("session_authorization", "app");
         let settings = vec![pair("app.who", "Jür"), who, pair("timezone", "UTC")];
-        assert_eq!(truth, Truth { settings: Some(settings), left: Suspects::ADVISORY_LOCK });
+        let left = Suspects::ADVISORY_LOCK;
+        assert_eq!(truth, Truth { settings: Some(settings), left, channels: Vec::new() });
+        let truth = answer(&[["listen", "6e657773", ""]]).read().unwrap();
+        assert_eq!((truth.left, truth.channels), (Suspects::LISTEN, vec![b"news"[..].into()]));
         let truth = answer(&rows[5..]).read().unwrap();
         assert_eq!(truth.settings, None);
     }

@@ -1,6 +1,8 @@
 //! What the relay keeps of a session that prepares statements or leaves things behind.
 
-use super::super::sql::{Findings, SettingName, Suspects};
+use std::collections::BTreeSet;
+
+use super::super::sql::{Findings, SettingName, Suspects, Unlisten};
 use super::super::statements::SessionStatements;
 use super::super::truth;
 
@@ -21,6 +23,10 @@ pub struct Ledger {
     asking: Suspects,
     /// What no statement takes away, not even DISCARD ALL.
     stuck: Suspects,
+    /// Channels the hub hears for the session.
+    channels: BTreeSet<Box<[u8]>>,
+    /// What the running transaction wants to hear no more.
+    unlistening: Vec<Unlisten>,
     /// Custom settings this session may have changed.
     custom: Vec<String>,
     /// Names that a DISCARD ALL or DEALLOCATE ALL under way will take, with their statements.
@@ -74,17 +80,46 @@ impl Ledger {
         self.leavings().is_empty()
     }
 
+    /// Channels the hub hears for the session.
+    #[must_use]
+    pub fn channels(&self) -> &BTreeSet<Box<[u8]>> {
+        &self.channels
+    }
+
+    /// The hub has taken over what the session listened to on its connection.
+    pub fn handed_over(&mut self, channels: Vec<Box<[u8]>>) {
+        self.pins = self.pins.without(Suspects::LISTEN);
+        self.channels.extend(channels);
+    }
+
+    /// Whether nothing but what it listens to keeps the connection with the session.
+    #[must_use]
+    pub fn only_listens(&self) -> bool {
+        self.leavings() == Suspects::LISTEN && self.pins == Suspects::LISTEN
+    }
+
     /// Whether the server's command tags tell something of this session.
     #[must_use]
     pub(super) fn minds_tags(&self) -> bool {
-        self.discarding.is_some() || !self.suspects.is_empty()
+        self.discarding.is_some() || !self.suspects.is_empty() || !self.unlistening.is_empty()
     }
 
     /// The client hears that a transaction has been committed.
     pub(super) fn committed(&mut self) {
+        for unlisten in self.unlistening.drain(..) {
+            match unlisten {
+                Unlisten::All => self.channels.clear(),
+                Unlisten::Channel(name) => drop(self.channels.remove(&name)),
+            }
+        }
         if !self.suspects.is_empty() {
             self.suspects_stay = Stay::Committed;
         }
+    }
+
+    /// An error, or a rollback: what the transaction did not want to hear any more it may want again.
+    pub(super) fn undone(&mut self) {
+        self.unlistening.clear();
     }
 
     /// The connection is lost, and with it everything on it.
@@ -92,6 +127,7 @@ impl Ledger {
         if !self.pins.is_empty() || !self.asking.is_empty() || self.suspects_stay != Stay::No {
             return Keepsake::Lost;
         }
+        self.undone();
         self.suspects = Suspects::NONE;
         self.stuck = Suspects::NONE;
         self.discarding = None;
@@ -126,6 +162,9 @@ impl Ledger {
             }
         }
         self.suspects.insert(suspects);
+        if !self.channels.is_empty() {
+            self.unlistening.extend(findings.unlistens.iter().cloned());
+        }
         for name in &findings.settings {
             match name {
                 SettingName::Named(name) => self.custom(name),
@@ -188,6 +227,8 @@ impl Ledger {
         self.suspects = Suspects::NONE;
         self.suspects_stay = Stay::No;
         self.pins = Suspects::NONE;
+        self.channels.clear();
+        self.undone();
         self.custom.clear();
     }
 }

@@ -9,6 +9,9 @@ use super::{Gate, Ledger, Line, News, Plans, Retry, Row, Unnamed};
 /// Longest error that is awaited whole, in bytes.
 const GATHERED_ERROR_BYTES: u32 = 8 * 1024;
 
+/// Longest notification that is awaited whole, in bytes: a payload is shorter than 8000.
+const GATHERED_NOTIFICATION_BYTES: u32 = 16 * 1024;
+
 /// What [`replies`] did with the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Given {
@@ -94,6 +97,7 @@ fn is_understood(header: Header, ledger: Option<&Ledger>) -> bool {
         b'Z' => true,
         b'C' => ledger.is_some_and(Ledger::minds_tags) && header.body < 64,
         b'E' => header.body <= GATHERED_ERROR_BYTES,
+        b'A' => header.body <= GATHERED_NOTIFICATION_BYTES,
         _ => false,
     }
 }
@@ -106,10 +110,12 @@ fn reply(
 ) -> Result<Verdict, Desync> {
     let status = if header.tag == b'Z' && header.body == 1 { body.first() } else { None };
     let of_truth = line.exchange.hears_truth();
+    let of_handover = line.exchange.hands_over();
     let (mut verdict, outcome) = line.exchange.replied(header.tag, status.copied().unwrap_or(0))?;
     match outcome {
         Outcome::Went => {}
         Outcome::OursFailed => line.gate = Gate::Refused,
+        Outcome::HandOverFailed => line.handover_failed(),
         Outcome::TruthFailed => line.news = Some(News::Untold),
         Outcome::ResettleFailed => {
             if let Some(ledger) = ledger.as_deref_mut() {
@@ -119,8 +125,12 @@ fn reply(
         Outcome::Lost => line.unnamed = Unnamed::Foreign,
     }
     match header.tag {
+        b'A' if !line.is_for_client(ledger.as_deref(), body) => verdict = Verdict::Swallow,
         b'E' | b'G' => {
             undo(line, ledger);
+            if let Some(ledger) = ledger.as_deref_mut().filter(|_| header.tag == b'E') {
+                ledger.undone();
+            }
             // A statement is gone that our map still has, or its plan is void: parse all anew.
             let gone = [&b"\0C26000\0"[..], b"\0C0A000\0"];
             if gone.iter().any(|code| memchr::memmem::find(body, code).is_some()) {
@@ -133,6 +143,7 @@ fn reply(
             }
         }
         b'Z' if of_truth => told(line, ledger),
+        b'Z' if of_handover => line.handover_answered(),
         b'Z' if line.gate == Gate::Shut && line.exchange.owed() == 0 => line.gate = Gate::Open,
         b'Z' if verdict == Verdict::Relay && line.exchange.status() == Status::Idle => {
             line.tally.transactions += 1;
@@ -185,6 +196,9 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
     let Some(ledger) = ledger.as_deref_mut() else { return };
     if matches!(tag, b"COMMIT\0" | b"PREPARE TRANSACTION\0") {
         ledger.committed();
+    }
+    if tag == b"ROLLBACK\0" {
+        ledger.undone();
     }
     if ledger.discarding.is_none() {
         return;

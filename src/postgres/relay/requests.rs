@@ -8,7 +8,7 @@ use super::super::sql::{self, Findings, Lexer, SettingName, Suspects};
 use super::super::statements::{Full, Registry, ServerName, Statement};
 use super::super::wire::{self, HEADER_BYTES, Header};
 use super::{
-    Ledger, Line, Names, Pace, Pinning, Resettle, Retry, Unnamed, Violation, client_header,
+    Leave, Ledger, Line, Names, Pace, Pinning, Resettle, Retry, Unnamed, Violation, client_header,
 };
 
 /// Longest Query that is gathered before it is read; a longer one is read as it passes.
@@ -31,6 +31,17 @@ pub struct Surroundings<'a> {
     pub understood_bytes: usize,
     /// Most named statements of one session.
     pub statements: usize,
+    /// What becomes of a LISTEN.
+    pub listening: Listening,
+}
+
+/// What becomes of a LISTEN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listening {
+    /// The hub takes it over.
+    Shared,
+    /// It keeps its connection with the session.
+    Pins,
 }
 
 /// What [`requests`] did with its input.
@@ -319,7 +330,7 @@ impl Pass<'_> {
             let body = &input[body_at..self.at + whole];
             let text = body.strip_suffix(b"\0").unwrap_or(body);
             let findings = sql::read(text, quoting);
-            if Self::bars(self.line, &findings) {
+            if Self::bars(self.line, &findings, self.around.listening) {
                 return Step::Wait(HEADER_BYTES);
             }
             self.leaves(&findings, Resettle::Now);
@@ -358,7 +369,7 @@ impl Pass<'_> {
                 Some(same) if *same.body == *rest => Arc::clone(same),
                 _ => registry.lone(rest, quoting),
             };
-            if Self::bars(self.line, &now.findings) {
+            if Self::bars(self.line, &now.findings, self.around.listening) {
                 return Ok(Step::Wait(HEADER_BYTES));
             }
             let suspects = now.findings.suspects;
@@ -387,7 +398,7 @@ impl Pass<'_> {
             Ok(registry.lone(rest, quoting))
         };
         let statement = interned.map_err(|Full| Violation::TooManyStatements)?;
-        if Self::bars(self.line, &statement.findings) {
+        if Self::bars(self.line, &statement.findings, self.around.listening) {
             return Ok(Step::Wait(HEADER_BYTES));
         }
         ledger.statements.named.insert(name.into(), Arc::clone(&statement));
@@ -397,11 +408,16 @@ impl Pass<'_> {
     }
 
     /// Whether a statement that may keep the connection has to wait until the session may.
-    fn bars(line: &mut Line, findings: &Findings) -> bool {
-        if line.pinning == Pinning::Allowed || findings.suspects.lasting().is_empty() {
+    fn bars(line: &mut Line, findings: &Findings, listening: Listening) -> bool {
+        let lasting = findings.suspects.lasting();
+        if line.pinning == Pinning::Allowed || lasting.is_empty() {
             return false;
         }
-        line.pinning = Pinning::Wanted;
+        let listens = lasting == Suspects::LISTEN && listening == Listening::Shared;
+        if listens && line.pinning == Pinning::MayListen {
+            return false;
+        }
+        line.pinning = Pinning::Wanted(if listens { Leave::Listen } else { Leave::Pin });
         true
     }
 
@@ -450,7 +466,7 @@ impl Pass<'_> {
             {
                 return Ok(Step::Wait(whole));
             }
-            if Self::bars(self.line, &statement.findings) {
+            if Self::bars(self.line, &statement.findings, self.around.listening) {
                 return Ok(Step::Wait(HEADER_BYTES));
             }
             self.leaves(&statement.findings, Resettle::AtSync);

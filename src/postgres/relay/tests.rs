@@ -125,6 +125,7 @@ impl Bench {
             settings: &self.settings,
             understood_bytes: 1 << 20,
             statements: 1000,
+            listening: Listening::Pins,
         };
         let taken =
             requests(&mut self.line, &mut self.ledger, around, kept, out).expect("no violation");
@@ -275,6 +276,7 @@ proptest! {
             settings: &bench.settings,
             understood_bytes: 1 << 20,
                 statements: 1000,
+            listening: Listening::Pins,
         };
         let mut out = Vec::new();
         let _any = requests(&mut bench.line, &mut bench.ledger, around, &input, &mut out);

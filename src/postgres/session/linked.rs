@@ -6,15 +6,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use super::listening::HandedOver;
 use super::unlinked::{count, dismissed};
-use super::{End, Inbox, Lost, Phase, Presence, Session, Turn};
+use super::{Admitted, End, Inbox, Lost, Phase, Presence, Session, Turn};
 use crate::config::PoolMode;
 use crate::postgres::backend::PgBackend;
 use crate::postgres::connect::send_cancel;
 use crate::postgres::exchange::Status;
 use crate::postgres::message::{ErrorFields, Severity};
 use crate::postgres::relay::{
-    self, Asked, Draw, Gate, Goodbye, News, Output, Pace, Surroundings, Taken,
+    self, Asked, Draw, Gate, Goodbye, Leave, News, Output, Pace, Surroundings, Taken,
 };
 use crate::postgres::truth::Truth;
 
@@ -71,9 +72,10 @@ impl Session {
             return Ok(Moved::Yes);
         }
         let requests = self.client_to_server(cx, buffer)?;
+        let listens = self.listen(cx)?;
         self.count();
         let admitted = self.seek_permit(cx)?;
-        let moved = [replies, requests, admitted].contains(&Moved::Yes);
+        let moved = [replies, requests, listens, admitted].contains(&Moved::Yes);
         Ok(if moved { Moved::Yes } else { Moved::No })
     }
 
@@ -186,6 +188,7 @@ impl Session {
 
     /// Passes bytes of the client's on; with a context they are written at once. What must wait is parked.
     fn pass_on(&mut self, cx: Option<&mut Context<'_>>, bytes: &[u8]) -> Result<(), End> {
+        let listening = self.shares_listening();
         let Phase::Linked(lease) = &mut self.phase else { return Ok(()) };
         let backend: &mut PgBackend = lease;
         let around = Surroundings {
@@ -193,6 +196,7 @@ impl Session {
             settings: &self.settings,
             understood_bytes: self.pool.connector().limits().understood_frame_bytes,
             statements: self.pool.connector().limits().statements_per_client,
+            listening,
         };
         let out = backend.to_server.bytes();
         let before = out.len();
@@ -282,18 +286,59 @@ impl Session {
         }
         if backend.line.ask_truth(&mut self.ledger, backend.to_server.bytes()) == Asked::Yes {
             flush(backend, cx);
-            let limit = self.pool.connector().limits().cleanup_timeout;
-            let clock = Box::pin(tokio::time::sleep(limit));
-            self.rare.get_or_insert_default().question = Some(clock);
+            self.run_question_clock();
         }
         // What can't be asked about is a pin without an answer.
         self.count_pins();
+    }
+
+    /// The server has so long to answer a question of ours.
+    pub(super) fn run_question_clock(&mut self) {
+        let limit = self.pool.connector().limits().cleanup_timeout;
+        let clock = Box::pin(tokio::time::sleep(limit));
+        self.rare.get_or_insert_default().question = Some(clock);
+    }
+
+    /// Notifications, while the client is between two transactions; and what brings the session to the hub.
+    fn listen(&mut self, cx: &mut Context<'_>) -> Side {
+        if self.rare.as_ref().is_none_or(|rare| rare.listening.is_none()) {
+            return Ok(Moved::No);
+        }
+        if self.hand_over(cx)
+            && let Phase::Linked(lease) = &mut self.phase
+        {
+            flush(lease, cx);
+            return Ok(Moved::Yes);
+        }
+        let Phase::Linked(lease) = &self.phase else { return Ok(Moved::No) };
+        let line = &lease.line;
+        let between = line.exchange.is_fresh() && line.at_boundary() && lease.to_client.is_empty();
+        if !between {
+            return Ok(Moved::No);
+        }
+        let frames = self.poll_notifications(cx)?;
+        let Phase::Linked(lease) = &mut self.phase else { return Ok(Moved::No) };
+        if frames.is_empty() {
+            return Ok(Moved::No);
+        }
+        lease.to_client.bytes().extend_from_slice(&frames);
+        Ok(Moved::Yes)
     }
 
     /// Takes what the server said of the session: its settings, and what keeps its connection.
     fn learn(&mut self) {
         let Phase::Linked(lease) = &mut self.phase else { return };
         let Some(news) = lease.line.take_news() else { return };
+        let channels = match &news {
+            News::HandedOver => {
+                self.handed_over(HandedOver::Yes);
+                return self.count_pins();
+            }
+            News::Kept => return self.handed_over(HandedOver::No),
+            News::Told(truth) => Some(truth.channels.clone()),
+            News::Discarded | News::Untold => None,
+        };
+        let Phase::Linked(lease) = &mut self.phase else { return };
         if let Some(rare) = &mut self.rare {
             rare.question = None;
         }
@@ -303,11 +348,14 @@ impl Session {
                 Some(self.pool.connector().derive(startup, asked))
             }
             News::Discarded => Some(Arc::clone(startup)),
-            News::Told(_) | News::Untold => None,
+            News::Told(_) | News::Untold | News::HandedOver | News::Kept => None,
         };
         if let Some(settings) = settings {
             lease.line.set_applied(Arc::clone(&settings));
             self.settings = settings;
+        }
+        if let Some(channels) = channels {
+            self.offer(channels);
         }
         self.count_pins();
     }
@@ -448,24 +496,29 @@ impl Session {
     /// connection go if nothing is under way on it.
     fn seek_permit(&mut self, cx: &mut Context<'_>) -> Side {
         let Phase::Linked(lease) = &mut self.phase else { return Ok(Moved::No) };
-        if !lease.line.wants_pin() {
-            return Ok(Moved::No);
-        }
+        let Some(leave) = lease.line.wants() else { return Ok(Moved::No) };
         let rare = self.rare.get_or_insert_default();
-        let permit = match &mut rare.admission {
-            None => self.pool.try_pin(),
-            Some(admission) => match admission.as_mut().poll(cx) {
+        let admitted = match (&mut rare.admission, leave) {
+            (None, Leave::Pin) => self.pool.try_pin().map(Admitted::Pin),
+            (None, Leave::Listen) => self.pool.connector().hub().is_up().then_some(Admitted::Hub),
+            (Some(admission), _) => match admission.as_mut().poll(cx) {
                 Poll::Pending => None,
-                Poll::Ready(Some(permit)) => Some(permit),
-                Poll::Ready(None) => {
-                    return Err(End::Dismissed(self.too_many_pins(Severity::Fatal)));
-                }
+                Poll::Ready(admitted) => Some(admitted),
             },
         };
-        if let Some(permit) = permit {
-            (rare.permit, rare.admission) = (Some(permit), None);
+        if let Some(admitted) = admitted {
+            rare.admission = None;
+            match admitted {
+                Admitted::Pin(permit) => {
+                    rare.permit = Some(permit);
+                    lease.line.allow_pin();
+                }
+                Admitted::Hub => lease.line.allow_listen(),
+                Admitted::No(leave) => {
+                    return Err(End::Dismissed(self.too_many_pins(leave, Severity::Fatal)));
+                }
+            }
             rare.admission_ends = None;
-            lease.line.allow_pin();
             // At once: a connection on which nothing is under way goes back.
             self.inbox_on()?;
             return Ok(Moved::Yes);
@@ -475,7 +528,16 @@ impl Session {
                 self.pool.metrics().pin_waits.inc();
                 tokio::time::Instant::now() + self.pool.settings().wait
             });
-            rare.admission = Some(Box::pin(self.pool.wait_to_pin(ends)));
+            let admission = match leave {
+                Leave::Pin => {
+                    let permit = self.pool.wait_to_pin(ends);
+                    Box::pin(
+                        async move { permit.await.map_or(Admitted::No(Leave::Pin), Admitted::Pin) },
+                    )
+                }
+                Leave::Listen => self.admission_to_hub(ends),
+            };
+            self.rare.get_or_insert_default().admission = Some(admission);
             // It has not been polled.
             return Ok(Moved::Yes);
         }
@@ -512,6 +574,7 @@ impl Session {
         if let Some(rare) = &mut self.rare {
             (rare.permit, rare.hold) = (None, None);
         }
+        self.leave_channels();
         // A request that came too late for the one it meant must not hit the next.
         self.cancel.clear();
         if let Some(inbox) = &mut self.inbox {

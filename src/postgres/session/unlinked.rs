@@ -2,11 +2,11 @@
 
 use std::task::{Context, Poll};
 
-use super::{End, Inbox, Phase, Rare, Session, Turn};
+use super::{Admitted, End, Inbox, Phase, Rare, Session, Turn};
 use crate::pool::{Checkout, CheckoutError, CheckoutErrorKind, Lease};
 use crate::postgres::backend::{PgConnect, checkout_error};
 use crate::postgres::message::{self, ErrorFields, Severity, error_frame};
-use crate::postgres::relay::{self, Stance, Transaction, Violation, Waiting, Work};
+use crate::postgres::relay::{self, Leave, Stance, Transaction, Violation, Waiting, Work};
 
 /// Longest frame that is gathered before a server connection is asked for, in bytes.
 const GATHERED_BYTES: usize = 64 * 1024;
@@ -22,6 +22,14 @@ impl Session {
                 // A client that reads nothing gets nothing more done.
                 Poll::Pending => return Turn::Sleep,
             }
+        }
+        match self.poll_notifications(cx) {
+            Ok(frames) if frames.is_empty() => {}
+            Ok(frames) => {
+                self.rare.get_or_insert_default().words.bytes().extend_from_slice(&frames);
+                return Turn::Again;
+            }
+            Err(end) => return Turn::End(end),
         }
         if let Some(inbox) = self.inbox.take_if(|inbox| inbox.bytes.len() >= inbox.need) {
             return self.look(&inbox.bytes);
@@ -98,13 +106,17 @@ impl Session {
         let Phase::Barred(admission) = &mut self.phase else { return Turn::Again };
         match admission.as_mut().poll(cx) {
             Poll::Pending => self.read_ahead(cx, buffer),
-            Poll::Ready(Some(permit)) => {
+            Poll::Ready(Admitted::Pin(permit)) => {
                 self.rare.get_or_insert_default().permit = Some(permit);
                 self.enter(Phase::Idle);
                 Turn::Again
             }
-            Poll::Ready(None) => {
-                let fields = self.too_many_pins(Severity::Error);
+            Poll::Ready(Admitted::Hub) => {
+                self.enter(Phase::Idle);
+                Turn::Again
+            }
+            Poll::Ready(Admitted::No(leave)) => {
+                let fields = self.too_many_pins(leave, Severity::Error);
                 self.refuse_with(&fields);
                 Turn::Again
             }
@@ -112,9 +124,20 @@ impl Session {
     }
 
     /// Leave to pin did not come in time.
-    pub(super) fn too_many_pins(&self, severity: Severity) -> ErrorFields {
+    pub(super) fn too_many_pins(&self, leave: Leave, severity: Severity) -> ErrorFields {
         self.pool.metrics().pin_timeouts.inc();
         let settings = self.pool.settings();
+        if leave == Leave::Listen {
+            let text = format!(
+                "no server connection of pool {} came free to listen on within {} ms",
+                settings.name,
+                settings.wait.as_millis()
+            );
+            return ErrorFields::new(severity, "53300", text).hint(
+                "Raise the pool size, or end what pins connections: temporary tables, session advisory locks, WITH HOLD \
+                 cursors, PREPARE.",
+            );
+        }
         let text = format!(
             "this statement would pin a server connection of pool {} to its session, and as many as may be were pinned \
              for {} ms",
