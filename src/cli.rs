@@ -93,6 +93,14 @@ pub struct Flags {
     /// [default: transaction]
     #[arg(long, global = true, value_name = "MODES")]
     postgres_pool_mode: Option<String>,
+    /// When the server is asked what a session has left: suspects or always [env: TIDEGATE_POSTGRES_PROBE]
+    /// [default: suspects]
+    #[arg(long, global = true, value_name = "WORD")]
+    postgres_probe: Option<String>,
+    /// Take everything off a connection before another session gets it [env: TIDEGATE_POSTGRES_STRICT] [default: off]
+    #[arg(long, global = true, value_name = "0|1", num_args = 0..=1, default_missing_value = "1",
+        require_equals = true)]
+    postgres_strict: Option<String>,
     /// Names of the variables that hold Redis URLs [env: TIDEGATE_REDIS_URLS] [default: REDIS_URL]
     #[arg(long, global = true, value_name = "NAMES")]
     redis_urls: Option<String>,
@@ -134,6 +142,8 @@ impl Flags {
             ("postgres.any", &self.postgres_any),
             ("postgres.auth", &self.postgres_auth),
             ("postgres.pool_mode", &self.postgres_pool_mode),
+            ("postgres.probe", &self.postgres_probe),
+            ("postgres.strict", &self.postgres_strict),
             ("redis.urls", &self.redis_urls),
             ("redis.listen", &self.redis_listen),
             ("redis.pool_size", &self.redis_pool_size),

@@ -41,6 +41,8 @@ pub(super) const KEYS: &[Key] = &[
     everywhere("postgres.any", "TIDEGATE_POSTGRES_ANY", "postgres-any"),
     everywhere("postgres.auth", "TIDEGATE_POSTGRES_AUTH", "postgres-auth"),
     everywhere("postgres.pool_mode", "TIDEGATE_POSTGRES_POOL_MODE", "postgres-pool-mode"),
+    everywhere("postgres.probe", "TIDEGATE_POSTGRES_PROBE", "postgres-probe"),
+    everywhere("postgres.strict", "TIDEGATE_POSTGRES_STRICT", "postgres-strict"),
     in_file("postgres.queue_limit"),
     in_file("postgres.pinned_limit"),
     in_file("postgres.connect_timeout_ms"),

@@ -25,9 +25,9 @@ pub use error::ConfigError;
 pub use local::leads_to;
 pub use secret::Secret;
 pub use settings::{
-    AdminSettings, Auth, LogFormat, LogLevel, LogSettings, PoolMode, PoolModeRule, PoolModes,
-    PostgresLimits, PostgresListener, PostgresSettings, PostgresUpstream, RedisLimits,
-    RedisListener, RedisSettings, RedisTls, RedisUpstream, Settings, SslMode,
+    AdminSettings, Auth, LogFormat, LogLevel, LogSettings, Passing, PoolMode, PoolModeRule,
+    PoolModes, PostgresLimits, PostgresListener, PostgresSettings, PostgresUpstream, Probe,
+    RedisLimits, RedisListener, RedisSettings, RedisTls, RedisUpstream, Settings, SslMode,
 };
 pub use variable::{PooledUrl, PooledVariable, Protocol};
 pub use written::Environment;

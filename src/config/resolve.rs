@@ -9,9 +9,9 @@ use super::redis_url::RedisUrl;
 use super::suggest;
 use super::written::{Entry, Environment, Written};
 use super::{
-    AdminSettings, Auth, ConfigError, LogFormat, LogLevel, LogSettings, PoolMode, PoolModeRule,
-    PoolModes, PooledUrl, PooledVariable, PostgresLimits, PostgresListener, PostgresSettings,
-    RedisLimits, RedisListener, RedisSettings, RedisTls, Settings,
+    AdminSettings, Auth, ConfigError, LogFormat, LogLevel, LogSettings, Passing, PoolMode,
+    PoolModeRule, PoolModes, PooledUrl, PooledVariable, PostgresLimits, PostgresListener,
+    PostgresSettings, Probe, RedisLimits, RedisListener, RedisSettings, RedisTls, Settings,
 };
 
 const POSTGRES_LISTEN: SocketAddr =
@@ -134,6 +134,16 @@ fn postgres(
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
         pool_modes: pool_modes(written, "postgres.pool_mode")?,
+        probe: written.choice(
+            "postgres.probe",
+            default.probe,
+            &[("suspects", Probe::Suspects), ("always", Probe::Always)],
+        )?,
+        passing: if written.switch("postgres.strict")? {
+            Passing::Strict
+        } else {
+            Passing::Difference
+        },
         limits: postgres_limits(written)?,
     };
     let any_entry = written.entry("postgres.any");

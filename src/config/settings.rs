@@ -101,6 +101,26 @@ pub enum PoolMode {
     Statement,
 }
 
+/// When the server is asked what a session has left on its connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Probe {
+    /// Behind transactions whose words may have left something.
+    #[default]
+    Suspects,
+    /// Behind every transaction.
+    Always,
+}
+
+/// How a Postgres connection passes from one session to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Passing {
+    /// What is known to differ is changed.
+    #[default]
+    Difference,
+    /// All that a session can leave is taken off first, whether anybody knows of it or not.
+    Strict,
+}
+
 /// Which user of which database has which mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PoolModes {
@@ -157,6 +177,10 @@ pub struct PostgresSettings {
     pub auth: Auth,
     /// For how long clients keep a connection.
     pub pool_modes: PoolModes,
+    /// When the server is asked what a session has left.
+    pub probe: Probe,
+    /// How connections pass between sessions.
+    pub passing: Passing,
     /// Everything else that has a bound.
     pub limits: PostgresLimits,
 }
@@ -382,6 +406,8 @@ impl Default for PostgresSettings {
             any: false,
             auth: Auth::Password,
             pool_modes: PoolModes::default(),
+            probe: Probe::default(),
+            passing: Passing::default(),
             limits: PostgresLimits::default(),
         }
     }

@@ -12,11 +12,11 @@ use foldhash::fast::RandomState;
 use super::connect::{Dial, Dialled, dial};
 use super::hub::Hub;
 use super::message::{self, BackendKey, ErrorFields};
-use super::relay::Line;
+use super::relay::{Line, Passed, Suspicion};
 use super::settings::{self, Settings};
 use super::statements::{Registry, ServerStatements};
 use super::wire::{self, HEADER_BYTES, Head};
-use crate::config::{PoolMode, PostgresLimits};
+use crate::config::{Passing, PoolMode, PostgresLimits, Probe};
 use crate::net::Stream;
 use crate::pool::{
     Backend, Checkout, CheckoutError, CheckoutErrorKind, Connect, ConnectError, Fault, Pool,
@@ -39,10 +39,21 @@ pub type PgPool = Pool<PgConnect>;
 pub struct PgConnect {
     dial: Dial,
     limits: Arc<PostgresLimits>,
-    mode: PoolMode,
+    rules: Rules,
     registry: Registry,
     combinations: Mutex<Combinations>,
     hub: Hub,
+}
+
+/// How a pool deals with its sessions.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rules {
+    /// For how long clients keep a connection.
+    pub mode: PoolMode,
+    /// When the server is asked what a session has left.
+    pub probe: Probe,
+    /// How connections pass between sessions.
+    pub passing: Passing,
 }
 
 /// The combinations of startup parameters that a server has checked.
@@ -176,10 +187,10 @@ impl Outbox {
 impl PgConnect {
     /// For a pool of connections made by `dial`.
     #[must_use]
-    pub fn new(dial: Dial, limits: Arc<PostgresLimits>, mode: PoolMode) -> Self {
+    pub fn new(dial: Dial, limits: Arc<PostgresLimits>, rules: Rules) -> Self {
         Self {
             dial,
-            mode,
+            rules,
             registry: Registry::new(limits.statements_total, limits.statements_total_bytes),
             combinations: Mutex::new(Combinations {
                 limit: limits.settings_combinations.max(1),
@@ -209,7 +220,25 @@ impl PgConnect {
     /// For how long its clients keep a connection.
     #[must_use]
     pub fn mode(&self) -> PoolMode {
-        self.mode
+        self.rules.mode
+    }
+
+    /// Whose words decide what the server is asked.
+    #[must_use]
+    pub fn suspicion(&self) -> Suspicion {
+        match self.rules.probe {
+            Probe::Suspects => Suspicion::OfWords,
+            Probe::Always => Suspicion::OfAll,
+        }
+    }
+
+    /// Whether a connection is emptied before another session gets it.
+    #[must_use]
+    pub fn passing(&self) -> Passed {
+        match self.rules.passing {
+            Passing::Difference => Passed::AsItIs,
+            Passing::Strict => Passed::Emptied,
+        }
     }
 
     /// The bounds its sessions keep.

@@ -23,7 +23,7 @@ use super::statements::{Registry, ServerStatements};
 use super::truth::{self, Truth};
 use super::wire::{self, Head, Header};
 use handover::Handover;
-use sequences::Sequences;
+use sequences::{Before, Sequences};
 
 pub use ledger::{Asked, Ledger};
 pub use loss::{Aftermath, Late, Loss, Pace, Transaction, lose};
@@ -36,6 +36,11 @@ pub use waiting::{Stance, Waiting, Work, is_rollback, waiting};
 /// query. The server's log shows the name.
 const FAILING: &str =
     "BEGIN; ROLLBACK TO SAVEPOINT \"the connection of this transaction was lost\"";
+
+/// Takes off what a session may have left: DISCARD ALL, but for the plans, in what may run inside a transaction block.
+/// PostgreSQL documentation, "DISCARD".
+const EMPTYING: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UNLISTEN *; \
+                        SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 
 /// One server connection, as the protocol sees it.
 #[derive(Debug)]
@@ -87,6 +92,26 @@ enum Pinning {
     /// It may listen, and nothing more.
     MayListen,
     Allowed,
+}
+
+/// What the server is asked about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Suspicion {
+    /// What a transaction's words may have left.
+    #[default]
+    OfWords,
+    /// Whatever any transaction can leave.
+    OfAll,
+}
+
+/// How a connection comes from one session to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Passed {
+    /// With what nobody knows of.
+    #[default]
+    AsItIs,
+    /// With nothing on it.
+    Emptied,
 }
 
 /// What a statement may have to wait for.
@@ -369,6 +394,7 @@ impl Line {
         session: i32,
         settings: &Arc<Settings>,
         registry: &Registry,
+        passed: Passed,
         out: &mut Vec<u8>,
     ) {
         let epoch = registry.epoch();
@@ -387,7 +413,13 @@ impl Line {
             wire::put_frame(out, b'C', &[b"S", &name, b"\0"]);
             self.exchange.sent_ahead(Owed::CloseOurs);
         }
-        self.sequences.begin(session);
+        let before = self.sequences.begin(session);
+        if passed == Passed::Emptied && before == Before::Another {
+            out.extend_from_slice(&message::query(EMPTYING));
+            self.exchange.sent_query(Owed::QueryOurs);
+            self.sequences.clean();
+            (self.applied, self.settled) = (None, Settled::Yes);
+        }
         if registry.reads_sequences() {
             self.discard_sequences(out);
         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foldhash::fast::RandomState;
 use postgres_protocol::password::scram_sha_256;
 
-use super::backend::{PgConnect, PgPool};
+use super::backend::{PgConnect, PgPool, Rules};
 use super::connect::Dial;
 use super::scram::Verifier;
 use crate::config::{Auth, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret};
@@ -124,7 +124,9 @@ impl Foundry {
             jitter_percent: JITTER_PERCENT,
         };
         let mode = settings.pool_modes.of(&dial.upstream().user, &dial.upstream().database);
-        let connect = PgConnect::new(dial, Arc::new(settings.limits.clone()), mode);
+        let (probe, passing) = (settings.probe, settings.passing);
+        let rules = Rules { mode, probe, passing };
+        let connect = PgConnect::new(dial, Arc::new(settings.limits.clone()), rules);
         Pool::new(connect, pool_settings, budget, metrics)
     }
 

@@ -69,12 +69,18 @@ pub fn uncleanable(suspects: Suspects) -> Suspects {
 /// What can't be asked: it is taken to be there until DISCARD ALL.
 #[must_use]
 pub fn unaskable(suspects: Suspects) -> Suspects {
+    suspects.pins().without(askable())
+}
+
+/// What can be asked.
+#[must_use]
+pub fn askable() -> Suspects {
     let mut askable = Suspects::SETTING;
     askable.insert(Suspects::LISTEN);
     for (what, _, _) in ASKABLE {
         askable.insert(what);
     }
-    suspects.pins().without(askable)
+    askable
 }
 
 /// Appends the Query that asks about `suspects`; `custom` are the names with a dot the session may have set, which no

@@ -193,6 +193,11 @@ impl Ledger {
         self.suspects.insert(Suspects::UNNAMED_SETTING);
     }
 
+    /// Anything may have been left that can be asked about.
+    pub(super) fn suspect_all(&mut self) {
+        self.suspects.insert(truth::askable());
+    }
+
     /// Settings may have changed.
     pub(super) fn suspect_settings(&mut self) {
         self.suspects.insert(Suspects::SETTING);

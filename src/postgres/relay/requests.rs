@@ -8,7 +8,8 @@ use super::super::sql::{self, Findings, Lexer, SettingName, Suspects};
 use super::super::statements::{Full, Registry, ServerName, Statement};
 use super::super::wire::{self, HEADER_BYTES, Header};
 use super::{
-    Leave, Ledger, Line, Names, Pace, Pinning, Resettle, Retry, Unnamed, Violation, client_header,
+    Leave, Ledger, Line, Names, Pace, Pinning, Resettle, Retry, Suspicion, Unnamed, Violation,
+    client_header,
 };
 
 /// Longest Query that is gathered before it is read; a longer one is read as it passes.
@@ -33,6 +34,8 @@ pub struct Surroundings<'a> {
     pub statements: usize,
     /// What becomes of a LISTEN.
     pub listening: Listening,
+    /// What the server is asked about when a transaction is over.
+    pub suspicion: Suspicion,
 }
 
 /// What becomes of a LISTEN.
@@ -233,10 +236,12 @@ impl Pass<'_> {
             b'c' | b'f' => self.line.exchange.sent_copy_end(),
             b'E' => {
                 self.line.tally.requests += 1;
+                self.suspect_all();
                 self.line.exchange.sent(Owed::Execute);
             }
             b'F' => {
                 self.line.tally.requests += 1;
+                self.suspect_all();
                 self.line.exchange.sent_query(Owed::Function);
             }
             b'Q' => return Ok(self.query(header)),
@@ -344,6 +349,7 @@ impl Pass<'_> {
         }
         self.line.unnamed = Unnamed::Session;
         self.line.tally.requests += 1;
+        self.suspect_all();
         self.line.exchange.sent_query(Owed::Query);
         self.pass(header);
         Step::Passed
@@ -587,6 +593,13 @@ impl Pass<'_> {
             self.inject(b'C', &[b"S", evicted.with_zero()], Owed::CloseOurs);
         }
         name
+    }
+
+    /// Whatever runs may leave something, where nobody trusts its words.
+    fn suspect_all(&mut self) {
+        if self.around.suspicion == Suspicion::OfAll && self.line.exchange.answers() {
+            self.ledger.get_or_insert_default().suspect_all();
+        }
     }
 
     /// Notes what a query leaves behind.

@@ -22,6 +22,14 @@ enum Whose {
     Foreign,
 }
 
+/// Who had the connection before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Before {
+    /// Nobody else, since it was as after login.
+    Nobody,
+    Another,
+}
+
 /// What a session did with sequences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Draw {
@@ -36,12 +44,15 @@ pub enum Draw {
 
 impl Sequences {
     /// A session takes the connection.
-    pub(super) fn begin(&mut self, session: i32) {
-        if self.session.is_some_and(|before| before != session) {
-            self.whose = Whose::Foreign;
-        }
-        self.session = Some(session);
+    pub(super) fn begin(&mut self, session: i32) -> Before {
         self.draw = Draw::None;
+        match self.session.replace(session) {
+            Some(other) if other != session => {
+                self.whose = Whose::Foreign;
+                Before::Another
+            }
+            _ => Before::Nobody,
+        }
     }
 
     /// The session may draw a value.

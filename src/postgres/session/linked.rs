@@ -197,6 +197,7 @@ impl Session {
             understood_bytes: self.pool.connector().limits().understood_frame_bytes,
             statements: self.pool.connector().limits().statements_per_client,
             listening,
+            suspicion: self.pool.connector().suspicion(),
         };
         let out = backend.to_server.bytes();
         let before = out.len();
@@ -392,9 +393,12 @@ impl Session {
     fn count_pins(&mut self) {
         let Phase::Linked(lease) = &mut self.phase else { return };
         let pins = self.ledger.as_ref().map(|ledger| ledger.pins()).unwrap_or_default();
-        match pins.reason() {
-            Some(reason) => lease.pin(reason),
-            None => lease.unpin(),
+        let Some(reason) = pins.reason() else { return lease.unpin() };
+        lease.pin(reason);
+        // What its words did not say took no leave: it counts from now on.
+        let rare = self.rare.get_or_insert_default();
+        if rare.permit.is_none() {
+            rare.permit = self.pool.try_pin();
         }
     }
 

@@ -174,9 +174,10 @@ impl Session {
     /// Takes the lease: what rides ahead goes first.
     pub(super) fn link(&mut self, mut lease: Lease<PgConnect>) -> Turn {
         let backend = &mut *lease;
-        let registry = self.pool.connector().registry();
+        let connector = self.pool.connector();
+        let (registry, passed) = (connector.registry(), connector.passing());
         let session = self.cancel.pid();
-        backend.line.begin(session, &self.settings, registry, backend.to_server.bytes());
+        backend.line.begin(session, &self.settings, registry, passed, backend.to_server.bytes());
         if let Some(rare) = &mut self.rare
             && rare.permit.is_some()
         {

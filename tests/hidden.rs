@@ -1,0 +1,118 @@
+//! What the words of a query don't say: settings, locks and temporary objects that functions leave behind.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use support::eventually;
+use support::pg::Connection;
+use support::postgres::Postgres;
+use support::tidegate::{Setup, Tidegate};
+
+/// A server with functions whose bodies nobody can read, before a pool of two.
+fn stage(variable: &str, value: &str) -> (Postgres, Tidegate) {
+    let server = Postgres::start();
+    let mut owner = server.direct();
+    for (name, statement) in [
+        ("hide_setting", "'se' || 't work_mem = ''5MB'''"),
+        ("hide_name", "'sel' || 'ect set_con' || 'fig(''app.hidden'', ''mine'', false)'"),
+        ("hide_lock", "'sel' || 'ect pg_adv' || 'isory_lock(5)'"),
+        ("hide_table", "'crea' || 'te te' || 'mp table hidden ()'"),
+        ("hide_release", "'dro' || 'p table if exists hidden'"),
+    ] {
+        let body = format!("begin execute {statement}; end");
+        let sql =
+            format!("create function {name}() returns void language plpgsql as $f$ {body} $f$");
+        owner.query(&sql).expect_no_error();
+    }
+    let gate = Setup::new().postgres(&server).pool_size(2).env(variable, value).start();
+    (server, gate)
+}
+
+/// Takes both connections, so that the next to come gets the one the session did not have.
+fn elsewhere(gate: &Tidegate, session: &mut Connection, last: &str) {
+    let mut blockers = [gate.client(), gate.client()];
+    let pids = blockers.each_mut().map(|blocker| {
+        blocker.query("begin").expect_no_error();
+        blocker.backend()
+    });
+    for (blocker, pid) in blockers.iter_mut().zip(pids) {
+        if pid != last {
+            blocker.query("commit").expect_no_error();
+        }
+    }
+    assert_ne!(session.backend(), last, "another backend serves it");
+}
+
+fn pinned(gate: &Tidegate, expected: f64) {
+    eventually("so many are pinned", || {
+        let now = gate.postgres_metric("tidegate_server_connections", &[("state", "pinned")]);
+        (now == expected).then_some(())
+    });
+}
+
+#[test]
+fn always_asking_finds_what_functions_hide() {
+    let (_server, gate) = stage("TIDEGATE_POSTGRES_PROBE", "always");
+    let mut session = gate.client();
+    let last = session.backend();
+    session.query("select hide_setting()").expect_no_error();
+    elsewhere(&gate, &mut session, &last);
+    assert_eq!(session.one("show work_mem"), "5MB");
+    let mut stranger = gate.client();
+    for _ in 0..4 {
+        assert_eq!(stranger.one("show work_mem"), "4MB");
+        let last = stranger.backend();
+        elsewhere(&gate, &mut stranger, &last);
+    }
+    for (make, look, seen, release) in [
+        ("select hide_lock()", "select pg_advisory_unlock(5)", "t", "select 1"),
+        ("select hide_table()", "select count(*) from hidden", "0", "select hide_release()"),
+    ] {
+        session.query(make).expect_no_error();
+        pinned(&gate, 1.0);
+        let mine = session.backend();
+        assert_eq!(stranger.query("select 1; select pg_sleep(0)").codes(), [""; 0]);
+        assert_ne!(stranger.backend(), mine);
+        assert_eq!(session.one(look), seen, "{make}");
+        session.query(release).expect_no_error();
+        pinned(&gate, 0.0);
+    }
+}
+
+#[test]
+fn a_strict_pool_passes_on_nothing_that_functions_hide() {
+    let (server, gate) = stage("TIDEGATE_POSTGRES_STRICT", "1");
+    for hide in ["hide_setting()", "hide_name()", "hide_lock()", "hide_table()"] {
+        let mut session = gate.client();
+        session.query(&format!("select {hide}")).expect_no_error();
+        let mut blockers = [gate.client(), gate.client()];
+        for blocker in &mut blockers {
+            blocker.query("begin").expect_no_error();
+            let left = blocker.query(
+                "select current_setting('work_mem'), coalesce(current_setting('app.hidden', true), ''),
+                    (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),
+                    (select count(*) from pg_class where relnamespace = pg_my_temp_schema())",
+            );
+            let row = &left.rows()[0];
+            let row: Vec<&str> = row.iter().map(|value| value.as_deref().unwrap()).collect();
+            assert_eq!(row, ["4MB", "", "0", "0"], "{hide}");
+        }
+        assert_eq!(server.sessions_of("app"), 2);
+    }
+}
+
+#[test]
+fn a_strict_pool_keeps_what_a_session_set() {
+    let (_server, gate) = stage("TIDEGATE_POSTGRES_STRICT", "1");
+    let mut sessions = [gate.client(), gate.client(), gate.client()];
+    for (n, session) in sessions.iter_mut().enumerate() {
+        session.query(&format!("set work_mem = '{}MB'", n + 10)).expect_no_error();
+        session.query(&format!("set app.who = 'session {n}'")).expect_no_error();
+    }
+    for _ in 0..3 {
+        for (n, session) in sessions.iter_mut().enumerate() {
+            assert_eq!(session.one("show work_mem"), format!("{}MB", n + 10));
+            assert_eq!(session.one("show app.who"), format!("session {n}"));
+        }
+    }
+}
