@@ -4,7 +4,7 @@
 mod support;
 
 use support::eventually;
-use support::pg::Connection;
+use support::pg::{Connection, bind, execute, parse, sync};
 use support::postgres::Postgres;
 use support::tidegate::{Setup, Tidegate};
 
@@ -76,6 +76,109 @@ fn always_asking_finds_what_functions_hide() {
         assert_eq!(session.one(look), seen, "{make}");
         session.query(release).expect_no_error();
         pinned(&gate, 0.0);
+    }
+}
+
+#[test]
+fn what_functions_say_they_set_follows_the_session() {
+    let server = Postgres::start();
+    let mut owner = server.direct();
+    for sql in [
+        "create function set_tenant(text) returns void language plpgsql as
+            $$ begin perform set_config('app.tenant', $1, false); end $$",
+        "create function set_memory() returns void language sql as $$ set work_mem = '7MB' $$",
+        "create function outer_one(text) returns void language sql as $$ select set_tenant($1) $$",
+        "create function dynamic(text) returns void language plpgsql as
+            $$ begin execute 'set app.dynamic = ' || quote_literal($1); end $$",
+        "create procedure by_procedure() language plpgsql as $$ begin set app.proc = 'p'; end $$",
+        "create function by_trigger() returns trigger language plpgsql as
+            $$ begin perform set_config('app.fired', new.id::text, false); return new; end $$",
+        "create table fires (id int)",
+        "create trigger fires before insert on fires for each row execute function by_trigger()",
+    ] {
+        owner.query(sql).expect_no_error();
+    }
+    let gate = Setup::new().postgres(&server).pool_size(2).start();
+    for (change, look, seen) in [
+        ("select set_tenant('blue')", "app.tenant", "blue"),
+        ("select set_memory()", "work_mem", "7MB"),
+        ("select outer_one('red')", "app.tenant", "red"),
+        ("select dynamic('it''s')", "app.dynamic", "it's"),
+        ("call by_procedure()", "app.proc", "p"),
+        ("insert into fires values (41)", "app.fired", "41"),
+    ] {
+        let mut session = gate.client();
+        let last = session.backend();
+        session.query(change).expect_no_error();
+        let look = format!("select coalesce(current_setting('{look}', true), '')");
+        elsewhere(&gate, &mut session, &last);
+        assert_eq!(session.one(&look), seen, "{change}");
+        let mut strangers = [gate.client(), gate.client()];
+        for stranger in &mut strangers {
+            stranger.query("begin").expect_no_error();
+            assert_ne!(stranger.one(&look), seen, "{change}");
+        }
+    }
+}
+
+#[test]
+fn a_setting_that_the_server_reports_is_noticed_whoever_changed_it() {
+    let server = Postgres::start();
+    server
+        .direct()
+        .query(
+            "create function hide() returns void language plpgsql as
+                $$ begin execute 'se' || 't timezone = ''Asia/Tokyo'''; end $$",
+        )
+        .expect_no_error();
+    let gate = Setup::new().postgres(&server).pool_size(2).start();
+    let mut session = gate.client();
+    let last = session.backend();
+    session.query("select hide()").expect_no_error();
+    elsewhere(&gate, &mut session, &last);
+    assert_eq!(session.one("show timezone"), "Asia/Tokyo");
+    let mut strangers = [gate.client(), gate.client()];
+    for stranger in &mut strangers {
+        stranger.query("begin").expect_no_error();
+        assert_ne!(stranger.one("show timezone"), "Asia/Tokyo");
+    }
+}
+
+#[test]
+fn a_function_made_over_the_pool_is_known_at_once() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).start();
+    let mut session = gate.client();
+    let prepared = [parse("s", "select set_late($1)"), sync()];
+    session
+        .query("create function set_late(text) returns void language sql as $$ select $$")
+        .expect_no_error();
+    session.exchange(&prepared).expect_no_error();
+    session
+        .query(
+            "create or replace function set_late(text) returns void language sql as
+                $$ select set_config('app.late', $1, false) $$",
+        )
+        .expect_no_error();
+    // The statement was prepared before the function set anything.
+    session.exchange(&[bind("", "s", &["mine"]), execute("", 0), sync()]).expect_no_error();
+    let last = session.backend();
+    elsewhere(&gate, &mut session, &last);
+    assert_eq!(session.one("show app.late"), "mine");
+    // Made and called in one transaction: nobody else sees what it left.
+    session
+        .query(
+            "begin; create function set_now() returns void language sql as $$ set work_mem = '9MB' $$; \
+             select set_now(); commit",
+        )
+        .expect_no_error();
+    let last = session.backend();
+    elsewhere(&gate, &mut session, &last);
+    assert_eq!(session.one("show work_mem"), "9MB");
+    let mut strangers = [gate.client(), gate.client()];
+    for stranger in &mut strangers {
+        stranger.query("begin").expect_no_error();
+        assert_eq!(stranger.one("show work_mem"), "4MB");
     }
 }
 

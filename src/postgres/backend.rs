@@ -6,15 +6,19 @@ use std::hash::BuildHasher;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use tokio::time::Instant;
 
 use super::connect::{Dial, Dialled, dial};
 use super::hub::Hub;
 use super::message::{self, BackendKey, ErrorFields};
 use super::relay::{Line, Passed, Suspicion};
 use super::settings::{self, Settings};
+use super::sql::{Routines, Suspects};
 use super::statements::{Registry, ServerStatements};
+use super::truth;
 use super::wire::{self, HEADER_BYTES, Head};
 use crate::config::{Passing, PoolMode, PostgresLimits, Probe};
 use crate::net::Stream;
@@ -27,6 +31,10 @@ const ANSWER_FRAME_BYTES: usize = 1024 * 1024;
 
 /// Longest frame an idle connection may hear; the part of it that is here must fit a session's read buffer.
 const IDLE_FRAME_BYTES: usize = 8 * 1024;
+
+/// For how long what was read of the database's routines is not read again by the next connection that is opened. What
+/// sessions of the pool change is read at once.
+const ROUTINES_KEPT: Duration = Duration::from_secs(60);
 
 /// Capacity an outbox keeps when it is empty.
 const OUTBOX_KEPT_BYTES: usize = 16 * 1024;
@@ -43,6 +51,8 @@ pub struct PgConnect {
     registry: Registry,
     combinations: Mutex<Combinations>,
     hub: Hub,
+    /// When the database's routines were read last.
+    routines_read: Mutex<Option<Instant>>,
 }
 
 /// How a pool deals with its sessions.
@@ -105,6 +115,8 @@ pub struct Answer {
     pub parameters: Vec<(String, String)>,
     /// Its error, if it had one.
     pub error: Option<ErrorFields>,
+    /// Its rows.
+    rows: truth::Answer,
 }
 
 impl Outbox {
@@ -202,6 +214,7 @@ impl PgConnect {
             }),
             limits,
             hub: Hub::new(RandomState::default().hash_one(std::process::id())),
+            routines_read: Mutex::default(),
         }
     }
 
@@ -307,6 +320,34 @@ impl PgConnect {
         settings
     }
 
+    /// Reads what the database's own routines leave behind when they are called, unless that was done lately.
+    async fn read_routines(&self, backend: &mut PgBackend) -> Result<(), ConnectError> {
+        {
+            let mut read = self.routines_read.lock().unwrap_or_else(PoisonError::into_inner);
+            if read.is_some_and(|read| read.elapsed() < ROUTINES_KEPT) {
+                return Ok(());
+            }
+            *read = Some(Instant::now());
+        }
+        let mut question = Vec::new();
+        truth::put_question(Suspects::ROUTINE, &[], &mut question);
+        let answer = backend.ask(&question).await.map_err(|error| ConnectError {
+            fault: Fault::Unreachable,
+            code: "io".to_owned(),
+            message: format!("the connection was lost behind its login: {error}"),
+        })?;
+        let error = answer.error.map(|error| error.message);
+        match answer.rows.read().and_then(|truth| truth.routines) {
+            Some(routines) => self.registry.learn_routines(Routines::read(&routines)),
+            None => tracing::warn!(
+                error,
+                "the database's functions could not be read: what they leave behind is not seen; set postgres.probe to \
+                 always if they SET, LISTEN or lock"
+            ),
+        }
+        Ok(())
+    }
+
     /// A server of another version reports other things: what was learnt from the old one is void.
     fn met(&self, parameters: &[(String, String)]) {
         let version = parameters.iter().find(|(name, _)| name == "server_version");
@@ -347,15 +388,18 @@ impl Connect for PgConnect {
             message: format!("the system has no random numbers: {error}"),
         })?;
         self.met(&parameters);
-        Ok(PgBackend {
+        let statements = ServerStatements::new(nonce, self.limits.statements_per_backend);
+        let mut backend = PgBackend {
             stream,
-            line: Line::new(ServerStatements::new(nonce, self.limits.statements_per_backend)),
+            line: Line::new(statements, &parameters),
             rest: Vec::new(),
             to_server: Outbox::default(),
             to_client: Outbox::default(),
             key,
             parameters,
-        })
+        };
+        self.read_routines(&mut backend).await?;
+        Ok(backend)
     }
 }
 
@@ -429,6 +473,10 @@ impl PgBackend {
             match header.tag {
                 b'S' => answer.parameters.extend(message::parse_parameter_status(body)),
                 b'E' => answer.error = Some(ErrorFields::parse(body)),
+                b'D' => {
+                    answer.rows.row(header.body);
+                    answer.rows.add(body);
+                }
                 // Ours are asked outside transactions, or end one.
                 b'Z' if body == b"I" => finished = Finished::Yes,
                 b'Z' => return Err(io::ErrorKind::InvalidData.into()),

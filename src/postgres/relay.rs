@@ -7,6 +7,7 @@ mod handover;
 mod ledger;
 mod loss;
 mod replies;
+mod reports;
 mod requests;
 mod sequences;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use super::statements::{Registry, ServerStatements};
 use super::truth::{self, Truth};
 use super::wire::{self, Head, Header};
 use handover::Handover;
+use reports::Reports;
 use sequences::{Before, Sequences};
 
 pub use ledger::{Asked, Ledger};
@@ -79,6 +81,7 @@ pub struct Line {
     names: Names,
     pinning: Pinning,
     sequences: Sequences,
+    reports: Reports,
     handover: Handover,
 }
 
@@ -123,7 +126,7 @@ pub enum Leave {
     Listen,
 }
 
-/// Whether the session's statement names mean what the maps say.
+/// Whether names of statements and routines mean what the maps say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Names {
     Certain,
@@ -245,9 +248,9 @@ pub enum Violation {
 }
 
 impl Line {
-    /// For a new server connection.
+    /// For a new server connection, with what the server reported at login.
     #[must_use]
-    pub fn new(statements: ServerStatements) -> Self {
+    pub fn new(statements: ServerStatements, parameters: &[(String, String)]) -> Self {
         Self {
             exchange: Exchange::default(),
             statements,
@@ -274,6 +277,7 @@ impl Line {
             names: Names::Certain,
             pinning: Pinning::Unasked,
             sequences: Sequences::default(),
+            reports: Reports::at_login(parameters),
             handover: Handover::None,
         }
     }
@@ -330,6 +334,10 @@ impl Line {
         };
         if !self.is_over() || ledger.put_question(out) == Asked::No {
             return Asked::No;
+        }
+        if ledger.asks_for_routines() {
+            // What the client says next may mean something else when they are known.
+            self.names = Names::Awaited;
         }
         self.answer = truth::Answer::default();
         self.exchange.sent_query(Owed::Truth);

@@ -5,9 +5,13 @@
 //! gathered. It may suspect what turns out harmless; what it misses is what code hides in functions.
 
 mod names;
+mod routines;
+
+use std::sync::Arc;
 
 use names::Resets;
 pub use names::SettingName;
+pub use routines::{Routine, Routines, Runs};
 
 /// Longest name Postgres keeps (NAMEDATALEN less the zero); longer words are cut as Postgres cuts them.
 const NAME_BYTES: usize = 63;
@@ -39,6 +43,8 @@ impl Suspects {
     pub const DBLINK: Self = Self(1 << 8);
     /// A custom setting whose name can't be told.
     pub const UNNAMED_SETTING: Self = Self(1 << 9);
+    /// A changed function, procedure or trigger.
+    pub const ROUTINE: Self = Self(1 << 10);
     /// A call of `currval()` or `lastval()`: it reads what the session's sequences gave last.
     pub const SEQUENCE_READ: Self = Self(1 << 18);
     /// What may draw from a sequence.
@@ -95,10 +101,10 @@ impl Suspects {
         self.0 |= other.0;
     }
 
-    /// Those that may still keep a backend with its session when the server has been asked; settings don't.
+    /// Those that may still keep a backend with its session when the server has been asked; settings and routines don't.
     #[must_use]
     pub fn lasting(self) -> Self {
-        self.pins().without(Self::SETTING)
+        self.pins().without(Self::SETTING).without(Self::ROUTINE)
     }
 
     /// Those that keep a backend with its session.
@@ -140,6 +146,29 @@ pub struct Findings {
     pub unlistens: Vec<Unlisten>,
 }
 
+impl Findings {
+    /// Adds what another query, or a routine that is called, was found to say.
+    fn add(&mut self, other: &Self) {
+        self.suspects.insert(other.suspects);
+        add_new(&mut self.settings, &other.settings);
+        add_new(&mut self.deallocates, &other.deallocates);
+        add_new(&mut self.unlistens, &other.unlistens);
+    }
+
+    /// Whether nothing was found.
+    fn is_empty(&self) -> bool {
+        self.suspects.is_empty()
+    }
+}
+
+fn add_new<T: Clone + PartialEq>(to: &mut Vec<T>, from: &[T]) {
+    for one in from {
+        if !to.contains(one) {
+            to.push(one.clone());
+        }
+    }
+}
+
 /// What an UNLISTEN names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unlisten {
@@ -165,11 +194,16 @@ pub struct Lexer {
     verb: Verb,
     index: u32,
     before: Before,
+    temporary: Temporary,
     findings: Findings,
     quoting: Quoting,
     call: Option<Call>,
     /// Inside a DO block: its dollar quote, and the body is read as SQL.
     block: Option<Vec<u8>>,
+    /// What calls leave behind.
+    routines: Option<Arc<Routines>>,
+    /// What is left by what is called here.
+    by_calls: Findings,
 }
 
 /// A call of `set_config()` being read: with `true` as its last argument it ends with the transaction.
@@ -239,6 +273,8 @@ enum Verb {
     Declare,
     Do,
     Unlisten,
+    /// CREATE, ALTER or DROP.
+    Define,
 }
 
 /// The word before this one, where it matters.
@@ -248,6 +284,17 @@ enum Before {
     /// CREATE, INTO, and what may stand between them and TEMP.
     Making,
     With,
+    On,
+    OnCommit,
+}
+
+/// Whether the statement makes something temporary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Temporary {
+    No,
+    Made,
+    /// With ON COMMIT DROP: nothing is left of it behind the transaction.
+    Dropped,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -256,11 +303,12 @@ enum Quoted {
     Yes,
 }
 
-/// What a whole query says.
+/// What a whole query says, where calls of these routines leave something.
 #[must_use]
-pub fn read(text: &[u8], quoting: Quoting) -> Findings {
-    let mut lexer = Lexer::new(quoting);
+pub fn read(text: &[u8], quoting: Quoting, routines: Option<&Arc<Routines>>) -> Findings {
+    let mut lexer = Lexer::new(quoting, routines);
     lexer.feed(text);
+    let by_calls = std::mem::take(&mut lexer.by_calls);
     let mut findings = lexer.finish();
     if findings.settings == [SettingName::Unknown] {
         let named = names::read(text, quoting);
@@ -269,13 +317,16 @@ pub fn read(text: &[u8], quoting: Quoting) -> Findings {
             findings.suspects.insert(Suspects::RESET);
         }
     }
+    if !by_calls.is_empty() {
+        findings.add(&by_calls);
+    }
     findings
 }
 
 impl Lexer {
     /// A lexer at the start of a query.
     #[must_use]
-    pub fn new(quoting: Quoting) -> Self {
+    pub fn new(quoting: Quoting, routines: Option<&Arc<Routines>>) -> Self {
         Self {
             place: Place::Plain,
             word: [0; NAME_BYTES],
@@ -283,11 +334,19 @@ impl Lexer {
             verb: Verb::Other,
             index: 0,
             before: Before::Other,
+            temporary: Temporary::No,
             findings: Findings::default(),
             quoting,
             call: None,
             block: None,
+            routines: routines.cloned(),
+            by_calls: Findings::default(),
         }
+    }
+
+    /// A lexer at the start of a routine's body, which has no end of its own.
+    fn within(quoting: Quoting) -> Self {
+        Self { block: Some(vec![0]), ..Self::new(quoting, None) }
     }
 
     /// Reads on.
@@ -313,6 +372,7 @@ impl Lexer {
         if self.findings.suspects.intersects(SETTINGS) {
             self.findings.settings.push(SettingName::Unknown);
         }
+        self.findings.add(&self.by_calls);
         self.findings
     }
 
@@ -532,6 +592,9 @@ impl Lexer {
         if self.call.take().is_some() {
             self.suspect(Suspects::SETTING);
         }
+        if std::mem::replace(&mut self.temporary, Temporary::No) == Temporary::Made {
+            self.suspect(Suspects::TEMPORARY);
+        }
         self.verb = Verb::Other;
         self.index = 0;
         self.before = Before::Other;
@@ -546,6 +609,7 @@ impl Lexer {
             return self.end_statement();
         }
         self.called(word, quoted);
+        self.runs(word, quoted);
         self.deallocated(word, quoted);
         if self.verb == Verb::Unlisten && self.index == 1 {
             self.findings.unlistens.push(Unlisten::Channel(word.into()));
@@ -600,6 +664,18 @@ impl Lexer {
         self.suspect(what);
     }
 
+    /// Routines that are called by this name, or by a trigger.
+    fn runs(&mut self, word: &[u8], quoted: Quoted) {
+        let Some(routines) = &self.routines else { return };
+        if let Some(findings) = routines.call(word) {
+            self.by_calls.add(findings);
+        }
+        let changes = [&b"insert"[..], b"update", b"delete", b"merge", b"copy", b"truncate"];
+        if quoted == Quoted::No && changes.contains(&word) {
+            self.by_calls.add(routines.change());
+        }
+    }
+
     /// The statement that DEALLOCATE names.
     fn deallocated(&mut self, word: &[u8], quoted: Quoted) {
         let noise = quoted == Quoted::No && (word == b"prepare" || word == b"all");
@@ -617,6 +693,7 @@ impl Lexer {
             b"declare" => Verb::Declare,
             b"do" => Verb::Do,
             b"unlisten" => Verb::Unlisten,
+            b"create" | b"alter" | b"drop" => Verb::Define,
             _ => Verb::Other,
         };
         match word {
@@ -638,12 +715,20 @@ impl Lexer {
             (Verb::Set, b"seed") if self.index <= 2 => self.suspect(Suspects::SEED),
             (Verb::Set, _) if self.index == 1 => self.suspect(Suspects::SETTING),
             (Verb::Discard, b"all") => self.suspect(Suspects::DISCARD_ALL),
+            (Verb::Define, b"function" | b"procedure" | b"routine" | b"trigger" | b"extension")
+                if self.index <= 4 =>
+            {
+                self.suspect(Suspects::ROUTINE);
+            }
             (Verb::Deallocate, b"all") => self.suspect(Suspects::DEALLOCATE_ALL),
             (Verb::Declare, b"hold") if self.before == Before::With => {
                 self.suspect(Suspects::CURSOR);
             }
             (_, b"temp" | b"temporary") if self.before == Before::Making => {
-                self.suspect(Suspects::TEMPORARY);
+                self.temporary = Temporary::Made;
+            }
+            (_, b"drop") if self.before == Before::OnCommit && self.temporary != Temporary::No => {
+                self.temporary = Temporary::Dropped;
             }
             _ => {}
         }
@@ -654,6 +739,8 @@ impl Lexer {
             b"create" | b"into" => Before::Making,
             b"or" | b"replace" | b"local" | b"global" => self.before,
             b"with" => Before::With,
+            b"on" => Before::On,
+            b"commit" if self.before == Before::On => Before::OnCommit,
             _ => Before::Other,
         }
     }
@@ -671,7 +758,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn suspects(text: &str) -> Suspects {
-        read(text.as_bytes(), Quoting::Standard).suspects
+        read(text.as_bytes(), Quoting::Standard, None).suspects
     }
 
     fn both(mut one: Suspects, other: Suspects) -> Suspects {
@@ -681,7 +768,7 @@ mod tests {
 
     #[test]
     fn names_what_is_not_listened_to_any_more() {
-        let unlistens = |text: &str| read(text.as_bytes(), Quoting::Standard).unlistens;
+        let unlistens = |text: &str| read(text.as_bytes(), Quoting::Standard, None).unlistens;
         let one = |name: &str| Unlisten::Channel(name.as_bytes().into());
         assert_eq!(unlistens("UNLISTEN News"), [one("news")]);
         assert_eq!(
@@ -714,6 +801,9 @@ mod tests {
             ("create temp table t()", Suspects::TEMPORARY),
             ("CREATE OR REPLACE LOCAL TEMPORARY VIEW v AS SELECT 1", Suspects::TEMPORARY),
             ("select 1 into temp t", Suspects::TEMPORARY),
+            ("create temp table t () on commit delete rows", Suspects::TEMPORARY),
+            ("create temp table t () on commit drop; create temp table u ()", Suspects::TEMPORARY),
+            ("create temp table t (drop int, commit int)", Suspects::TEMPORARY),
             ("create table pg_temp.t()", Suspects::TEMPORARY),
             ("select pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
             ("select pg_try_advisory_lock_shared(1)", Suspects::ADVISORY_LOCK),
@@ -773,6 +863,8 @@ mod tests {
             "/* ; set x = 1; /* ; listen y */ ; set z = 2 */ select 1",
             "-- ; set x = 1\nselect 2",
             "select temp from weather",
+            "create temp table t () on commit drop",
+            "begin; create temporary table t (a int) ON COMMIT DROP AS select 1; commit",
             "select \"; set x = 1; \" from t",
             "select pg_advisory_xact_lock(1)",
             "declare c cursor for with hold as (select 1) select * from hold"
@@ -792,7 +884,7 @@ mod tests {
             ("deallocate PREPARE \"Foo\"", "Foo"),
             ("select 1; deallocate Bar", "bar"),
         ] {
-            let found = read(text.as_bytes(), Quoting::Standard);
+            let found = read(text.as_bytes(), Quoting::Standard, None);
             assert_eq!(found.deallocates, [name.as_bytes().into()], "{text}");
         }
     }
@@ -800,8 +892,8 @@ mod tests {
     #[test]
     fn old_quoting_is_followed() {
         let text = b"select 'a\\'; set x = 1; --'";
-        assert_eq!(read(text, Quoting::Backslash).suspects, Suspects::NONE);
-        assert_eq!(read(text, Quoting::Standard).suspects, Suspects::SETTING);
+        assert_eq!(read(text, Quoting::Backslash, None).suspects, Suspects::NONE);
+        assert_eq!(read(text, Quoting::Standard, None).suspects, Suspects::SETTING);
     }
 
     proptest! {
@@ -818,10 +910,10 @@ mod tests {
             cuts in proptest::collection::vec(0usize..200, 0..6),
         ) {
             let text = parts.concat().into_bytes();
-            let whole = read(&text, Quoting::Standard);
+            let whole = read(&text, Quoting::Standard, None);
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
             cuts.sort_unstable();
-            let mut lexer = Lexer::new(Quoting::Standard);
+            let mut lexer = Lexer::new(Quoting::Standard, None);
             let mut from = 0;
             for cut in cuts {
                 lexer.feed(&text[from..cut]);

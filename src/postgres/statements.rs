@@ -3,6 +3,7 @@
 //! A statement is known by its text. Sessions map their names to statements; each server connection has given some of
 //! them names of its own, which are never used twice there, so that no client's name can collide with them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use foldhash::fast::RandomState;
 
-use super::sql::{self, Findings, Quoting};
+use super::sql::{self, Findings, Quoting, Routines};
 
 /// One distinct statement.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct Statement {
     pub body: Box<[u8]>,
     /// What running it may leave behind.
     pub findings: Findings,
+    /// Which routines that was found with: see [`Registry::findings`].
+    lore: u64,
 }
 
 /// The statements all sessions of a pool know, so that equal ones are one.
@@ -34,6 +37,9 @@ pub struct Registry {
     epoch: AtomicU64,
     /// Whether a session has called `currval()` or `lastval()`.
     reads_sequences: AtomicBool,
+    /// How often other routines were found than before; 0: none was ever that leaves something.
+    lore: AtomicU64,
+    routines: Mutex<Arc<Routines>>,
     known: Mutex<Known>,
 }
 
@@ -67,6 +73,8 @@ impl Registry {
             next: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             reads_sequences: AtomicBool::new(false),
+            lore: AtomicU64::new(0),
+            routines: Mutex::default(),
             known: Mutex::default(),
         }
     }
@@ -93,11 +101,46 @@ impl Registry {
         self.reads_sequences.store(true, Ordering::Relaxed);
     }
 
+    /// The routines of the database whose calls leave something; `None` while there are none.
+    #[must_use]
+    pub fn routines(&self) -> Option<Arc<Routines>> {
+        if self.lore.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let routines = self.routines.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(&routines))
+    }
+
+    /// The database has these.
+    pub fn learn_routines(&self, routines: Routines) {
+        let mut known = self.routines.lock().unwrap_or_else(PoisonError::into_inner);
+        if **known != routines {
+            *known = Arc::new(routines);
+            self.lore.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// What running a statement may leave behind as things stand now: the routines it calls may have changed since.
+    #[must_use]
+    pub fn findings<'a>(&self, statement: &'a Statement, quoting: Quoting) -> Cow<'a, Findings> {
+        if statement.lore == self.lore.load(Ordering::Acquire) {
+            return Cow::Borrowed(&statement.findings);
+        }
+        Cow::Owned(self.read(&statement.body, quoting))
+    }
+
+    fn read(&self, body: &[u8], quoting: Quoting) -> Findings {
+        let text = memchr::memchr(0, body).map_or(body, |end| &body[..end]);
+        sql::read(text, quoting, self.routines().as_ref())
+    }
+
     /// A statement that no other session shares (an unnamed one).
     #[must_use]
     pub fn lone(&self, body: &[u8], quoting: Quoting) -> Arc<Statement> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Statement { id, body: body.into(), findings: findings(body, quoting) })
+        // Read first: routines that change meanwhile make the findings old, not wrong.
+        let lore = self.lore.load(Ordering::Acquire);
+        Arc::new(Statement { id, body: body.into(), findings: self.read(body, quoting), lore })
     }
 
     /// The statement with this body for sessions with these startup settings: under another `search_path` the same
@@ -162,11 +205,6 @@ impl Known {
         self.len = self.by_hash.values().map(Vec::len).sum();
         self.sweep_at = self.len * 2;
     }
-}
-
-fn findings(body: &[u8], quoting: Quoting) -> Findings {
-    let text = memchr::memchr(0, body).map_or(body, |end| &body[..end]);
-    sql::read(text, quoting)
 }
 
 /// A session's statements by the names the client gave them.

@@ -6,7 +6,7 @@
 //! name and operator is qualified, so that no `search_path` of a client's can change what is asked.
 
 use super::settings::put_literal;
-use super::sql::Suspects;
+use super::sql::{Routine, Runs, Suspects};
 use super::wire;
 
 /// Most bytes of an answer.
@@ -36,7 +36,7 @@ const ASKABLE: [(Suspects, &str, &str); 4] = [
 ];
 
 /// What a session has left.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Truth {
     /// Every setting that was changed since login, names in lower case and sorted; `session_authorization` always; `None` if they were not asked for.
     pub settings: Option<Vec<(String, String)>>,
@@ -44,6 +44,8 @@ pub struct Truth {
     pub left: Suspects,
     /// The channels it listens to there, in UTF-8.
     pub channels: Vec<Box<[u8]>>,
+    /// The database's own routines, if they were asked for.
+    pub routines: Option<Vec<Routine>>,
 }
 
 /// The rows of an answer as they come.
@@ -77,6 +79,7 @@ pub fn unaskable(suspects: Suspects) -> Suspects {
 pub fn askable() -> Suspects {
     let mut askable = Suspects::SETTING;
     askable.insert(Suspects::LISTEN);
+    askable.insert(Suspects::ROUTINE);
     for (what, _, _) in ASKABLE {
         askable.insert(what);
     }
@@ -95,6 +98,10 @@ pub fn put_question(suspects: Suspects, custom: &[String], out: &mut Vec<u8>) {
         text.push_str("SELECT 'listen', ");
         put_hex(&mut text, "channel");
         text.push_str(", '' FROM pg_catalog.pg_listening_channels() AS channel");
+    }
+    if suspects.intersects(Suspects::ROUTINE) {
+        separate(&mut text);
+        put_routines(&mut text);
     }
     for (what, word, exists) in ASKABLE {
         if suspects.intersects(what) {
@@ -133,6 +140,25 @@ fn put_settings(custom: &[String], text: &mut String) {
     }
 }
 
+/// The database's own routines: neither the server's nor an extension's, whose bodies are text. Sources: PostgreSQL
+/// documentation, `pg_proc`, `pg_language`, `pg_depend`, `pg_trigger`.
+fn put_routines(text: &mut String) {
+    text.push_str(
+        "SELECT 'routines', '', '' UNION ALL SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger AS t WHERE t.tgfoid \
+         OPERATOR(pg_catalog.=) p.oid) THEN 'trigger' ELSE 'routine' END, ",
+    );
+    put_hex(text, "p.proname::pg_catalog.text");
+    text.push_str(", ");
+    put_hex(text, "p.prosrc");
+    text.push_str(
+        " FROM pg_catalog.pg_proc AS p, pg_catalog.pg_language AS l WHERE l.oid OPERATOR(pg_catalog.=) p.prolang AND l.lanname \
+         OPERATOR(pg_catalog.<>) ALL ('{internal,c}'::pg_catalog.name[]) AND p.pronamespace OPERATOR(pg_catalog.<>) \
+         'pg_catalog'::pg_catalog.regnamespace AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d WHERE d.classid \
+         OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid OPERATOR(pg_catalog.=) p.oid AND d.deptype \
+         OPERATOR(pg_catalog.=) 'e') AND pg_catalog.octet_length(p.prosrc) OPERATOR(pg_catalog.<) 200000",
+    );
+}
+
 /// A value as hexadecimal UTF-8, so that no client encoding can change it.
 fn put_hex(text: &mut String, value: &str) {
     text.push_str("pg_catalog.encode(pg_catalog.convert_to(");
@@ -168,7 +194,7 @@ impl Answer {
         if self.overflow == Overflow::Yes {
             return None;
         }
-        let mut truth = Truth { settings: None, left: Suspects::NONE, channels: Vec::new() };
+        let mut truth = Truth::default();
         let mut rest = &self.rows[..];
         while !rest.is_empty() {
             let (length, behind) = rest.split_first_chunk::<4>()?;
@@ -201,6 +227,15 @@ impl Truth {
                 if (name.as_str(), value.as_str()) != ("role", "none") {
                     self.settings.get_or_insert_default().push((name, value));
                 }
+            }
+            b"routines" => {
+                self.routines.get_or_insert_default();
+            }
+            b"routine" | b"trigger" => {
+                let runs = if word == b"trigger" { Runs::ByTrigger } else { Runs::Called };
+                let [name, body] = [name, value].map(|hex| unhex(hex).map(String::from_utf8));
+                let routine = Routine { name: name?.ok()?, body: body?.ok()?, runs };
+                self.routines.get_or_insert_default().push(routine);
             }
             b"listen" => {
                 self.left.insert(Suspects::LISTEN);
@@ -262,7 +297,11 @@ mod tests {
         let who = pair("session_authorization", "app");
         let settings = vec![pair("app.who", "Jür"), who, pair("timezone", "UTC")];
         let left = Suspects::ADVISORY_LOCK;
-        assert_eq!(truth, Truth { settings: Some(settings), left, channels: Vec::new() });
+        let settings = Some(settings);
+        assert_eq!(truth, Truth { settings, left, ..Truth::default() });
+        let truth = answer(&[["routines", "", ""], ["trigger", "66", "6162"]]).read().unwrap();
+        let (name, body) = ("f".to_owned(), "ab".to_owned());
+        assert_eq!(truth.routines, Some(vec![Routine { name, body, runs: Runs::ByTrigger }]));
         let truth = answer(&[["listen", "6e657773", ""]]).read().unwrap();
         assert_eq!((truth.left, truth.channels), (Suspects::LISTEN, vec![b"news"[..].into()]));
         let truth = answer(&rows[5..]).read().unwrap();

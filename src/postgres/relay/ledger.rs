@@ -154,6 +154,10 @@ impl Ledger {
         if findings.suspects.intersects(Suspects::RESET) {
             suspects.insert(Suspects::SETTING);
         }
+        if findings.suspects.intersects(Suspects::ROUTINE) {
+            // What it leaves when it is called in the same transaction nobody can tell yet.
+            suspects.insert(truth::askable());
+        }
         if findings.suspects.intersects(RELEASING) {
             suspects.insert(self.pins.without(truth::unaskable(self.pins)));
             if self.pins.intersects(Suspects::PREPARE) {
@@ -203,6 +207,12 @@ impl Ledger {
         self.suspects.insert(Suspects::SETTING);
     }
 
+    /// Whether the server is being asked what its routines are.
+    #[must_use]
+    pub(super) fn asks_for_routines(&self) -> bool {
+        self.asking.intersects(Suspects::ROUTINE)
+    }
+
     /// Appends the question that is due, if there is one. What can't be asked is a pin at once.
     pub(super) fn put_question(&mut self, out: &mut Vec<u8>) -> Asked {
         if self.suspects.is_empty() || !self.asking.is_empty() {
@@ -223,7 +233,7 @@ impl Ledger {
     pub(super) fn told(&mut self, left: Option<Suspects>) {
         let asked = std::mem::take(&mut self.asking);
         self.pins = self.pins.without(asked);
-        self.pins.insert(left.unwrap_or(asked));
+        self.pins.insert(left.unwrap_or(asked.without(Suspects::ROUTINE)));
     }
 
     /// DISCARD ALL has taken everything away.

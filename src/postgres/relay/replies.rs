@@ -4,6 +4,7 @@ use super::super::exchange::{Desync, Outcome, Owed, Status, Verdict};
 use super::super::message::ErrorFields;
 use super::super::sql::Suspects;
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
+use super::reports::{Left, Whose};
 use super::{Gate, Ledger, Line, News, Plans, Retry, Row, Unnamed};
 
 /// Longest error that is awaited whole, in bytes.
@@ -11,6 +12,9 @@ const GATHERED_ERROR_BYTES: u32 = 8 * 1024;
 
 /// Longest notification that is awaited whole, in bytes: a payload is shorter than 8000.
 const GATHERED_NOTIFICATION_BYTES: u32 = 16 * 1024;
+
+/// Longest report of a setting that is awaited whole, in bytes.
+const GATHERED_REPORT_BYTES: u32 = 16 * 1024;
 
 /// What [`replies`] did with the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +102,7 @@ fn is_understood(header: Header, ledger: Option<&Ledger>) -> bool {
         b'C' => ledger.is_some_and(Ledger::minds_tags) && header.body < 64,
         b'E' => header.body <= GATHERED_ERROR_BYTES,
         b'A' => header.body <= GATHERED_NOTIFICATION_BYTES,
+        b'S' => header.body <= GATHERED_REPORT_BYTES,
         _ => false,
     }
 }
@@ -125,6 +130,10 @@ fn reply(
         Outcome::Lost => line.unnamed = Unnamed::Foreign,
     }
     match header.tag {
+        b'S' => {
+            let whose = if verdict == Verdict::Swallow { Whose::Ours } else { Whose::Session };
+            line.reports.hear(body, whose);
+        }
         b'A' if !line.is_for_client(ledger.as_deref(), body) => verdict = Verdict::Swallow,
         b'E' | b'G' => {
             undo(line, ledger);
@@ -147,6 +156,9 @@ fn reply(
         b'Z' if line.gate == Gate::Shut && line.exchange.owed() == 0 => line.gate = Gate::Open,
         b'Z' if verdict == Verdict::Relay && line.exchange.status() == Status::Idle => {
             line.tally.transactions += 1;
+            if line.reports.end() == Left::Changed {
+                ledger.get_or_insert_default().suspect_settings();
+            }
             if let Some(ledger) = ledger {
                 ledger.committed();
             }

@@ -334,14 +334,15 @@ impl Pass<'_> {
             let input = self.input;
             let body = &input[body_at..self.at + whole];
             let text = body.strip_suffix(b"\0").unwrap_or(body);
-            let findings = sql::read(text, quoting);
+            let findings = sql::read(text, quoting, self.around.registry.routines().as_ref());
             if Self::bars(self.line, &findings, self.around.listening) {
                 return Step::Wait(HEADER_BYTES);
             }
             self.leaves(&findings, Resettle::Now);
             self.shield(&findings);
         } else {
-            self.line.lexer = Some(Box::new(Lexer::new(quoting)));
+            let routines = self.around.registry.routines();
+            self.line.lexer = Some(Box::new(Lexer::new(quoting, routines.as_ref())));
         }
         // The server drops its unnamed statement when a simple Query begins.
         if let Some(ledger) = self.ledger {
@@ -464,20 +465,22 @@ impl Pass<'_> {
         };
         let statement = self.understood(name);
         if let Some(statement) = &statement {
+            let quoting = self.around.settings.quoting();
+            let findings = self.around.registry.findings(statement, quoting);
             let by_parameter = |name: &SettingName| matches!(name, SettingName::Parameter(_));
             let whole = header.frame();
             if here < whole
                 && whole <= self.around.understood_bytes
-                && statement.findings.settings.iter().any(by_parameter)
+                && findings.settings.iter().any(by_parameter)
             {
                 return Ok(Step::Wait(whole));
             }
-            if Self::bars(self.line, &statement.findings, self.around.listening) {
+            if Self::bars(self.line, &findings, self.around.listening) {
                 return Ok(Step::Wait(HEADER_BYTES));
             }
-            self.leaves(&statement.findings, Resettle::AtSync);
-            self.names_of_settings(&statement.findings, header, body);
-            self.shield_statement(&statement.findings);
+            self.leaves(&findings, Resettle::AtSync);
+            self.names_of_settings(&findings, header, body);
+            self.shield_statement(&findings);
         }
         match statement.filter(|_| !name.is_empty()) {
             None => {

@@ -89,7 +89,7 @@ impl Bench {
     fn new() -> Self {
         let settings = Settings { plan: 1, startup: None, asked: Vec::new(), reported: Vec::new() };
         Self {
-            line: Line::new(ServerStatements::new(1, 3)),
+            line: Line::new(ServerStatements::new(1, 3), &[]),
             ledger: None,
             registry: Registry::new(1000, 1 << 20),
             settings: Arc::new(settings),
@@ -335,7 +335,7 @@ fn a_missing_statement_is_parsed_in_the_same_flight() {
     let answers = serve(&bench.send(&[&parse]));
     bench.receive(&[&answers]).unwrap();
     // The session meets another server connection.
-    bench.line = Line::new(ServerStatements::new(2, 3));
+    bench.line = Line::new(ServerStatements::new(2, 3), &[]);
     let to_server = bench.send(&[&frames(&[Sent::Bind("a"), Sent::Execute, Sent::Sync])]);
     assert_eq!(tags(&to_server), "PBES");
     assert_eq!(tags(&bench.receive(&[&serve(&to_server)]).unwrap()), "2CZ");

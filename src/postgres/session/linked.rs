@@ -17,6 +17,7 @@ use crate::postgres::message::{ErrorFields, Severity};
 use crate::postgres::relay::{
     self, Asked, Draw, Gate, Goodbye, Leave, News, Output, Pace, Surroundings, Taken,
 };
+use crate::postgres::sql::Routines;
 use crate::postgres::truth::Truth;
 
 /// Replies owed beyond which no more is read from the client.
@@ -342,6 +343,9 @@ impl Session {
         let Phase::Linked(lease) = &mut self.phase else { return };
         if let Some(rare) = &mut self.rare {
             rare.question = None;
+        }
+        if let News::Told(Truth { routines: Some(routines), .. }) = &news {
+            self.pool.connector().registry().learn_routines(Routines::read(routines));
         }
         let startup = self.settings.at_startup();
         let settings = match news {

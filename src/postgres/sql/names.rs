@@ -45,8 +45,9 @@ pub(super) fn read(text: &[u8], quoting: Quoting) -> Named {
     named
 }
 
+/// One token of a query, as far as names of settings matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Token<'a> {
+pub(super) enum Token<'a> {
     /// A word without quotes, in lower case.
     Word(String),
     /// A name in quotes.
@@ -59,8 +60,23 @@ enum Token<'a> {
     Sign(u8),
 }
 
+/// What a routine's body names. What it runs by EXECUTE is left to who reads its strings.
+pub(super) fn of_body(tokens: &[Token<'_>]) -> Vec<SettingName> {
+    let mut named = Named::default();
+    read_tokens(tokens, Quoting::Standard, DEPTH, &mut named);
+    named.names
+}
+
 fn read_into(text: &[u8], quoting: Quoting, depth: usize, named: &mut Named) {
     let tokens = tokens(text, quoting);
+    // In a block it runs what nobody can read.
+    if depth < DEPTH && tokens.iter().any(|token| is(token, "execute")) {
+        named.add(SettingName::Unknown);
+    }
+    read_tokens(&tokens, quoting, depth, named);
+}
+
+fn read_tokens(tokens: &[Token<'_>], quoting: Quoting, depth: usize, named: &mut Named) {
     let mut starts = true;
     for at in 0..tokens.len() {
         let rest = &tokens[at + 1..];
@@ -76,8 +92,6 @@ fn read_into(text: &[u8], quoting: Quoting, depth: usize, named: &mut Named) {
             "reset" if starts => name(rest, named),
             "do" if starts => block(rest, quoting, depth, named),
             "set_config" => call(rest, named),
-            // In a block it runs what nobody can read.
-            "execute" if depth < DEPTH => named.add(SettingName::Unknown),
             "pg_settings" if tokens[..at].iter().any(|token| is(token, "update")) => {
                 named.add(SettingName::Unknown);
             }
@@ -143,6 +157,8 @@ fn name(mut rest: &[Token<'_>], named: &mut Named) {
                 whole.push_str(part);
                 return named.add_named(&whole);
             }
+            // The rest of the name is put there by format() or ||.
+            [] | [Token::Sign(b'%'), ..] => return named.add(SettingName::Unknown),
             _ => return,
         }
     }
@@ -213,7 +229,8 @@ fn uncast<'a, 'b>(argument: &'b [Token<'a>]) -> &'b [Token<'a>] {
     }
 }
 
-fn tokens(text: &[u8], quoting: Quoting) -> Vec<Token<'_>> {
+/// Takes a text apart.
+pub(super) fn tokens(text: &[u8], quoting: Quoting) -> Vec<Token<'_>> {
     let mut found = Vec::new();
     let mut rest = text;
     while let Some((&first, behind)) = rest.split_first() {
