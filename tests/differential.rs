@@ -412,6 +412,28 @@ fn statement_scripts() -> Vec<Script> {
             ]),
         ),
         (
+            "executed by SQL",
+            all(vec![
+                ask(&[parse("s", "select $1::int * 3"), sync()]),
+                queries(&["execute s(7)", "explain (costs off) execute s(7)", "execute s('x')"]),
+                queries(&["begin", "execute s(8)", "execute s(8); select 1", "commit"]),
+                ask(&[parse("", "execute s(9)"), describe_statement(""), sync()]),
+                ask(&[bind("", "", &[]), describe_portal(""), execute("", 0), sync()]),
+                ask(&[bind("", "s", &["5"]), execute("", 0), sync()]),
+                ask_for(3, &[query("execute s(1)"), query("execute s(2)"), query("select 3")]),
+                queries(&["deallocate s", "execute s(7)"]),
+            ]),
+        ),
+        (
+            "executed by SQL when its table has gone",
+            all(vec![
+                queries(&["create table executed (a int)"]),
+                ask(&[parse("s", "select a + 0 as a from executed"), sync()]),
+                queries(&["execute s", "drop table executed", "select 1"]),
+                queries(&["begin", "select 1/0", "execute s", "rollback", "select 2"]),
+            ]),
+        ),
+        (
             "never parsed",
             all(vec![
                 ask(&[bind("", "ghost", &[]), execute("", 0), sync()]),

@@ -50,6 +50,8 @@ pub enum Owed {
     Execute,
     /// A Sync.
     Sync,
+    /// A Sync of ours behind a Query: its answer is passed on only if the Query was never looked at.
+    Spare,
     /// A simple Query.
     Query,
     /// A simple Query of ours, no part of whose answer is passed on.
@@ -310,6 +312,11 @@ impl Exchange {
         }
     }
 
+    /// A Sync of ours goes out behind a Query that may be lost with a Parse ahead of it.
+    pub fn sent_spare(&mut self) {
+        self.owed.push_back(Owed::Spare);
+    }
+
     /// A CopyDone or CopyFail goes out.
     pub fn sent_copy_end(&mut self) {
         match self.mode {
@@ -432,7 +439,10 @@ impl Exchange {
             }
             Some(_) => {}
         }
-        while let Some(front) = self.owed.front() {
+        while let Some(front) = self.owed.front_mut() {
+            if matches!(front, Owed::Spare) {
+                *front = Owed::Sync;
+            }
             if is_sync(front) {
                 return (Verdict::Relay, Outcome::Lost);
             }
@@ -465,7 +475,15 @@ impl Exchange {
 }
 
 fn is_query_of_ours(owed: &Owed) -> bool {
-    matches!(owed, Owed::QueryOurs | Owed::Truth | Owed::Resettle | Owed::Failing | Owed::HandOver)
+    matches!(
+        owed,
+        Owed::QueryOurs
+            | Owed::Truth
+            | Owed::Resettle
+            | Owed::Failing
+            | Owed::HandOver
+            | Owed::Spare
+    )
 }
 
 fn is_sync(owed: &Owed) -> bool {
@@ -564,6 +582,26 @@ mod tests {
         exchange.sent(Owed::CloseOurs);
         exchange.sent_sync();
         assert_eq!(replies(&mut exchange, "SNTDCZ123Z"), "2Z");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn a_spare_sync_answers_for_a_query_that_was_lost() {
+        let mut exchange = Exchange::default();
+        let send = |exchange: &mut Exchange| {
+            exchange.sent_ahead(Owed::CloseOurs);
+            exchange.sent_ahead(Owed::ParseOurs(1));
+            exchange.sent_query(Owed::Query);
+            exchange.sent_spare();
+        };
+        send(&mut exchange);
+        assert_eq!(replies(&mut exchange, "31TDCZZ"), "TDCZ");
+        assert!(exchange.is_over());
+        send(&mut exchange);
+        assert_eq!(replies(&mut exchange, "3EZ"), "EZ");
+        assert!(exchange.is_over());
+        send(&mut exchange);
+        assert_eq!(replies(&mut exchange, "31EZZ"), "EZ");
         assert!(exchange.is_over());
     }
 

@@ -94,6 +94,16 @@ impl Settings {
         }
     }
 
+    /// Whether the client's texts are in UTF-8.
+    #[must_use]
+    pub fn speaks_utf8(&self) -> bool {
+        let mut both = self.asked.iter().chain(&self.reported);
+        let encoding = both.find(|(name, _)| name == "client_encoding");
+        encoding.is_some_and(|(_, value)| {
+            ["utf8", "utf-8", "unicode"].iter().any(|utf8| value.eq_ignore_ascii_case(utf8))
+        })
+    }
+
     /// What the client gave at startup.
     #[must_use]
     pub fn at_startup(self: &Arc<Self>) -> &Arc<Self> {

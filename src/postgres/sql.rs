@@ -140,6 +140,8 @@ pub struct Findings {
     pub suspects: Suspects,
     /// Statements it names in DEALLOCATE.
     pub deallocates: Vec<Box<[u8]>>,
+    /// Statements it names in EXECUTE.
+    pub executes: Vec<Box<[u8]>>,
     /// Custom settings that it may change.
     pub settings: Vec<SettingName>,
     /// What it names in UNLISTEN.
@@ -286,6 +288,7 @@ enum Before {
     With,
     On,
     OnCommit,
+    Execute,
 }
 
 /// Whether the statement makes something temporary.
@@ -611,6 +614,10 @@ impl Lexer {
         self.called(word, quoted);
         self.runs(word, quoted);
         self.deallocated(word, quoted);
+        // In a block it runs a text.
+        if self.before == Before::Execute && self.block.is_none() {
+            self.findings.executes.push(word.into());
+        }
         if self.verb == Verb::Unlisten && self.index == 1 {
             self.findings.unlistens.push(Unlisten::Channel(word.into()));
         }
@@ -740,6 +747,7 @@ impl Lexer {
             b"or" | b"replace" | b"local" | b"global" => self.before,
             b"with" => Before::With,
             b"on" => Before::On,
+            b"execute" => Before::Execute,
             b"commit" if self.before == Before::On => Before::OnCommit,
             _ => Before::Other,
         }
@@ -874,6 +882,21 @@ mod tests {
             "notify a, 'b'",
         ] {
             assert_eq!(suspects(text), Suspects::NONE, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_what_execute_names() {
+        for (text, names) in [
+            ("EXECUTE Foo", &["foo"][..]),
+            ("begin; execute \"Foo\"(1); execute foo; explain execute bar", &["Foo", "foo", "bar"]),
+            ("create temp table t on commit drop as execute q (1)", &["q"]),
+            ("do $$ begin execute foo; end $$", &[]),
+            ("select 'execute foo'", &[]),
+        ] {
+            let found = read(text.as_bytes(), Quoting::Standard, None).executes;
+            let found: Vec<_> = found.iter().map(|name| String::from_utf8_lossy(name)).collect();
+            assert_eq!(found, names, "{text}");
         }
     }
 

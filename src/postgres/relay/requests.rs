@@ -32,7 +32,7 @@ pub struct Surroundings<'a> {
     pub understood_bytes: usize,
     /// Most named statements of one session.
     pub statements: usize,
-    /// What becomes of a LISTEN.
+    /// What becomes of a LISTEN of a session that speaks UTF-8; of others it pins.
     pub listening: Listening,
     /// What the server is asked about when a transaction is over.
     pub suspicion: Suspicion,
@@ -139,6 +139,13 @@ enum Flight {
     NamedAndSynced,
     /// What can't be sent again.
     Other,
+}
+
+/// Whether the server was given statements under the client's own names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lent {
+    Nothing,
+    Something,
 }
 
 /// What became of a frame.
@@ -330,16 +337,18 @@ impl Pass<'_> {
             return Step::Passed;
         }
         let quoting = self.around.settings.quoting();
+        let mut lent = Lent::Nothing;
         if gathered {
             let input = self.input;
             let body = &input[body_at..self.at + whole];
             let text = body.strip_suffix(b"\0").unwrap_or(body);
             let findings = sql::read(text, quoting, self.around.registry.routines().as_ref());
-            if Self::bars(self.line, &findings, self.around.listening) {
+            if Self::bars(self.line, &findings, self.around) {
                 return Step::Wait(HEADER_BYTES);
             }
             self.leaves(&findings, Resettle::Now);
             self.shield(&findings);
+            lent = self.lend(&findings, Resettle::Now);
         } else {
             let routines = self.around.registry.routines();
             self.line.lexer = Some(Box::new(Lexer::new(quoting, routines.as_ref())));
@@ -353,6 +362,11 @@ impl Pass<'_> {
         self.suspect_all();
         self.line.exchange.sent_query(Owed::Query);
         self.pass(header);
+        if lent == Lent::Something {
+            // If the server refuses what was lent it reads nothing behind it up to a Sync.
+            self.put(b'S', &[]);
+            self.line.exchange.sent_spare();
+        }
         Step::Passed
     }
 
@@ -376,11 +390,12 @@ impl Pass<'_> {
                 Some(same) if *same.body == *rest => Arc::clone(same),
                 _ => registry.lone(rest, quoting),
             };
-            if Self::bars(self.line, &now.findings, self.around.listening) {
+            if Self::bars(self.line, &now.findings, self.around) {
                 return Ok(Step::Wait(HEADER_BYTES));
             }
             let suspects = now.findings.suspects;
-            let before = ledger.statements.unnamed.replace(now);
+            let before = ledger.statements.unnamed.replace(Arc::clone(&now));
+            self.lend(&now.findings, Resettle::AtSync);
             self.uses_sequences(suspects);
             self.line.unnamed = Unnamed::Session;
             self.line.exchange.sent(Owed::ParseUnnamed(before));
@@ -404,23 +419,30 @@ impl Pass<'_> {
             // It may have been read under settings that nobody else has.
             Ok(registry.lone(rest, quoting))
         };
-        let statement = interned.map_err(|Full| Violation::TooManyStatements)?;
-        if Self::bars(self.line, &statement.findings, self.around.listening) {
+        let mut statement = interned.map_err(|Full| Violation::TooManyStatements)?;
+        if !statement.findings.executes.is_empty() {
+            // The name means this session's statement.
+            statement = registry.lone(rest, quoting);
+        }
+        if Self::bars(self.line, &statement.findings, self.around) {
             return Ok(Step::Wait(HEADER_BYTES));
         }
         ledger.statements.named.insert(name.into(), Arc::clone(&statement));
+        self.lend(&statement.findings, Resettle::AtSync);
         let named = Box::new(Named { name: name.into(), statement });
         self.parse_named(header, named);
         Ok(Step::Passed)
     }
 
     /// Whether a statement that may keep the connection has to wait until the session may.
-    fn bars(line: &mut Line, findings: &Findings, listening: Listening) -> bool {
+    fn bars(line: &mut Line, findings: &Findings, around: Surroundings<'_>) -> bool {
         let lasting = findings.suspects.lasting();
         if line.pinning == Pinning::Allowed || lasting.is_empty() {
             return false;
         }
-        let listens = lasting == Suspects::LISTEN && listening == Listening::Shared;
+        let listens = lasting == Suspects::LISTEN
+            && around.listening == Listening::Shared
+            && around.settings.speaks_utf8();
         if listens && line.pinning == Pinning::MayListen {
             return false;
         }
@@ -475,7 +497,7 @@ impl Pass<'_> {
             {
                 return Ok(Step::Wait(whole));
             }
-            if Self::bars(self.line, &findings, self.around.listening) {
+            if Self::bars(self.line, &findings, self.around) {
                 return Ok(Step::Wait(HEADER_BYTES));
             }
             self.leaves(&findings, Resettle::AtSync);
@@ -559,10 +581,18 @@ impl Pass<'_> {
         if !self.line.exchange.answers() {
             return None;
         }
-        if !name.is_empty() {
-            return self.ledger.as_ref()?.statements.named.get(name).cloned();
+        let statements = self.ledger.as_ref().map(|ledger| &ledger.statements);
+        let statement = if name.is_empty() {
+            statements.and_then(|statements| statements.unnamed.clone())
+        } else {
+            statements.and_then(|statements| statements.named.get(name).cloned())
+        };
+        if let Some(statement) = &statement {
+            self.lend(&statement.findings, Resettle::AtSync);
         }
-        let statement = self.ledger.as_ref().and_then(|ledger| ledger.statements.unnamed.clone());
+        if !name.is_empty() {
+            return statement;
+        }
         if self.line.unnamed == Unnamed::Foreign {
             match &statement {
                 Some(known) => {
@@ -677,6 +707,27 @@ impl Pass<'_> {
                 self.line.strays.push(name.clone());
             }
         }
+    }
+
+    /// SQL may EXECUTE what the protocol prepared: gives the server such statements under the client's own names.
+    fn lend(&mut self, findings: &Findings, resettle: Resettle) -> Lent {
+        let mut lent = Lent::Nothing;
+        for name in &findings.executes {
+            let named = self.ledger.as_ref().and_then(|ledger| ledger.statements.named.get(name));
+            let Some(statement) = named.cloned() else { continue };
+            let findings =
+                self.around.registry.findings(&statement, self.around.settings.quoting());
+            self.leaves(&findings, resettle);
+            self.put(b'C', &[b"S", name, b"\0"]);
+            self.put(b'P', &[name, b"\0", &statement.body]);
+            self.line.exchange.sent_ahead(Owed::CloseOurs);
+            self.line.exchange.sent_ahead(Owed::ParseOurs(NO_STATEMENT));
+            if !self.line.strays.contains(name) {
+                self.line.strays.push(name.clone());
+            }
+            lent = Lent::Something;
+        }
+        lent
     }
 
     fn shield_statement(&mut self, findings: &Findings) {

@@ -189,7 +189,7 @@ impl Session {
 
     /// Passes bytes of the client's on; with a context they are written at once. What must wait is parked.
     fn pass_on(&mut self, cx: Option<&mut Context<'_>>, bytes: &[u8]) -> Result<(), End> {
-        let listening = self.shares_listening();
+        let listening = self.pool_listens();
         let Phase::Linked(lease) = &mut self.phase else { return Ok(()) };
         let backend: &mut PgBackend = lease;
         let around = Surroundings {

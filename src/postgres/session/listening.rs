@@ -76,19 +76,18 @@ impl Listening {
 }
 
 impl Session {
-    /// Whether the hub can hear for this session: there is a connection to spare, and names and payloads are in UTF-8.
-    pub(super) fn shares_listening(&self) -> relay::Listening {
-        let mut settings = self.settings.asked.iter().chain(&self.settings.reported);
-        let encoding = settings.find(|(name, _)| name == "client_encoding");
-        let utf8 = encoding.is_some_and(|(_, value)| {
-            matches!(value.to_ascii_lowercase().as_str(), "utf8" | "utf-8" | "unicode")
-        });
-        let spare = self.pool.limit() > 1;
-        if utf8 && spare && self.pool.connector().mode() == PoolMode::Transaction {
+    /// Whether the hub can hear for sessions of this pool: there is a connection to spare, and they come and go.
+    pub(super) fn pool_listens(&self) -> relay::Listening {
+        if self.pool.limit() > 1 && self.pool.connector().mode() == PoolMode::Transaction {
             relay::Listening::Shared
         } else {
             relay::Listening::Pins
         }
+    }
+
+    /// Whether it can hear for this one, too: names and payloads are in UTF-8.
+    fn shares_listening(&self) -> bool {
+        self.pool_listens() == relay::Listening::Shared && self.settings.speaks_utf8()
     }
 
     /// Waits for the hub until `ends`.
@@ -106,7 +105,7 @@ impl Session {
     /// keeps the connection.
     pub(super) fn offer(&mut self, channels: Vec<Channel>) {
         let alone = self.ledger.as_ref().is_some_and(|ledger| ledger.only_listens());
-        if !alone || self.shares_listening() == relay::Listening::Pins {
+        if !alone || !self.shares_listening() {
             if let Some(listening) = self.rare.as_mut().and_then(|rare| rare.listening.as_mut()) {
                 listening.handing = None;
             }
