@@ -76,6 +76,8 @@ pub struct Line {
     /// The client's bytes of the latest flight, while they may have to be sent again.
     flight: Vec<u8>,
     retry: Retry,
+    /// How many answers to its Parses the client has had of a flight that may go again, or goes again.
+    told_parses: u32,
     plans: Plans,
     epoch: u64,
     names: Names,
@@ -142,7 +144,7 @@ enum Names {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Retry {
     No,
-    /// It is one transaction of which the client has seen nothing yet; only a server that goes before it ran any of it
+    /// It is one transaction of which the client has seen nothing yet but that it was parsed; only a server that goes before it ran any of it
     /// makes it go again.
     IfUnrun,
     /// And a plan of ours that turns out to be void does, too.
@@ -272,6 +274,7 @@ impl Line {
             resettle: Resettle::No,
             flight: Vec::new(),
             retry: Retry::No,
+            told_parses: 0,
             plans: Plans::Good,
             epoch: 0,
             names: Names::Certain,
@@ -302,12 +305,16 @@ impl Line {
     }
 
     /// The flight that must go again, once it has failed to its end; to be passed to [`requests`] before anything else.
-    pub fn take_retry(&mut self) -> Option<Vec<u8>> {
+    pub fn take_retry(&mut self, ledger: &mut Option<Box<Ledger>>) -> Option<Vec<u8>> {
         if self.retry != Retry::Due || self.exchange.owed() > 0 {
             return None;
         }
         self.retry = Retry::Spent;
-        Some(std::mem::take(&mut self.flight))
+        let flight = std::mem::take(&mut self.flight);
+        if let Some(ledger) = ledger {
+            ledger.unname(&flight);
+        }
+        Some(flight)
     }
 
     /// Whether the server has refused a plan, or a flight must go again.

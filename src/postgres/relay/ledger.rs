@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::super::sql::{Findings, SettingName, Suspects, Unlisten};
 use super::super::statements::SessionStatements;
 use super::super::truth;
+use super::super::wire::{self, HEADER_BYTES, Head};
 
 /// Most custom settings of one session whose names are kept; one with more keeps its connection.
 const CUSTOM_NAMES: usize = 256;
@@ -78,6 +79,19 @@ impl Ledger {
     #[must_use]
     pub fn is_free(&self) -> bool {
         self.leavings().is_empty()
+    }
+
+    /// A flight of whole frames goes again: the names it gives are to be given again.
+    pub(super) fn unname(&mut self, flight: &[u8]) {
+        let mut rest = flight;
+        while let Head::Frame(header) = wire::head(rest) {
+            let Some((frame, behind)) = rest.split_at_checked(header.frame()) else { return };
+            let name = wire::cstr(&frame[HEADER_BYTES..]).map(|(name, _)| name);
+            if let (b'P', Some(name)) = (header.tag, name) {
+                self.statements.named.remove(name);
+            }
+            rest = behind;
+        }
     }
 
     /// Channels the hub hears for the session.

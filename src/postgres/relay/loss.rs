@@ -137,6 +137,6 @@ fn tell(
 fn unrun(line: &mut Line) -> Option<Vec<u8>> {
     let before_work =
         line.farewell().is_some_and(|error| BEFORE_WORK.contains(&error.code.as_str()));
-    let possible = matches!(line.retry, Retry::Possible | Retry::IfUnrun);
+    let possible = matches!(line.retry, Retry::Possible | Retry::IfUnrun) && line.told_parses == 0;
     (before_work && possible).then(|| std::mem::take(&mut line.flight))
 }

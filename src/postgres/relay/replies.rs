@@ -70,20 +70,44 @@ pub fn replies(
             return Ok(Given { relay: write, rest: buffer.len() });
         }
         let verdict = reply(line, ledger, header, body)?;
-        if let Verdict::RelayAs(tag) = verdict {
-            buffer[read] = tag;
-        }
+        let verdict = match verdict {
+            Verdict::RelayAs(tag) => {
+                buffer[read] = tag;
+                Verdict::Relay
+            }
+            other => other,
+        };
+        let verdict = if line.has_told(buffer[read], verdict) { Verdict::Swallow } else { verdict };
         if verdict != Verdict::Swallow {
             write = keep(buffer, read, write, HEADER_BYTES);
-            if matches!(line.retry, Retry::Possible | Retry::IfUnrun)
-                && !matches!(header.tag, b'N' | b'S' | b'A')
-            {
-                line.retry = Retry::No;
-            }
+            line.tells(buffer[read]);
         }
         read += HEADER_BYTES;
         line.server_rest = header.body;
         line.server_rest_verdict = verdict;
+    }
+}
+
+impl Line {
+    /// The client gets a frame of this type: a flight of which it has seen something does not go again.
+    fn tells(&mut self, tag: u8) {
+        match (self.retry, tag) {
+            (_, b'N' | b'S' | b'A') => {}
+            // That a statement is parsed it need not hear twice.
+            (Retry::Possible, b'1') => self.told_parses += 1,
+            (Retry::Possible | Retry::IfUnrun, _) => self.retry = Retry::No,
+            _ => {}
+        }
+    }
+
+    /// Whether the client has had this answer when its flight was sent first.
+    fn has_told(&mut self, tag: u8, verdict: Verdict) -> bool {
+        let again = tag == b'1' && verdict == Verdict::Relay && self.retry == Retry::No;
+        if again && self.told_parses > 0 {
+            self.told_parses -= 1;
+            return true;
+        }
+        false
     }
 }
 

@@ -179,6 +179,9 @@ impl Pass<'_> {
         }
         let spent = self.line.retry == Retry::Spent;
         self.line.retry = Retry::No;
+        if !spent {
+            self.line.told_parses = 0;
+        }
         let whole = self.at == self.input.len() && self.line.client_rest == 0;
         let short = self.input.len() <= RETRY_BYTES;
         if fresh && whole && short && !spent {

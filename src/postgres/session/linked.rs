@@ -273,7 +273,7 @@ impl Session {
         if lease.line.take_void_plans() {
             self.pool.connector().registry().plans_are_void();
         }
-        match lease.line.take_retry() {
+        match lease.line.take_retry(&mut self.ledger) {
             Some(flight) => self.pass_on(Some(cx), &flight),
             None => Ok(()),
         }
