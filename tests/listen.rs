@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use support::eventually;
 use support::pg::{Connection, Frame, Login, bind, execute, parse, query, sync};
 use support::postgres::Postgres;
@@ -44,6 +46,22 @@ fn settle(gate: &Tidegate) {
         let pinned = gate.postgres_metric("tidegate_server_connections", &[("state", "pinned")]);
         (active == 0.0 && pinned <= 1.0).then_some(())
     });
+}
+
+/// The backend of the hub, whose latest words were to listen to `channel`.
+fn hub_backend(server: &Postgres, channel: &str) -> i32 {
+    let sql = format!(
+        "select coalesce(max(pid), 0) from pg_stat_activity where query = 'LISTEN \"{channel}\";'"
+    );
+    let mut boss = server.superuser();
+    eventually("the hub listens", || {
+        let pid: i32 = boss.one(&sql).parse().unwrap();
+        (pid != 0).then_some(pid)
+    })
+}
+
+fn waiting(gate: &Tidegate) -> f64 {
+    gate.postgres_metric("tidegate_clients", &[("state", "waiting")])
 }
 
 #[test]
@@ -164,6 +182,12 @@ fn a_transaction_decides_what_is_listened_to() {
         let pinned = gate.postgres_metric("tidegate_server_connections", &[("state", "pinned")]);
         (pinned == 0.0).then_some(())
     });
+    // As it was before: on none of the connections anything is heard any more.
+    let mut holders = [client(&gate), client(&gate), client(&gate)];
+    for holder in &mut holders {
+        holder.query("begin").expect_no_error();
+        assert_eq!(holder.one("select count(*) from pg_listening_channels()"), "0");
+    }
 }
 
 #[test]
@@ -196,11 +220,8 @@ fn a_lost_listening_connection_is_replaced_and_the_gap_is_stated() {
     session.query("listen news").expect_no_error();
     settle(&gate);
     let mut boss = server.superuser();
-    // The pool's own connection is idle in both cases: the one that said LISTEN last for the hub is it.
-    let killed = boss.one(
-        "select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = 'app' and query like '%LISTEN%'",
-    );
-    assert_ne!(killed, "0");
+    let hub = hub_backend(&server, "news");
+    assert_eq!(boss.one(&format!("select pg_terminate_backend({hub})")), "t");
     let gap = session.frame();
     assert_eq!(gap.kind(), 'N', "{gap:?}");
     assert!(gap.refusal().message.contains("may have been missed"), "{gap:?}");
@@ -224,8 +245,11 @@ fn who_can_not_share_keeps_a_connection() {
                 gate.postgres_metric("tidegate_server_connections", &[("state", "pinned")]);
             (pinned == 1.0).then_some(())
         });
-        server.direct().query("notify news, 'here'").expect_no_error();
-        assert_eq!(next(&mut session), pair("news", "here"));
+        server.direct().query("notify news, 'é'").expect_no_error();
+        let payload = if encoding == "LATIN1" { &b"\xe9"[..] } else { "é".as_bytes() };
+        assert_eq!(session.frame().body[4..], [&b"news\0"[..], payload, b"\0"].concat());
+        let active = gate.postgres_metric("tidegate_clients", &[("state", "active")]);
+        assert_eq!(active, 1.0, "it is the session that keeps it");
     }
 }
 
@@ -248,4 +272,173 @@ fn a_session_that_goes_is_forgotten() {
     speaker.query("notify other, 'x'; notify news, 'y'").expect_no_error();
     assert_eq!(next(&mut stays), pair("news", "y"));
     assert!(server.sessions_of("app") <= 2);
+}
+
+/// The hub is lost while it is about to listen for a session: the handover goes on, and nothing waits for ever.
+#[test]
+fn a_hub_lost_in_the_middle_of_a_handover_is_replaced() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(15_000).start();
+    let mut session = client(&gate);
+    session.query("listen a").expect_no_error();
+    settle(&gate);
+    let hub = hub_backend(&server, "a");
+    // Its LISTEN gets no answer.
+    let stopped = Pid::from_raw(hub).unwrap();
+    kill_process(stopped, Signal::STOP).unwrap();
+    session.query("listen b").expect_no_error();
+    // Whoever waits already gets the next connection: the hub has to wait until the session gives its own back.
+    let mut queued = client(&gate);
+    queued.send(&query("begin"));
+    eventually("it waits", || (waiting(&gate) == 1.0).then_some(()));
+    let mut boss = server.superuser();
+    assert_eq!(boss.one(&format!("select pg_terminate_backend({hub})")), "t");
+    kill_process(stopped, Signal::CONT).unwrap();
+    queued.reply().expect_no_error();
+    assert_eq!(session.frame().kind(), 'N', "one gap is stated once");
+    boss.query("notify b, 'x'; notify a, 'y'").expect_no_error();
+    assert_eq!(next(&mut session), pair("b", "x"));
+    assert_eq!(next(&mut session), pair("a", "y"));
+    queued.query("commit").expect_no_error();
+    settle(&gate);
+}
+
+/// A LISTEN while the hub has no connection, nor can get one before the session gives its own back.
+#[test]
+fn a_session_does_not_keep_the_connection_that_the_hub_waits_for() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(15_000).start();
+    let mut session = client(&gate);
+    session.query("listen a").expect_no_error();
+    settle(&gate);
+    let hub = hub_backend(&server, "a");
+    session.query("begin").expect_no_error();
+    let mut queued = client(&gate);
+    queued.send(&query("begin"));
+    eventually("it waits", || (waiting(&gate) == 1.0).then_some(()));
+    let mut boss = server.superuser();
+    assert_eq!(boss.one(&format!("select pg_terminate_backend({hub})")), "t");
+    queued.reply().expect_no_error();
+    session.query("listen b").expect_no_error();
+    session.query("commit").expect_no_error();
+    assert_eq!(session.frame_within(Duration::from_secs(10)).expect("the gap").kind(), 'N');
+    boss.query("notify b, 'x'; notify a, 'y'").expect_no_error();
+    assert_eq!(next(&mut session), pair("b", "x"));
+    assert_eq!(next(&mut session), pair("a", "y"));
+    queued.query("commit").expect_no_error();
+}
+
+#[test]
+fn who_leaves_notifications_unread_is_sent_away() {
+    let server = Postgres::start();
+    let mut gate = Tidegate::before(&server, 2);
+    let mut session = client(&gate);
+    session.query("listen news").expect_no_error();
+    settle(&gate);
+    let before = gate.resident_kib();
+    let mut speaker = server.direct();
+    for n in 0..4 {
+        let many = format!(
+            "select count(pg_notify('news', '{n}' || n || repeat('x', 7900))) from generate_series(1, 1000) n"
+        );
+        assert_eq!(speaker.one(&many), "1000");
+    }
+    speaker.query("notify proof").expect_no_error();
+    let mut witness = client(&gate);
+    witness.query("listen news").expect_no_error();
+    settle(&gate);
+    speaker.query("notify news, 'behind all'").expect_no_error();
+    assert_eq!(next(&mut witness), pair("news", "behind all"));
+    let grown = gate.resident_kib().saturating_sub(before);
+    assert!(grown < 16_000, "{grown} KiB are kept for one that reads nothing");
+    let words = session.last_words();
+    let told = words.iter().rev().find(|frame| frame.tag == b'E').map(Frame::refusal);
+    let told = told.expect("an error that says why");
+    assert_eq!((told.severity.as_str(), told.code.as_str()), ("FATAL", "53400"));
+    gate.assert_alive();
+}
+
+/// Both connections hear a channel for a while each time.
+#[test]
+fn who_listens_again_hears_everything_once() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 3);
+    let mut session = client(&gate);
+    session.query("listen news").expect_no_error();
+    settle(&gate);
+    session.query("begin; listen news; notify news, '-1'; commit").expect_no_error();
+    let port = server.port();
+    let done = Arc::new(AtomicBool::new(false));
+    let speaks = Arc::clone(&done);
+    let speaker = std::thread::spawn(move || {
+        let mut speaker = Connection::open(port, &Login::app());
+        let mut said = 0;
+        while !speaks.load(Ordering::SeqCst) {
+            speaker.query(&format!("notify news, '{said}'")).expect_no_error();
+            said += 1;
+        }
+        said - 1
+    });
+    let mut all = Vec::new();
+    let mut hear = |frame: &Frame| all.push(heard(frame).1.parse::<i64>().unwrap());
+    for _ in 0..100 {
+        let reply = session.query("listen news");
+        reply.frames.iter().filter(|frame| frame.tag == b'A').for_each(&mut hear);
+        while let Some(frame) = session.frame_within(Duration::from_millis(5)) {
+            hear(&frame);
+        }
+    }
+    done.store(true, Ordering::SeqCst);
+    let last: i64 = speaker.join().unwrap();
+    settle(&gate);
+    while let Some(frame) = session.frame_within(SILENCE) {
+        hear(&frame);
+    }
+    assert_eq!(all, (-1..=last).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_hub_hears_no_more_what_nobody_wants_to_hear() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 3);
+    let [mut session, mut witness] = [client(&gate), client(&gate)];
+    session.query("listen a; listen b").expect_no_error();
+    witness.query("listen a").expect_no_error();
+    settle(&gate);
+    // What came before the end of the transaction is no longer wanted either.
+    session.query("begin; unlisten a").expect_no_error();
+    server.direct().query("notify a, 'x'; notify b, 'y'").expect_no_error();
+    assert_eq!(next(&mut witness), pair("a", "x"));
+    session.send(&query("commit"));
+    let end = session.frames_until('Z');
+    assert!(end.iter().all(|frame| frame.tag != b'A' || heard(frame).0 == "b"), "{end:?}");
+    if end.iter().all(|frame| frame.tag != b'A') {
+        assert_eq!(next(&mut session), pair("b", "y"));
+    }
+    assert!(session.frame_within(SILENCE).is_none());
+    witness.query("unlisten a").expect_no_error();
+    let mut boss = server.superuser();
+    eventually("the hub is told to listen no more", || {
+        let told = "select count(*) from pg_stat_activity where query = 'UNLISTEN \"a\";'";
+        (boss.one(told) == "1").then_some(())
+    });
+}
+
+/// What the client asks for while its session is handed over comes behind that.
+#[test]
+fn a_listen_in_the_middle_of_a_handover_is_kept() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 2);
+    let mut session = client(&gate);
+    let mut speaker = server.direct();
+    for n in 0..60_u32 {
+        session.query(&format!("listen c{n}")).expect_no_error();
+        // At any moment of the handover.
+        std::thread::sleep(Duration::from_micros(u64::from(n % 20) * 250));
+    }
+    settle(&gate);
+    for n in 0..60 {
+        speaker.query(&format!("notify c{n}")).expect_no_error();
+        assert_eq!(next(&mut session).0, format!("c{n}"));
+    }
 }

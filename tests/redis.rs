@@ -4,6 +4,7 @@
 mod support;
 
 use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use support::redis::{PASSWORD, Redis};
@@ -433,6 +434,45 @@ fn redis_restarts_and_later_commands_work() {
         assert_eq!(idle.command(&["EXEC"]), Value::Array(Vec::new()));
     }
     assert_eq!(waiting.command(&["SET", "y", "2"]), Value::simple("OK"), "and the other goes on");
+    gate.assert_alive();
+}
+
+/// Listens in front of a server, and ends each connection on which the server says more than `limit` bytes.
+fn cut_behind(server: &Redis, limit: usize) -> u16 {
+    let (near, far) = (support::ports::free(), server.port());
+    let listener = TcpListener::bind(("127.0.0.1", near)).unwrap();
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let near = near.unwrap();
+            let far = TcpStream::connect(("127.0.0.1", far)).unwrap();
+            let (mut asks, mut asked) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut asks, &mut asked));
+            std::thread::spawn(move || {
+                let most = u64::try_from(limit).unwrap();
+                let _cut = std::io::copy(&mut (&far).take(most), &mut &near);
+                let _ended = [&near, &far].map(|stream| stream.shutdown(Shutdown::Both));
+            });
+        }
+    });
+    near
+}
+
+/// An error in the middle of a value would be taken for a part of it.
+#[test]
+fn a_reply_that_is_cut_off_ends_its_session() {
+    let server = Redis::start();
+    server.direct().command(&["SETRANGE", "big", "999999", "x"]);
+    let url = format!("redis://127.0.0.1:{}/0", cut_behind(&server, 300_000));
+    let mut gate = Setup::new().redis(&server).env("REDIS_URL", &url).pool_size(2).start();
+    let mut session = gate.redis_client();
+    let mut behind = gate.redis_client();
+    session.send(&encode(&["GET", "big"]));
+    let mut told = Vec::new();
+    session.stream().read_to_end(&mut told).expect("its end");
+    let head = b"$1000000\r\n";
+    assert!(told.starts_with(head) && told.len() < 1_000_000, "{} bytes", told.len());
+    assert!(told[head.len()..].iter().all(|byte| *byte == 0), "something was put in");
+    assert_eq!(behind.command(&["STRLEN", "big"]), Value::Integer(1_000_000));
     gate.assert_alive();
 }
 

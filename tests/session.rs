@@ -346,6 +346,27 @@ fn a_client_that_goes_leaves_nothing_behind() {
     }
 }
 
+/// What DISCARD ALL has taken away the next session gets anew, on the same connection.
+#[test]
+fn a_cleaned_connection_is_brought_to_the_next_sessions_settings() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 1);
+    let login = Login::app().with("options", "-c search_path=elsewhere");
+    let mut goes = gate.try_client(&login).unwrap();
+    let run = [parse("p", "select 'p'"), bind("", "p", &[]), execute("", 0), sync()];
+    goes.exchange(&run).expect_no_error();
+    goes.query("create temp table t ()").expect_no_error();
+    let backend = goes.backend();
+    goes.hang_up();
+    let mut next = gate.try_client(&login).unwrap();
+    // Inside a transaction nothing can be tried again.
+    next.query("begin").expect_no_error();
+    assert_eq!(next.one("show search_path"), "elsewhere");
+    next.exchange(&run).expect_no_error();
+    next.query("commit").expect_no_error();
+    assert_eq!(next.backend(), backend, "it was cleaned, not closed");
+}
+
 #[test]
 fn what_can_not_be_asked_pins_for_good_and_ends_the_connection() {
     let mut stage = Stage::new();

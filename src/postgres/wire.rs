@@ -7,6 +7,9 @@
 /// Bytes of a frame's type and length.
 pub const HEADER_BYTES: usize = 5;
 
+/// Bytes of the length, which counts itself.
+const LENGTH_BYTES: u32 = 4;
+
 /// Longest frame Postgres accepts of any kind (its `PQ_LARGE_MESSAGE_LIMIT`).
 pub const LARGE_FRAME_BYTES: u32 = 0x3fff_ffff;
 
@@ -64,7 +67,7 @@ pub fn client_body_fits(header: Header) -> Option<bool> {
     let Header { tag, body } = header;
     match tag {
         b'Q' | b'P' | b'B' | b'F' | b'd' => Some(body < LARGE_FRAME_BYTES),
-        b'C' | b'D' | b'E' | b'f' => Some(body < SMALL_FRAME_BYTES),
+        b'C' | b'D' | b'E' | b'f' => Some(body <= SMALL_FRAME_BYTES - LENGTH_BYTES),
         b'S' | b'H' | b'c' | b'X' => Some(body == 0),
         _ => None,
     }

@@ -155,11 +155,12 @@ impl Mailbox {
         }
     }
 
-    /// The server went away in the middle of a reply, part of which was delivered.
+    /// The server went away in the middle of a reply, part of which was delivered: nothing more will come.
     pub fn tear(&self) {
         let mut inner = self.lock();
         if inner.state == MailState::Open {
             inner.state = MailState::Torn;
+            inner.owed = 0;
         }
         if let Some(session) = &inner.session {
             session.wake_by_ref();

@@ -43,17 +43,21 @@ impl Line {
 
     /// A notification: whether it is for the client.
     pub(super) fn is_for_client(&mut self, ledger: Option<&Ledger>, body: &[u8]) -> bool {
+        let channel = body.get(4..).and_then(wire::cstr).map(|(channel, _)| channel);
         match &self.handover {
             Handover::Marked(marker) => {
                 if body.get(4..) == Some(marker) {
                     self.handover = Handover::Heard;
                     return false;
                 }
+                // Another session's, which is handed over at the same time.
+                if channel.is_some() && channel == wire::cstr(marker).map(|(marker, _)| marker) {
+                    return false;
+                }
             }
             Handover::Heard | Handover::Ending => return false,
             Handover::None => {}
         }
-        let channel = body.get(4..).and_then(wire::cstr).map(|(channel, _)| channel);
         // What the hub brings it need not bring, too.
         let twice =
             channel.zip(ledger).is_some_and(|(name, ledger)| ledger.channels().contains(name));
@@ -72,5 +76,30 @@ impl Line {
     pub(super) fn handover_failed(&mut self) {
         self.handover = Handover::None;
         self.news = Some(News::Kept);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::statements::ServerStatements;
+    use super::*;
+
+    fn body(channel: &str, payload: &str) -> Vec<u8> {
+        [&[0, 0, 0, 9], channel.as_bytes(), b"\0", payload.as_bytes(), b"\0"].concat()
+    }
+
+    #[test]
+    fn between_the_markers_each_notification_has_one_way() {
+        let mut line = Line::new(ServerStatements::new(1, 10));
+        let hears =
+            |line: &mut Line, channel, payload| line.is_for_client(None, &body(channel, payload));
+        assert!(hears(&mut line, "news", "1"));
+        line.hand_over("marker", "7:1", &mut Vec::new());
+        assert!(hears(&mut line, "news", "2"), "the hub does not bring it yet");
+        assert!(!hears(&mut line, "marker", "8:1"), "another session's marker");
+        assert!(hears(&mut line, "news", "3"), "which is not ours");
+        assert!(!hears(&mut line, "marker", "7:1"));
+        assert!(!hears(&mut line, "news", "4"), "the hub brings it");
+        assert!(!hears(&mut line, "marker", "8:2"));
     }
 }
