@@ -249,3 +249,16 @@ fn a_session_that_goes_is_forgotten() {
     assert_eq!(next(&mut stays), pair("news", "y"));
     assert!(server.sessions_of("app") <= 2);
 }
+
+/// Nobody waits long for the connection that listened for sessions which listen no more.
+#[test]
+fn who_waits_gets_the_connection_that_nobody_listens_on() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(3_000).start();
+    let mut session = client(&gate);
+    session.query("listen news").expect_no_error();
+    settle(&gate);
+    session.query("unlisten news").expect_no_error();
+    session.query("begin").expect_no_error();
+    assert_eq!(client(&gate).one("select 1"), "1");
+}
