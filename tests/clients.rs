@@ -10,6 +10,7 @@ mod support;
 #[path = "clients/tokio_postgres.rs"]
 mod tokio_postgres_client;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -24,6 +25,9 @@ use support::tidegate::{Setup, Tidegate};
 
 /// The programs count on it: two held by others leave no third.
 const SERVER_CONNECTIONS: usize = 2;
+
+/// Where Debian puts the JDBC driver.
+const JDBC: &str = "/usr/share/java/postgresql.jar";
 
 #[test]
 fn psycopg() {
@@ -58,6 +62,11 @@ fn node_postgres() {
 #[test]
 fn postgres_js() {
     with_postgres("postgres_client.mjs");
+}
+
+#[test]
+fn jdbc() {
+    with_postgres("JdbcClient.java");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -115,22 +124,26 @@ fn with_redis(script: &str) {
 
 fn run(script: &str, variable: &str, url: &str, gate: &Tidegate) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script);
-    let installed = installed();
-    let mut command = if script.ends_with(".py") {
-        let mut python = Command::new(installed.join("python/bin/python"));
-        python.arg(&source);
-        python
-    } else {
-        let mut node = Command::new("node");
-        node.arg(beside_packages(&source, &installed.join("node")));
-        node
-    };
+    let mut command = interpreter(&source);
     command.env(variable, url);
     let mut client = Process::start(command, Signal::KILL);
     let status = client.wait(Duration::from_secs(60));
     let said = client.output();
     let well = status.is_some_and(|status| status.success()) && said.contains("well");
     assert!(well, "{script}: {status:?}\n{said}\ntidegate said:\n{}", gate.output());
+}
+
+/// What runs a script, in its language.
+fn interpreter(source: &Path) -> Command {
+    let (program, arguments) = match source.extension().and_then(OsStr::to_str) {
+        Some("py") => (installed().join("python/bin/python"), vec![source.to_owned()]),
+        Some("mjs") => ("node".into(), vec![beside_packages(source, &installed().join("node"))]),
+        Some("java") => ("java".into(), vec!["-cp".into(), JDBC.into(), source.to_owned()]),
+        other => panic!("no language has the ending {other:?}"),
+    };
+    let mut command = Command::new(program);
+    command.args(arguments);
+    command
 }
 
 /// Node looks for its packages beside the script: gives a copy beside the packages, with what the script imports. Other
