@@ -4,6 +4,10 @@
 
 #[path = "clients/crowd.rs"]
 mod crowd;
+#[path = "clients/handshakes.rs"]
+mod handshakes;
+#[path = "clients/redis_rs.rs"]
+mod redis_rs_client;
 #[path = "clients/sqlx.rs"]
 mod sqlx_client;
 mod support;
@@ -98,6 +102,15 @@ fn ioredis() {
 #[test]
 fn node_redis() {
     with_redis("node_redis_client.mjs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_rs() {
+    let server = Redis::with_password();
+    let gate = Setup::new().redis(&server).pool_size(4).start();
+    let url = server.url().replace(&server.port().to_string(), &gate.redis_port().to_string());
+    redis_rs_client::work(&url).await.unwrap();
+    assert!(server.connections() <= 4);
 }
 
 fn with_postgres(script: &str) {
