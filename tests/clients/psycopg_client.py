@@ -29,6 +29,17 @@ def work(number):
         connection.commit()
 
 
+def cancelled(connection):
+    """A cancel ends the statement that runs, and the connection goes on."""
+    try:
+        with crowd.calls_once_running("pg_sleep(20)", connection.cancel_safe):
+            connection.execute("select pg_sleep(20)")
+        raise AssertionError("not cancelled")
+    except psycopg.errors.QueryCanceled:
+        pass
+    assert connection.execute("select 'after the cancel'").fetchone() == ("after the cancel",)
+
+
 with psycopg.connect(URL, autocommit=True) as connection:
     # One statement, prepared at once, and the session's own settings, on both server connections.
     connection.execute("set work_mem = '5MB'; set timezone = 'Asia/Tokyo'")
@@ -84,14 +95,7 @@ with psycopg.connect(URL, autocommit=True) as connection:
         pass
     assert connection.execute("select count(*) from copied").fetchone() == (1990,)
 
-    # A cancel ends the statement that runs, and the connection goes on.
-    try:
-        with crowd.calls_once_running("pg_sleep(20)", connection.cancel_safe):
-            connection.execute("select pg_sleep(20)")
-        raise AssertionError("not cancelled")
-    except psycopg.errors.QueryCanceled:
-        pass
-    assert connection.execute("select 'after the cancel'").fetchone() == ("after the cancel",)
+    cancelled(connection)
 
     together(work, 12)
 
@@ -106,4 +110,11 @@ with psycopg.connect(URL, autocommit=True) as connection:
         speaker.execute("notify news")
         assert list(connection.notifies(timeout=0.1)) == []
     assert ask()
+
+# The newest protocol that its libpq knows: cancel keys are long there.
+with psycopg.connect(URL, autocommit=True, max_protocol_version="latest") as connection:
+    assert connection.info.full_protocol_version == 30002
+    connection.execute("set work_mem = '5MB'; set timezone = 'Asia/Tokyo'")
+    crowd.moves(ask)
+    cancelled(connection)
 print("well")
