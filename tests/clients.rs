@@ -2,14 +2,26 @@
 //! smaller than what they open. bin/setup installs them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+#[path = "clients/crowd.rs"]
+mod crowd;
+#[path = "clients/handshakes.rs"]
+mod handshakes;
+#[path = "clients/redis_rs.rs"]
+mod redis_rs_client;
+#[path = "clients/sqlx.rs"]
+mod sqlx_client;
 mod support;
+#[path = "clients/tokio_postgres.rs"]
+mod tokio_postgres_client;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crowd::Crowd;
 use support::postgres::Postgres;
 use support::process::Process;
 use support::redis::Redis;
@@ -17,6 +29,9 @@ use support::tidegate::{Setup, Tidegate};
 
 /// The programs count on it: two held by others leave no third.
 const SERVER_CONNECTIONS: usize = 2;
+
+/// Where Debian puts the JDBC driver.
+const JDBC: &str = "/usr/share/java/postgresql.jar";
 
 #[test]
 fn psycopg() {
@@ -49,6 +64,32 @@ fn node_postgres() {
 }
 
 #[test]
+fn postgres_js() {
+    with_postgres("postgres_client.mjs");
+}
+
+#[test]
+fn jdbc() {
+    with_postgres("JdbcClient.java");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokio_postgres() {
+    let (server, gate, url) = pooled_postgres();
+    let mut crowd = Crowd::new(&server, &gate);
+    tokio_postgres_client::work(&url, &mut crowd).await.unwrap();
+    assert!(server.sessions_of("app") <= SERVER_CONNECTIONS);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx() {
+    let (server, gate, url) = pooled_postgres();
+    let mut crowd = Crowd::new(&server, &gate);
+    sqlx_client::work(&url, &mut crowd).await.unwrap();
+    assert!(server.sessions_of("app") <= SERVER_CONNECTIONS);
+}
+
+#[test]
 fn redis_py() {
     with_redis("redis_client.py");
 }
@@ -63,12 +104,27 @@ fn node_redis() {
     with_redis("node_redis_client.mjs");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_rs() {
+    let server = Redis::with_password();
+    let gate = Setup::new().redis(&server).pool_size(4).start();
+    let url = server.url().replace(&server.port().to_string(), &gate.redis_port().to_string());
+    redis_rs_client::work(&url).await.unwrap();
+    assert!(server.connections() <= 4);
+}
+
 fn with_postgres(script: &str) {
+    let (server, gate, url) = pooled_postgres();
+    run(script, "DATABASE_URL", &url, &gate);
+    assert!(server.sessions_of("app") <= SERVER_CONNECTIONS);
+}
+
+/// A server, the pool in front of it, and the pool's URL.
+fn pooled_postgres() -> (Postgres, Tidegate, String) {
     let server = Postgres::start();
     let gate = Tidegate::before(&server, SERVER_CONNECTIONS);
     let url = server.url().replace(&server.port().to_string(), &gate.postgres_port().to_string());
-    run(script, "DATABASE_URL", &url, &gate);
-    assert!(server.sessions_of("app") <= SERVER_CONNECTIONS);
+    (server, gate, url)
 }
 
 fn with_redis(script: &str) {
@@ -81,26 +137,37 @@ fn with_redis(script: &str) {
 
 fn run(script: &str, variable: &str, url: &str, gate: &Tidegate) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script);
-    let installed = installed();
-    let mut command = if script.ends_with(".py") {
-        Command::new(installed.join("python/bin/python"))
-    } else {
-        // Node looks for its packages beside the script: put a copy beside the packages.
-        let copy = installed.join("node").join(script);
-        std::fs::copy(&source, &copy).expect("bin/setup has made the place");
-        let mut node = Command::new("node");
-        node.arg(copy);
-        node
-    };
-    if script.ends_with(".py") {
-        command.arg(&source);
-    }
+    let mut command = interpreter(&source);
     command.env(variable, url);
     let mut client = Process::start(command, Signal::KILL);
     let status = client.wait(Duration::from_secs(60));
     let said = client.output();
     let well = status.is_some_and(|status| status.success()) && said.contains("well");
     assert!(well, "{script}: {status:?}\n{said}\ntidegate said:\n{}", gate.output());
+}
+
+/// What runs a script, in its language.
+fn interpreter(source: &Path) -> Command {
+    let (program, arguments) = match source.extension().and_then(OsStr::to_str) {
+        Some("py") => (installed().join("python/bin/python"), vec![source.to_owned()]),
+        Some("mjs") => ("node".into(), vec![beside_packages(source, &installed().join("node"))]),
+        Some("java") => ("java".into(), vec!["-cp".into(), JDBC.into(), source.to_owned()]),
+        other => panic!("no language has the ending {other:?}"),
+    };
+    let mut command = Command::new(program);
+    command.args(arguments);
+    command
+}
+
+/// Node looks for its packages beside the script: gives a copy beside the packages, with what the script imports. Other
+/// tests may run the same ones, so each is put there in one step.
+fn beside_packages(script: &Path, node: &Path) -> PathBuf {
+    for source in [script, &script.with_file_name("crowd.mjs")] {
+        let draft = tempfile::NamedTempFile::new_in(node).expect("bin/setup has made the place");
+        std::fs::copy(source, draft.path()).expect("a script of ours");
+        draft.persist(node.join(source.file_name().expect("a file"))).expect("same directory");
+    }
+    node.join(script.file_name().expect("a file"))
 }
 
 /// Where bin/setup puts the client libraries: beside what cargo builds.

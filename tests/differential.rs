@@ -120,6 +120,17 @@ fn simple_scripts() -> Vec<Script> {
             ]),
         ),
         (
+            "a setting that newer servers report",
+            queries(&[
+                "set search_path = pg_catalog, public",
+                "begin; set local search_path = public; show search_path; commit",
+                "begin; set search_path = 'elsewhere'; rollback",
+                "select set_config('search_path', 'public', false)",
+                "reset search_path",
+                "set search_path = 'elsewhere'; discard all",
+            ]),
+        ),
+        (
             "a local setting",
             queries(&["begin; set local work_mem = '5MB'; show work_mem; commit", "show work_mem"]),
         ),

@@ -442,3 +442,16 @@ fn a_listen_in_the_middle_of_a_handover_is_kept() {
         assert_eq!(next(&mut session).0, format!("c{n}"));
     }
 }
+
+/// Nobody waits long for the connection that listened for sessions which listen no more.
+#[test]
+fn who_waits_gets_the_connection_that_nobody_listens_on() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(3_000).start();
+    let mut session = client(&gate);
+    session.query("listen news").expect_no_error();
+    settle(&gate);
+    session.query("unlisten news").expect_no_error();
+    session.query("begin").expect_no_error();
+    assert_eq!(client(&gate).one("select 1"), "1");
+}

@@ -13,7 +13,7 @@ const MODE: &str = "TIDEGATE_POSTGRES_POOL_MODE";
 #[test]
 fn session_mode_keeps_the_connection_until_the_client_leaves() {
     let server = Postgres::start();
-    let setup = Setup::new().postgres(&server).pool_size(1).wait_ms(300);
+    let setup = Setup::new().postgres(&server).pool_size(1).wait_ms(1_000);
     let gate = setup.env(MODE, "session").start();
     let mut first = gate.client();
     let pid = first.backend();

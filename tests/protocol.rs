@@ -6,6 +6,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use support::eventually;
 use support::pg::{
     Connection, Login, SSL, VERSION_3_0, bind, close_statement, copy_data, copy_done, execute,
@@ -47,6 +49,27 @@ fn a_cancel_that_comes_late_hits_nobody() {
     late.cancel();
     assert_eq!(other.reply().codes(), Vec::<String>::new(), "not its cancel");
     assert_eq!(late.one("select 2"), "2", "a cancel without a query is forgotten");
+}
+
+/// The server hears of a cancel when what it meant is over: it must not hit what the client asked next.
+#[test]
+fn a_cancel_that_the_server_hears_late_hits_nothing() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 1);
+    let mut client = gate.client();
+    let mut other = gate.client();
+    client.query("begin").expect_no_error();
+    client.send(&query("select pg_sleep(1)"));
+    server.signal(Signal::STOP);
+    client.cancel();
+    assert_eq!(client.reply().codes(), Vec::<String>::new(), "the server has not heard of it");
+    client.send(&query("select pg_sleep(1), 'next'"));
+    assert!(client.frame_within(Duration::from_millis(300)).is_none());
+    server.signal(Signal::CONT);
+    assert_eq!(client.reply().codes(), Vec::<String>::new());
+    other.send(&query("select pg_sleep(1), 'somebody else'"));
+    client.query("commit").expect_no_error();
+    assert_eq!(other.reply().codes(), Vec::<String>::new());
 }
 
 #[test]

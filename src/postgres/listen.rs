@@ -25,7 +25,7 @@ use crate::pool::{Checkout, CheckoutErrorKind, Lease, PinPermit};
 /// Longest frame the hub's server may send: a notification has a payload below 8000 bytes.
 const FRAME_BYTES: usize = 64 * 1024;
 /// For how long the connection is kept when nobody listens any more.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_millis(500);
 /// Pause between attempts to listen again after a loss.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The reason of the hub's pin.

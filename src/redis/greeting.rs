@@ -164,8 +164,8 @@ impl Identity {
             Word::NoEvict | Word::ReplyOn => out.extend_from_slice(b"+OK\r\n"),
             // A server that doesn't know it says the same.
             Word::MaintNotifications => {
-                let words = "ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.";
-                write_error(words, out);
+                let word = String::from_utf8_lossy(arguments.get(1).copied().unwrap_or_default());
+                write_error(&format!("ERR unknown subcommand '{word}'. Try CLIENT HELP."), out);
             }
         }
         Effect::Nothing

@@ -123,6 +123,11 @@ impl Postgres {
         self.resume();
     }
 
+    /// To the server's first process: the one that takes connections.
+    pub fn signal(&self, signal: Signal) {
+        self.server.as_ref().expect("it runs").signal(signal);
+    }
+
     /// As the application would connect without tidegate.
     pub fn direct(&self) -> Connection {
         Connection::open(self.port, &Login::app())

@@ -130,7 +130,7 @@ impl Session {
             Poll::Pending => return Ok(moved),
         }
         let inside = !backend.line.client_at_boundary();
-        if !wants_client(backend) || self.is_leaving() {
+        if !self.takes_requests() {
             return Ok(moved);
         }
         if self.inbox.as_ref().is_some_and(|inbox| inbox.is_ready()) {
@@ -162,8 +162,7 @@ impl Session {
 
     /// First bytes after a checkout that did not wait.
     pub(super) fn inbox_first(&mut self, bytes: &[u8]) -> Turn {
-        let Phase::Linked(lease) = &self.phase else { return Turn::Again };
-        if !wants_client(lease) {
+        if !self.takes_requests() {
             self.park(bytes, 0);
             return Turn::Again;
         }
@@ -176,7 +175,7 @@ impl Session {
     /// Passes on what is in the inbox, if enough is there and the server may have it.
     fn inbox_on(&mut self) -> Side {
         let Phase::Linked(lease) = &self.phase else { return Ok(Moved::No) };
-        if !wants_client(lease) || lease.to_server.len() > TO_SERVER_BYTES || self.is_leaving() {
+        if lease.to_server.len() > TO_SERVER_BYTES || !self.takes_requests() {
             return Ok(Moved::No);
         }
         let Some(inbox) = self.inbox.take_if(|inbox| inbox.is_ready()) else {
@@ -227,6 +226,20 @@ impl Session {
             self.rare.get_or_insert_default().presence = Presence::Leaving;
         }
         Ok(())
+    }
+
+    /// Whether the server may get more of the client's.
+    fn takes_requests(&self) -> bool {
+        let Phase::Linked(lease) = &self.phase else { return false };
+        let line = &lease.line;
+        let open = line.gate() == Gate::Open && line.exchange.owed() < OWED_LIMIT;
+        open && !self.is_leaving() && (!self.is_cancelling() || line.exchange.owes_client())
+    }
+
+    /// Whether a cancel request may still hit what runs: what it meant may be over before the server has it, and the
+    /// server may signal twice for one.
+    fn is_cancelling(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.cancelling.is_some())
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -497,7 +510,7 @@ impl Session {
             && lease.to_client.is_empty()
             && lease.rest.is_empty()
             && self.ledger.as_ref().is_none_or(|ledger| ledger.is_free())
-            && self.rare.as_ref().is_none_or(|rare| rare.cancelling.is_none())
+            && !self.is_cancelling()
     }
 
     /// Gets leave to pin the connection, if the client's next statement needs it. Who has to wait for it lets the
@@ -611,11 +624,6 @@ fn runs_out(
 ) -> bool {
     let clock = clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
     clock.as_mut().poll(cx).is_ready()
-}
-
-/// Whether the server may get more of the client's.
-fn wants_client(backend: &PgBackend) -> bool {
-    backend.line.gate() == Gate::Open && backend.line.exchange.owed() < OWED_LIMIT
 }
 
 /// Writes what waits for the server; a broken stream shows when it is read.
