@@ -329,7 +329,6 @@ fn redis_limits(written: &Written) -> Result<RedisLimits, ConfigError> {
             65_536..=16 * GIB,
         )?,
         pipeline_depth: count("pipeline_depth", default.pipeline_depth, 1..=MILLION)?,
-        depth: count("depth", default.depth, 4..=1_000)?,
         cleanup_timeout: written.millis(
             "redis.cleanup_timeout_ms",
             default.cleanup_timeout,

@@ -288,9 +288,7 @@ pub struct RedisLimits {
     pub reply_bytes_total: usize,
     /// Most commands of one client on their way.
     pub pipeline_depth: usize,
-    /// Deepest nesting of arrays in a reply.
-    pub depth: usize,
-    /// Longest clean-up of a connection whose client has gone, before it is closed instead.
+    /// Longest time to bring the replies it still awaits to a client that has closed its side.
     pub cleanup_timeout: Duration,
     /// Longest time a client may leave bytes unread while it holds a connection.
     pub slow_reader: Duration,
@@ -437,7 +435,6 @@ impl Default for RedisLimits {
             reply_bytes_per_client: 16 * 1024 * 1024,
             reply_bytes_total: 128 * 1024 * 1024,
             pipeline_depth: 10_000,
-            depth: 32,
             cleanup_timeout: Duration::from_secs(5),
             slow_reader: Duration::from_secs(60),
         }

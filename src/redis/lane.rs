@@ -187,6 +187,11 @@ impl Lane {
         }
     }
 
+    /// Whether a batch waits to be sent.
+    pub(super) fn has_batch(&self) -> bool {
+        !self.lock().batches.is_empty()
+    }
+
     /// Registers the task without taking a batch.
     pub(super) fn listen(&self, cx: &Context<'_>) {
         self.lock().task = Some(cx.waker().clone());

@@ -12,12 +12,12 @@ use crate::net::with_read_buffer;
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
 use crate::redis::exchange::{Debt, Exchange, Fate};
-use crate::redis::mailbox::Mailbox;
+use crate::redis::mailbox::{Mailbox, Progress};
 use crate::redis::wire::{Reply, ReplyScanner};
 
-/// How long a lane waits for a client that is being sent a large reply to make room, before it goes on for the sake of all the
-/// others and lets the bytes pile up to the client's limit.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// While others wait behind a client that is being sent a large reply, how often the lane looks whether that client reads. If it
+/// doesn't, or not fast enough, the lane goes on for the sake of the others and lets the bytes pile up to the client's limit.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What commands in flight are told when their connection ends.
 const LOST: &str = "ERR tidegate: the Redis server closed the connection while this command was in flight; \
@@ -69,8 +69,39 @@ pub(super) struct LaneRun {
     sent: usize,
     /// Bytes sent before `out`.
     sent_before: u64,
-    /// The client that the lane waits for, and until when.
-    waiting: Option<(Arc<Mailbox>, Pin<Box<Sleep>>)>,
+    waiting: Option<Standstill>,
+}
+
+/// The lane does not read, for a client that must make room first.
+struct Standstill {
+    mailbox: Arc<Mailbox>,
+    /// Bytes that the client had taken at the last look.
+    taken: u64,
+    /// Runs while others wait, too.
+    look: Option<Pin<Box<Sleep>>>,
+}
+
+impl Standstill {
+    fn new(mailbox: &Arc<Mailbox>) -> Self {
+        Self { mailbox: Arc::clone(mailbox), taken: mailbox.taken(), look: None }
+    }
+
+    /// Ready when the lane reads on. As long as nobody else is kept waiting, the client has all the time that it needs.
+    fn poll_end(&mut self, cx: &mut Context<'_>, others_wait: impl Fn() -> bool) -> Poll<()> {
+        while self.mailbox.poll_room(cx).is_pending() {
+            if !others_wait() {
+                self.look = None;
+                return Poll::Pending;
+            }
+            let fresh = || Box::pin(tokio::time::sleep(LOOK));
+            ready!(self.look.get_or_insert_with(fresh).as_mut().poll(cx));
+            let taken = self.mailbox.taken();
+            let progress = if taken > self.taken { Progress::Some } else { Progress::None };
+            self.mailbox.look(progress);
+            (self.taken, self.look) = (taken, None);
+        }
+        Poll::Ready(())
+    }
 }
 
 impl LaneRun {
@@ -147,13 +178,13 @@ impl LaneRun {
 
     /// One read, so that the sessions get their turn to write before the next.
     fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
-        if let Some((mailbox, patience)) = &mut self.waiting {
-            if mailbox.poll_room(cx).is_pending() && patience.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if mailbox.poll_room(cx).is_pending() {
-                mailbox.lose_patience();
-            }
+        if let Some(standstill) = &mut self.waiting {
+            let (lane, exchange) = (&self.lane, &self.exchange);
+            let mailbox = Arc::clone(&standstill.mailbox);
+            let is_it = |creditor: &Creditor| matches!(creditor, Creditor::Session(known) if Arc::ptr_eq(known, &mailbox));
+            let others_wait =
+                || lane.has_batch() || lane.must_yield() || exchange.owes_other_than(is_it);
+            ready!(standstill.poll_end(cx, others_wait));
             self.waiting = None;
         }
         with_read_buffer(|buffer| {
@@ -204,8 +235,7 @@ impl LaneRun {
             Some((Creditor::Session(mailbox), _)) => {
                 mailbox.deliver(bytes, replies, self.lane.limits());
                 if self.waiting.is_none() && mailbox.poll_room(cx).is_pending() {
-                    let patience = Box::pin(tokio::time::sleep(PATIENCE));
-                    self.waiting = Some((Arc::clone(mailbox), patience));
+                    self.waiting = Some(Standstill::new(mailbox));
                 }
             }
             Some((Creditor::Switch, _)) if self.replies.first() == b'-' => {
