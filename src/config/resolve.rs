@@ -44,7 +44,7 @@ pub(super) fn resolve(
     let mut variables = Vec::new();
     let mut warnings = Vec::new();
     let postgres = postgres(written, environment, &mut variables, &mut warnings)?;
-    let redis = redis(written, environment, &mut variables)?;
+    let redis = redis(written, environment, &mut variables, &mut warnings)?;
     let settings = Settings {
         workers: written.count("workers", default.workers, 1..=64)?,
         log: log(written, default.log)?,
@@ -254,6 +254,7 @@ fn redis(
     written: &Written,
     environment: &Environment,
     variables: &mut Vec<PooledVariable>,
+    warnings: &mut Vec<String>,
 ) -> Result<Option<RedisSettings>, ConfigError> {
     let default = RedisSettings::default();
     let millis = |path, default, range| written.millis(path, default, range);
@@ -283,6 +284,7 @@ fn redis(
     for (name, text) in upstream_texts(written, environment, "redis.urls", "REDIS_URL")? {
         let url = RedisUrl::parse(&name, &text.text, &tls)
             .map_err(|problem| ConfigError::new(&text.source, problem))?;
+        warnings.extend(url.warnings.iter().cloned());
         check_password(url.upstream.password.is_some(), settings.auth, listen, &text.source)?;
         let same = |known: &RedisListener| {
             let name = known.upstream.name.clone();
