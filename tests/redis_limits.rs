@@ -156,3 +156,43 @@ fn the_admin_ports_limits_are_those_of_the_file() {
     assert_eq!(with_headers(2), 200);
     assert_eq!(with_headers(20), 431);
 }
+
+/// The ids under which the server knows tidegate's connections.
+fn server_ids(server: &Redis) -> Vec<String> {
+    let list = server.direct().command(&["CLIENT", "LIST"]).text();
+    let ours = list.lines().filter(|line| line.contains("name=tidegate"));
+    ours.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
+}
+
+#[test]
+fn a_busy_lane_changes_its_connection_at_the_end_of_its_life() {
+    let server = Redis::start();
+    let gate = with_settings(&server, "server_lifetime_ms = 1500");
+    let mut client = gate.redis_client();
+    let mut seen = std::collections::BTreeSet::new();
+    let mut n = 0;
+    eventually("three connections, one after another", || {
+        for _ in 0..20 {
+            n += 1;
+            assert_eq!(client.command(&["INCR", "n"]), Value::Integer(n));
+        }
+        let ids = server_ids(&server);
+        assert!(ids.len() <= 2, "{ids:?}");
+        seen.extend(ids);
+        (seen.len() >= 3).then_some(())
+    });
+    let closed = |reason| gate.redis_metric("tidegate_server_closed_total", &[("reason", reason)]);
+    assert!(closed("lifetime") >= 2.0, "{}", gate.page().0);
+}
+
+#[test]
+fn an_idle_lane_gives_its_connection_up() {
+    let server = Redis::start();
+    let gate = with_settings(&server, "server_idle_ms = 1000");
+    let mut client = gate.redis_client();
+    for n in 1..=2 {
+        assert_eq!(client.command(&["INCR", "n"]), Value::Integer(n));
+        assert_eq!(server_ids(&server).len(), 1);
+        eventually("it is closed", || server_ids(&server).is_empty().then_some(()));
+    }
+}

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::backend::{Key, RedisPool};
 use super::greeting::write_error;
-use super::mailbox::{MailLimits, Mailbox};
+use super::mailbox::{MailLimits, Mailbox, Tail};
 use crate::pool::{Checkout, CheckoutError, Lease};
 use run::{Ending, LaneRun};
 
@@ -268,5 +268,5 @@ pub(super) fn fail(mailbox: &Mailbox, replies: u32, text: &str, limits: MailLimi
     let mut line = Vec::new();
     write_error(text, &mut line);
     let lines = line.repeat(usize::try_from(replies).unwrap_or(0));
-    mailbox.deliver(&lines, replies, limits);
+    mailbox.deliver(&lines, replies, Tail::Whole, limits);
 }

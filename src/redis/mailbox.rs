@@ -71,6 +71,16 @@ struct Inner {
     /// How often the lane still looks whether the client reads; nought until the client has taken all that came.
     looks: u32,
     window: Window,
+    tail: Tail,
+}
+
+/// How what a lane has brought ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tail {
+    /// With a whole reply.
+    Whole,
+    /// Inside a reply.
+    Partial,
 }
 
 /// How many commands of one session may be on their way at once: as the replies were, of late, so the next ones will be.
@@ -152,6 +162,7 @@ impl Mailbox {
             lane: None,
             looks: LOOKS,
             window: Window::UNKNOWN,
+            tail: Tail::Whole,
         };
         Self { inner: Mutex::new(inner), backlog, taken: AtomicU64::new(0) }
     }
@@ -212,8 +223,9 @@ impl Mailbox {
     }
 
     /// The lane brings bytes that end `replies` replies.
-    pub fn deliver(&self, bytes: &[u8], replies: u32, limits: MailLimits) {
+    pub fn deliver(&self, bytes: &[u8], replies: u32, tail: Tail, limits: MailLimits) {
         let mut inner = self.lock();
+        inner.tail = tail;
         inner.owed = inner.owed.saturating_sub(replies);
         inner.window.note(bytes.len(), replies);
         if inner.state == MailState::Open {
@@ -260,6 +272,16 @@ impl Mailbox {
             Progress::Some => inner.looks.saturating_sub(1),
             Progress::None => 0,
         };
+    }
+
+    /// The session gives up what is still owed to it, which is dropped when it comes; all that came is moved to `out`. Tells how
+    /// that ends and how many replies are given up.
+    pub fn give_up(&self, out: &mut Vec<u8>) -> (Tail, u32) {
+        let mut inner = self.lock();
+        out.append(&mut inner.bytes);
+        let owed = std::mem::take(&mut inner.owed);
+        self.discard(&mut inner, MailState::Gone);
+        (inner.tail, owed)
     }
 
     /// The session has gone: what still comes is dropped.

@@ -182,6 +182,12 @@ impl Pinned {
         matches!(self.hold, Hold::Subscribed | Hold::Stream)
     }
 
+    /// Whether a transaction has begun that is not run yet.
+    #[must_use]
+    pub fn is_in_transaction(&self) -> bool {
+        matches!(self.hold, Hold::Watching | Hold::Queueing)
+    }
+
     /// Whether the hold will end by itself, with nothing more than what the client has sent. What blocks does not: a client that
     /// is gone must not take an element with it.
     #[must_use]

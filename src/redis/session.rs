@@ -5,6 +5,7 @@
 //! is answered by the session or sent on a backend of its own, and the other way round. An idle session owns no
 //! buffer.
 
+mod farewell;
 mod pinned;
 
 use std::pin::Pin;
@@ -260,6 +261,10 @@ impl Session {
             return Err(End("the client did not authenticate in time"));
         }
         if self.guard.poll_started(cx).is_ready() {
+            if self.guard.poll_over(cx).is_ready() {
+                self.give_up();
+                cx.waker().wake_by_ref();
+            }
             let idle = match &self.state {
                 State::Shared => self.inbox.is_empty() && self.mailbox.is_quiet(),
                 State::Waiting(_) => false,
