@@ -17,7 +17,7 @@ use tokio::time::Sleep;
 
 use super::backend::{Key, RedisConnect};
 use super::command::{Carriage, Reason, Word, carriage};
-use super::greeting::{Effect, Identity, Proto, ServerFacts, Standing, write_error};
+use super::greeting::{Effect, Identity, ServerFacts, Standing, write_error};
 use super::lane::{Lane, Submitted};
 use super::mailbox::{MailState, Mailbox};
 use super::pinned::Pinned;
@@ -679,14 +679,7 @@ impl Session {
         words: &[&[u8]],
         facts: Option<&ServerFacts>,
     ) -> Effect {
-        let unknown = ServerFacts {
-            server: "redis".into(),
-            version: "0.0.0".into(),
-            mode: "standalone".into(),
-            role: "master".into(),
-            proto: Proto::Resp2,
-            known_db: 0,
-        };
+        let unknown = ServerFacts::default();
         let (before, standing) = (self.key(), self.identity.standing);
         let upstream = Arc::clone(&self.upstream);
         let facts = facts.unwrap_or(&unknown);
