@@ -89,6 +89,9 @@ pub struct Flags {
     /// password, or trust (loopback only) [env: TIDEGATE_POSTGRES_AUTH] [default: password]
     #[arg(long, global = true, value_name = "WORD")]
     postgres_auth: Option<String>,
+    /// File with the users that --postgres-any serves, "user" "password" a line [env: TIDEGATE_POSTGRES_USERS_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    postgres_users_file: Option<String>,
     /// transaction, session or statement; USER@DATABASE=MODE for some, * for any [env: TIDEGATE_POSTGRES_POOL_MODE]
     /// [default: transaction]
     #[arg(long, global = true, value_name = "MODES")]
@@ -133,6 +136,7 @@ impl Flags {
             ("postgres.wait_ms", &self.postgres_wait_ms),
             ("postgres.any", &self.postgres_any),
             ("postgres.auth", &self.postgres_auth),
+            ("postgres.users_file", &self.postgres_users_file),
             ("postgres.pool_mode", &self.postgres_pool_mode),
             ("redis.urls", &self.redis_urls),
             ("redis.listen", &self.redis_listen),

@@ -40,6 +40,7 @@ pub(super) const KEYS: &[Key] = &[
     everywhere("postgres.wait_ms", "TIDEGATE_POSTGRES_WAIT_MS", "postgres-wait-ms"),
     everywhere("postgres.any", "TIDEGATE_POSTGRES_ANY", "postgres-any"),
     everywhere("postgres.auth", "TIDEGATE_POSTGRES_AUTH", "postgres-auth"),
+    everywhere("postgres.users_file", "TIDEGATE_POSTGRES_USERS_FILE", "postgres-users-file"),
     everywhere("postgres.pool_mode", "TIDEGATE_POSTGRES_POOL_MODE", "postgres-pool-mode"),
     in_file("postgres.queue_limit"),
     in_file("postgres.pinned_limit"),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Host, Secret};
+use super::{Host, Secret, Users};
 
 /// Everything the program was told.
 #[derive(Clone, Debug, PartialEq)]
@@ -155,6 +155,8 @@ pub struct PostgresSettings {
     pub any: bool,
     /// Who may use it.
     pub auth: Auth,
+    /// Who may use it besides, with `any`.
+    pub users: Arc<Users>,
     /// For how long clients keep a connection.
     pub pool_modes: PoolModes,
     /// Everything else that has a bound.
@@ -379,6 +381,7 @@ impl Default for PostgresSettings {
             login_timeout: Duration::from_secs(15),
             any: false,
             auth: Auth::Password,
+            users: Arc::default(),
             pool_modes: PoolModes::default(),
             limits: PostgresLimits::default(),
         }
