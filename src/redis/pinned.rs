@@ -3,6 +3,8 @@
 //! Replies are counted, except where the protocol does not (subscriptions: then the server is asked whether any are
 //! left; streams: then the connection is never shared again).
 
+mod head;
+
 use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
 
@@ -13,11 +15,10 @@ use super::transaction::{Outcome, OwnCommand, Transaction};
 use super::wire::{Reply, ReplyScanner, write_command};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
+use head::{Head, MessageKind};
 
 /// Bytes of requests kept for the server, and of replies for the client, before the other side has to wait.
 pub const PINNED_BUFFER: usize = 256 * 1024;
-/// First bytes of a reply that are kept to tell what it is.
-const HEAD: usize = 40;
 /// Longest answer to our own question about subscriptions.
 const CAPTURE_LIMIT: usize = 8 * 1024;
 
@@ -705,48 +706,4 @@ fn selects(words: &[&[u8]]) -> Meaning {
 
 fn broken(error: &std::io::Error) -> Loss {
     Loss::Broken(error.to_string())
-}
-
-/// The first bytes of a reply.
-#[derive(Debug)]
-struct Head {
-    bytes: [u8; HEAD],
-    length: usize,
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Self { bytes: [0; HEAD], length: 0 }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum MessageKind {
-    Message,
-    Confirmation,
-}
-
-impl Head {
-    fn feed(&mut self, piece: &[u8]) {
-        let take = piece.len().min(HEAD - self.length);
-        self.bytes[self.length..self.length + take].copy_from_slice(&piece[..take]);
-        self.length += take;
-    }
-
-    fn is_null(&self) -> bool {
-        matches!(self.bytes.get(..3), Some([b'*' | b'$', b'-', b'1'] | [b'_', ..]))
-    }
-
-    /// What kind of pub/sub message begins like this: `*3 $7 message …`.
-    fn message_kind(&self) -> Option<MessageKind> {
-        let text = &self.bytes[..self.length];
-        let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.trim_ascii_end());
-        let (_count, _length) = (lines.next()?, lines.next()?);
-        match lines.next()? {
-            b"message" | b"pmessage" | b"smessage" => Some(MessageKind::Message),
-            b"subscribe" | b"psubscribe" | b"ssubscribe" | b"unsubscribe" | b"punsubscribe"
-            | b"sunsubscribe" => Some(MessageKind::Confirmation),
-            _ => None,
-        }
-    }
 }
