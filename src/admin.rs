@@ -17,6 +17,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::JoinHandle;
 
+use crate::config::AdminSettings;
 use crate::lifecycle::Drain;
 use crate::metrics::Metrics;
 use crate::net::{Listener, Stream};
@@ -38,14 +39,20 @@ pub struct AdminLimits {
     pub header_bytes: usize,
 }
 
+impl From<&AdminSettings> for AdminLimits {
+    fn from(settings: &AdminSettings) -> Self {
+        Self {
+            client_limit: settings.client_limit,
+            header_timeout: settings.header_timeout,
+            header_limit: settings.header_limit,
+            header_bytes: settings.header_bytes,
+        }
+    }
+}
+
 impl Default for AdminLimits {
     fn default() -> Self {
-        Self {
-            client_limit: 32,
-            header_timeout: Duration::from_secs(10),
-            header_limit: 64,
-            header_bytes: HEADER_BYTES_LEAST,
-        }
+        Self::from(&AdminSettings::default())
     }
 }
 
@@ -56,11 +63,6 @@ const HEADER_BYTES_LEAST: usize = 8192;
 /// Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT_TYPE: &str = "text/plain; charset=utf-8";
-
-/// Serves the admin port with the default limits: see [`serve_with`].
-pub async fn serve(listener: Listener, metrics: Arc<Metrics>, readiness: Readiness, drain: Drain) {
-    serve_with(listener, Admin { metrics, readiness, drain }, AdminLimits::default()).await;
-}
 
 /// What the admin port tells about.
 #[derive(Clone)]
@@ -74,7 +76,7 @@ pub struct Admin {
 }
 
 /// Serves the admin port until the drain's deadline, or until the listening socket fails.
-pub async fn serve_with(listener: Listener, admin: Admin, limits: AdminLimits) {
+pub async fn serve(listener: Listener, admin: Admin, limits: AdminLimits) {
     let drain = admin.drain.clone();
     let mut end = std::pin::pin!(drain.deadline());
     let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
@@ -226,7 +228,7 @@ mod tests {
         };
         let (trigger, drain) = Drain::new();
         let admin = Admin { metrics, readiness, drain };
-        let task = tokio::spawn(serve_with(listener, admin, limits));
+        let task = tokio::spawn(serve(listener, admin, limits));
         Port { addr, pools, trigger, task }
     }
 

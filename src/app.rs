@@ -97,8 +97,13 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
         // A platform may send SIGTERM twice, and means no haste; a person at a terminal does.
         _signal = signals.any_of(&[Signal::INT]) => false,
     };
-    if !in_time {
-        tracing::warn!(sessions = drain.live(), "stopped with sessions unfinished");
+    let cut_off = drain.cut_off();
+    if !in_time || cut_off > 0 {
+        let sessions = cut_off.max(drain.live());
+        tracing::warn!(
+            sessions,
+            "stopped with sessions unfinished: raise drain_ms to give them longer"
+        );
     }
     Ok(code)
 }

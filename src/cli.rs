@@ -89,6 +89,9 @@ pub struct Flags {
     /// password, or trust (loopback only) [env: TIDEGATE_POSTGRES_AUTH] [default: password]
     #[arg(long, global = true, value_name = "WORD")]
     postgres_auth: Option<String>,
+    /// File with the users that --postgres-any serves, "user" "password" a line [env: TIDEGATE_POSTGRES_USERS_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    postgres_users_file: Option<String>,
     /// transaction, session or statement; USER@DATABASE=MODE for some, * for any [env: TIDEGATE_POSTGRES_POOL_MODE]
     /// [default: transaction]
     #[arg(long, global = true, value_name = "MODES")]
@@ -141,6 +144,7 @@ impl Flags {
             ("postgres.wait_ms", &self.postgres_wait_ms),
             ("postgres.any", &self.postgres_any),
             ("postgres.auth", &self.postgres_auth),
+            ("postgres.users_file", &self.postgres_users_file),
             ("postgres.pool_mode", &self.postgres_pool_mode),
             ("postgres.probe", &self.postgres_probe),
             ("postgres.strict", &self.postgres_strict),

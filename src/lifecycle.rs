@@ -2,16 +2,21 @@
 //!
 //! The composition root keeps the [`DrainTrigger`]; everybody else gets a [`Drain`] to look at, and
 //! each live session holds a [`DrainGuard`]. A drain is over when the last guard is gone or the
-//! deadline has passed, whichever comes first.
+//! deadline has passed, whichever comes first. Shortly before the deadline sessions that are left end, so that
+//! their clients hear why.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
+
+/// How long before the deadline sessions must end, to tell their clients: a quarter of the grace at most.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// Starts the drain and waits for its end. One per process.
 #[derive(Debug)]
@@ -31,7 +36,27 @@ pub struct Drain {
 /// thousands of polls after it cost one load. Make the guard in the task that keeps it.
 pub struct DrainGuard {
     shared: Arc<Shared>,
-    slot: Option<usize>,
+    watch: Watch,
+}
+
+/// What wakes the guard's task next.
+enum Watch {
+    /// Nothing yet.
+    Nothing,
+    /// The start, by its place among the sleepers.
+    Start(usize),
+    /// The time to end.
+    End(Pin<Box<Sleep>>),
+    /// Nothing any more: it was told to end.
+    Over,
+}
+
+/// The end of a drain.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    /// When sessions must end.
+    last_words: Instant,
+    deadline: Instant,
 }
 
 impl Drain {
@@ -39,8 +64,9 @@ impl Drain {
     #[must_use]
     pub fn new() -> (DrainTrigger, Self) {
         let shared = Arc::new(Shared {
-            deadline: watch::Sender::new(None),
+            end: watch::Sender::new(None),
             live: AtomicUsize::new(0),
+            cut_off: AtomicUsize::new(0),
             ended: Notify::new(),
             sleepers: Mutex::new(Sleepers::default()),
         });
@@ -50,25 +76,25 @@ impl Drain {
     /// Whether no new work may be taken any more.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.shared.deadline.borrow().is_some()
+        self.shared.end.borrow().is_some()
     }
 
     /// Waits until the drain starts. Cancel safe.
     pub async fn started(&self) {
-        self.shared.wait_for_deadline().await;
+        self.shared.wait_for_end().await;
     }
 
     /// Waits until owed work must be abandoned: the drain's start plus its grace. Cancel safe.
     pub async fn deadline(&self) {
-        let deadline = self.shared.wait_for_deadline().await;
-        tokio::time::sleep_until(deadline).await;
+        let end = self.shared.wait_for_end().await;
+        tokio::time::sleep_until(end.deadline).await;
     }
 
     /// Counts one more live session until the guard is dropped.
     #[must_use]
     pub fn guard(&self) -> DrainGuard {
         self.shared.live.fetch_add(1, Ordering::AcqRel);
-        DrainGuard { shared: Arc::clone(&self.shared), slot: None }
+        DrainGuard { shared: Arc::clone(&self.shared), watch: Watch::Nothing }
     }
 
     /// How many sessions are alive.
@@ -76,16 +102,23 @@ impl Drain {
     pub fn live(&self) -> usize {
         self.shared.live.load(Ordering::Acquire)
     }
+
+    /// How many sessions had to end before they had finished.
+    #[must_use]
+    pub fn cut_off(&self) -> usize {
+        self.shared.cut_off.load(Ordering::Acquire)
+    }
 }
 
 impl DrainTrigger {
     /// Starts the drain. A second call may only bring the deadline nearer.
     pub fn start(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        self.shared.deadline.send_if_modified(|current| {
-            let nearer = current.is_none_or(|known| deadline < known);
+        let end = End { last_words: deadline - LAST_WORDS.min(grace / 4), deadline };
+        self.shared.end.send_if_modified(|current| {
+            let nearer = current.is_none_or(|known| end.deadline < known.deadline);
             if nearer {
-                *current = Some(deadline);
+                *current = Some(end);
             }
             nearer
         });
@@ -95,19 +128,19 @@ impl DrainTrigger {
     /// Waits until the started drain has ended; `true` if everything owed was finished in time.
     /// Cancel safe. Waits for the start if nobody has started it.
     pub async fn finished(&self) -> bool {
-        let mut deadlines = self.shared.deadline.subscribe();
+        let mut ends = self.shared.end.subscribe();
         loop {
-            let deadline = self.shared.wait_for_deadline().await;
-            deadlines.mark_unchanged();
+            let end = self.shared.wait_for_end().await;
+            ends.mark_unchanged();
             let ended = self.shared.ended.notified();
             if self.shared.live.load(Ordering::Acquire) == 0 {
                 return true;
             }
             tokio::select! {
                 () = ended => {}
-                () = tokio::time::sleep_until(deadline) => return false,
+                () = tokio::time::sleep_until(end.deadline) => return false,
                 // A second signal may have brought the deadline nearer.
-                _ = deadlines.changed() => {}
+                _ = ends.changed() => {}
             }
         }
     }
@@ -117,31 +150,50 @@ impl DrainGuard {
     /// Ready once the drain has started; for sessions that are written as a hand-made future. The
     /// task is woken once, when the drain starts.
     pub fn poll_started(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if self.shared.deadline.borrow().is_some() {
+        if self.is_draining() {
             return Poll::Ready(());
         }
-        if self.slot.is_none() {
-            self.slot = Some(self.shared.sleepers().keep(cx.waker().clone()));
+        if let Watch::Nothing = self.watch {
+            self.watch = Watch::Start(self.shared.sleepers().keep(cx.waker().clone()));
             // The start may have come between the look and the keeping.
-            if self.shared.deadline.borrow().is_some() {
+            if self.is_draining() {
                 return Poll::Ready(());
             }
         }
         Poll::Pending
     }
 
+    /// Ready, once, when the session must end, whatever is owed: the deadline is near. Wakes the task then.
+    pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Watch::Nothing | Watch::Start(_) = self.watch {
+            let Some(end) = *self.shared.end.borrow() else { return Poll::Pending };
+            self.forget_start();
+            self.watch = Watch::End(Box::pin(tokio::time::sleep_until(end.last_words)));
+        }
+        let Watch::End(end) = &mut self.watch else { return Poll::Pending };
+        ready!(end.as_mut().poll(cx));
+        self.watch = Watch::Over;
+        self.shared.cut_off.fetch_add(1, Ordering::AcqRel);
+        Poll::Ready(())
+    }
+
+    fn forget_start(&mut self) {
+        if let Watch::Start(slot) = self.watch {
+            self.shared.sleepers().forget(slot);
+            self.watch = Watch::Nothing;
+        }
+    }
+
     /// Whether no new work may be taken any more.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.shared.deadline.borrow().is_some()
+        self.shared.end.borrow().is_some()
     }
 }
 
 impl Drop for DrainGuard {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot {
-            self.shared.sleepers().forget(slot);
-        }
+        self.forget_start();
         if self.shared.live.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.shared.ended.notify_waiters();
         }
@@ -157,21 +209,23 @@ impl fmt::Debug for DrainGuard {
 #[derive(Debug)]
 struct Shared {
     /// `None` until the drain starts.
-    deadline: watch::Sender<Option<Instant>>,
+    end: watch::Sender<Option<End>>,
     live: AtomicUsize,
+    /// Sessions that had to end.
+    cut_off: AtomicUsize,
     ended: Notify,
     sleepers: Mutex<Sleepers>,
 }
 
 impl Shared {
-    async fn wait_for_deadline(&self) -> Instant {
-        let mut deadlines = self.deadline.subscribe();
+    async fn wait_for_end(&self) -> End {
+        let mut ends = self.end.subscribe();
         loop {
-            if let Some(deadline) = *deadlines.borrow_and_update() {
-                return deadline;
+            if let Some(end) = *ends.borrow_and_update() {
+                return end;
             }
             // Cannot fail: the sender lives in `self`.
-            let _unfailing = deadlines.changed().await;
+            let _unfailing = ends.changed().await;
         }
     }
 
@@ -273,6 +327,27 @@ mod tests {
         let (finished, ()) = tokio::join!(trigger.finished(), async { trigger.start(GRACE / 5) });
         assert!(!finished);
         assert_eq!(begun.elapsed(), GRACE / 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_are_left_end_shortly_before_the_deadline() {
+        for (grace, last_words) in [(GRACE, GRACE - LAST_WORDS), (GRACE / 50, GRACE * 3 / 200)] {
+            let (trigger, drain) = Drain::new();
+            let mut guard = drain.guard();
+            let begun = Instant::now();
+            let session = tokio::spawn(async move {
+                std::future::poll_fn(|cx| guard.poll_started(cx)).await;
+                std::future::poll_fn(|cx| guard.poll_over(cx)).await;
+                begun.elapsed()
+            });
+            tokio::task::yield_now().await;
+            trigger.start(grace);
+            assert!(trigger.finished().await, "its guard is gone in time");
+            assert_eq!(drain.cut_off(), 1);
+            // Timers count whole milliseconds.
+            let ended = session.await.unwrap();
+            assert!(ended >= last_words && ended < grace, "{ended:?} of {grace:?}");
+        }
     }
 
     #[tokio::test]

@@ -36,6 +36,7 @@ pub(super) fn start(settings: &Settings, bound: Bound, drain: &Drain) -> anyhow:
     }
     let readiness: admin::Readiness =
         Arc::new(move || probes.iter().flat_map(|probe| probe()).collect());
-    tokio::spawn(admin::serve(bound.admin, metrics, readiness, drain.clone()));
+    let admin = admin::Admin { metrics, readiness, drain: drain.clone() };
+    tokio::spawn(admin::serve(bound.admin, admin, (&settings.admin).into()));
     Ok(())
 }

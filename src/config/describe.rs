@@ -47,6 +47,9 @@ fn write_postgres(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
         auth_word(postgres.auth),
         if postgres.any { ", any user and database" } else { "" }
     )?;
+    if !postgres.users.is_empty() {
+        writeln!(text, "          users file: {} users", postgres.users.iter().count())?;
+    }
     for listener in &postgres.listeners {
         for upstream in &listener.upstreams {
             writeln!(

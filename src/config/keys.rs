@@ -40,6 +40,7 @@ pub(super) const KEYS: &[Key] = &[
     everywhere("postgres.wait_ms", "TIDEGATE_POSTGRES_WAIT_MS", "postgres-wait-ms"),
     everywhere("postgres.any", "TIDEGATE_POSTGRES_ANY", "postgres-any"),
     everywhere("postgres.auth", "TIDEGATE_POSTGRES_AUTH", "postgres-auth"),
+    everywhere("postgres.users_file", "TIDEGATE_POSTGRES_USERS_FILE", "postgres-users-file"),
     everywhere("postgres.pool_mode", "TIDEGATE_POSTGRES_POOL_MODE", "postgres-pool-mode"),
     everywhere("postgres.probe", "TIDEGATE_POSTGRES_PROBE", "postgres-probe"),
     everywhere("postgres.strict", "TIDEGATE_POSTGRES_STRICT", "postgres-strict"),
@@ -82,7 +83,6 @@ pub(super) const KEYS: &[Key] = &[
     in_file("redis.reply_bytes_per_client"),
     in_file("redis.reply_bytes_total"),
     in_file("redis.pipeline_depth"),
-    in_file("redis.depth"),
     in_file("redis.cleanup_timeout_ms"),
     in_file("redis.slow_reader_ms"),
 ];

@@ -14,6 +14,7 @@ mod secret;
 mod settings;
 mod suggest;
 mod uri;
+mod users;
 mod variable;
 mod written;
 
@@ -29,6 +30,7 @@ pub use settings::{
     PoolModes, PostgresLimits, PostgresListener, PostgresSettings, PostgresUpstream, Probe,
     RedisLimits, RedisListener, RedisSettings, RedisTls, RedisUpstream, Settings, SslMode,
 };
+pub use users::{UserSecret, Users};
 pub use variable::{PooledUrl, PooledVariable, Protocol};
 pub use written::Environment;
 

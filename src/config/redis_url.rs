@@ -1,6 +1,7 @@
 //! A Redis URL: what it means for us, and how the wrapped command sees it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::local::local_host;
 use super::uri::{Uri, decode};
@@ -14,6 +15,7 @@ const DEFAULT_HOST: &str = "127.0.0.1";
 pub(super) struct RedisUrl {
     uri: Uri,
     pub(super) upstream: RedisUpstream,
+    pub(super) warnings: Vec<String>,
 }
 
 impl RedisUrl {
@@ -26,9 +28,16 @@ impl RedisUrl {
             return Err("has the wrong scheme: it must begin with redis://, rediss:// or unix://"
                 .to_owned());
         }
+        refuse_what_cannot_be_honoured(&uri)?;
         let path = decode(&uri.path)?;
+        let mut warnings = Vec::new();
+        // Libraries differ in the name, and agree that what stands in front of the @ counts.
+        let user = option(&mut uri, &["username", "user"]);
+        uri.user = prefer(uri.user.take(), user, name, "user", &mut warnings);
+        let password = option(&mut uri, &["password", "pass"]);
+        uri.password = prefer(uri.password.take(), password, name, "password", &mut warnings);
         // redis-py lets an option db win over the path.
-        let number = match uri.take_option("db") {
+        let number = match option(&mut uri, &["db", "database"]) {
             Some(number) => number,
             None if socket => String::new(),
             None => path.clone(),
@@ -40,8 +49,10 @@ impl RedisUrl {
             }
             (Host::Unix(format!("/{path}").into()), DEFAULT_PORT)
         } else {
+            let host = option(&mut uri, &["host"]);
+            uri.host = prefer(uri.host.take(), host, name, "host", &mut warnings);
             let host = uri.host.clone().unwrap_or(DEFAULT_HOST.to_owned());
-            (Host::Tcp(host), uri.port.unwrap_or(DEFAULT_PORT))
+            (Host::Tcp(host), port(&mut uri)?)
         };
         let tls = if uri.scheme == "rediss" { url_tls(&uri, tls) } else { RedisTls::Off };
         let upstream = RedisUpstream {
@@ -53,7 +64,7 @@ impl RedisUrl {
             database,
             tls,
         };
-        Ok(Self { uri, upstream })
+        Ok(Self { uri, upstream, warnings })
     }
 
     /// The URL for the wrapped command: plain Redis at our address, with the same user, password,
@@ -84,7 +95,66 @@ fn is_tls_option(key: &str) -> bool {
     key.starts_with("ssl") || key.starts_with("tls")
 }
 
-/// redis-py's `ssl_cert_reqs` says whether to verify, and wins over the setting.
+/// The value of an option that has several names.
+fn option(uri: &mut Uri, names: &[&str]) -> Option<String> {
+    // Each is taken out, so that the wrapped command does not meet it again.
+    let values: Vec<String> = names.iter().filter_map(|name| uri.take_option(name)).collect();
+    values.into_iter().find(|value| !value.is_empty())
+}
+
+/// What the URL says in its own place counts before an option; both are worth a word if they differ.
+fn prefer(
+    own: Option<String>,
+    option: Option<String>,
+    name: &str,
+    what: &str,
+    warnings: &mut Vec<String>,
+) -> Option<String> {
+    if own.is_some() && option.is_some() && own != option {
+        warnings.push(format!(
+            "{name} names two {what}s: the one in front of the question mark counts, the option is ignored"
+        ));
+    }
+    own.or(option)
+}
+
+fn port(uri: &mut Uri) -> Result<u16, String> {
+    let written = option(uri, &["port"]).map(|port| port.parse().ok().filter(|port| *port != 0));
+    match (uri.port, written) {
+        (Some(port), _) | (None, Some(Some(port))) => Ok(port),
+        (None, None) => Ok(DEFAULT_PORT),
+        (None, Some(None)) => Err("has an option port that is not 1 to 65535".to_owned()),
+    }
+}
+
+/// Options that would be missed: what they ask for concerns the way to the server, which is ours.
+fn refuse_what_cannot_be_honoured(uri: &Uri) -> Result<(), String> {
+    for (key, value) in &uri.query {
+        let advice = match key.as_str() {
+            "ssl_certfile" | "ssl_keyfile" | "ssl_keyfile_password" => {
+                "tidegate shows no certificate of its own to a server; take it out"
+            }
+            "ssl_ca_data" | "ssl_ca_path" => {
+                "put the roots into one PEM file and name that in redis.tls_ca"
+            }
+            "addr" | "sentinels" | "sentinel" | "sentinelMasterId" => {
+                "tidegate connects to one server for each variable; take it out"
+            }
+            "ssl" | "tls" if uri.scheme == "redis" && is_yes(value) => {
+                "a URL that begins with redis:// is served without TLS; write rediss://"
+            }
+            _ => continue,
+        };
+        return Err(format!("has the option {key}, which tidegate cannot honour: {advice}"));
+    }
+    Ok(())
+}
+
+fn is_yes(value: &str) -> bool {
+    matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on" | "required")
+}
+
+/// redis-py's `ssl_cert_reqs` says whether to verify, and `ssl_ca_certs` against which roots; both win over the settings.
 fn url_tls(uri: &Uri, setting: &RedisTls) -> RedisTls {
     let RedisTls::On { verify, ca } = setting else {
         return RedisTls::On { verify: false, ca: None };
@@ -96,5 +166,8 @@ fn url_tls(uri: &Uri, setting: &RedisTls) -> RedisTls {
         Some("none" | "cert_none") => false,
         _ => *verify,
     };
-    RedisTls::On { verify, ca: ca.clone() }
+    let roots =
+        uri.query.iter().rev().find(|(key, value)| key == "ssl_ca_certs" && !value.is_empty());
+    let ca = roots.map(|(_, path)| PathBuf::from(path)).or_else(|| ca.clone());
+    RedisTls::On { verify, ca }
 }

@@ -1,17 +1,19 @@
 //! What the written settings mean: checked values, upstreams laid out over listeners.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::postgres_url::PostgresUrl;
 use super::redis_url::RedisUrl;
 use super::suggest;
+use super::users::UsersFile;
 use super::written::{Entry, Environment, Written};
 use super::{
     AdminSettings, Auth, ConfigError, LogFormat, LogLevel, LogSettings, Passing, PoolMode,
     PoolModeRule, PoolModes, PooledUrl, PooledVariable, PostgresLimits, PostgresListener,
     PostgresSettings, Probe, RedisLimits, RedisListener, RedisSettings, RedisTls, Settings,
+    UserSecret, Users,
 };
 
 const POSTGRES_LISTEN: SocketAddr =
@@ -44,7 +46,7 @@ pub(super) fn resolve(
     let mut variables = Vec::new();
     let mut warnings = Vec::new();
     let postgres = postgres(written, environment, &mut variables, &mut warnings)?;
-    let redis = redis(written, environment, &mut variables)?;
+    let redis = redis(written, environment, &mut variables, &mut warnings)?;
     let settings = Settings {
         workers: written.count("workers", default.workers, 1..=64)?,
         log: log(written, default.log)?,
@@ -133,6 +135,7 @@ fn postgres(
         )?,
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
+        users: users(written, warnings)?,
         pool_modes: pool_modes(written, "postgres.pool_mode")?,
         probe: written.choice(
             "postgres.probe",
@@ -146,21 +149,21 @@ fn postgres(
         },
         limits: postgres_limits(written)?,
     };
-    let any_entry = written.entry("postgres.any");
-    if let Some(entry) = any_entry.filter(|_| settings.any && settings.auth != Auth::Trust) {
-        return Err(entry.wrong(
-            "serving any user needs trust on both sides: set TIDEGATE_POSTGRES_AUTH=trust too \
-             (loopback listeners only)",
-        ));
-    }
+    check_any(written, &settings)?;
     let (listen, explicit) = listen(written, "postgres.listen", POSTGRES_LISTEN)?;
     check_trust(written, settings.auth, "postgres", listen)?;
     let mut listeners: Vec<PostgresListener> = Vec::new();
     for (name, text) in upstream_texts(written, environment, "postgres.urls", "DATABASE_URL")? {
-        let url = PostgresUrl::parse(&name, &text.text, environment)
+        let mut url = PostgresUrl::parse(&name, &text.text, environment)
             .map_err(|problem| ConfigError::new(&text.source, problem))?;
+        if let (None, Some(UserSecret::Clear(password))) =
+            (&url.upstream.password, settings.users.get(&url.upstream.user))
+        {
+            url.upstream.password = Some(password.clone());
+        }
         warnings.extend(url.warnings.iter().cloned());
-        let secret = url.upstream.password.is_some();
+        let secret =
+            url.upstream.password.is_some() || settings.users.get(&url.upstream.user).is_some();
         check_password(secret, settings.auth, listen, &text.source)?;
         let index = place_postgres(&mut listeners, &url, settings.any, (listen, explicit))
             .ok_or_else(|| ConfigError::new(&text.source, "no port is left for a listener"))?;
@@ -168,6 +171,29 @@ fn postgres(
     }
     let served = !listeners.is_empty();
     Ok(served.then_some(PostgresSettings { listeners, ..settings }))
+}
+
+/// Serving any user, there must be something to tell users by; and a users file is of use then only.
+fn check_any(written: &Written, settings: &PostgresSettings) -> Result<(), ConfigError> {
+    let any_entry = written.entry("postgres.any").filter(|_| settings.any);
+    let file_entry = written.entry("postgres.users_file");
+    match (any_entry, file_entry) {
+        (Some(entry), None) if settings.auth != Auth::Trust => Err(entry.wrong(
+            "serving any user needs a users file (TIDEGATE_POSTGRES_USERS_FILE), or trust on both sides: \
+             TIDEGATE_POSTGRES_AUTH=trust (loopback listeners only)",
+        )),
+        (None, Some(entry)) => Err(entry.wrong(
+            "is of use only if any user is served: set TIDEGATE_POSTGRES_ANY=1 too, or take it out",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn users(written: &Written, warnings: &mut Vec<String>) -> Result<Arc<Users>, ConfigError> {
+    let Some(entry) = written.entry("postgres.users_file") else { return Ok(Arc::default()) };
+    let file = UsersFile::read(Path::new(&entry.text)).map_err(|problem| entry.wrong(problem))?;
+    warnings.extend(file.warning);
+    Ok(Arc::new(file.users))
 }
 
 /// The listener that may lead to `url` without two upstreams being confused; a new one on the next
@@ -264,6 +290,7 @@ fn redis(
     written: &Written,
     environment: &Environment,
     variables: &mut Vec<PooledVariable>,
+    warnings: &mut Vec<String>,
 ) -> Result<Option<RedisSettings>, ConfigError> {
     let default = RedisSettings::default();
     let millis = |path, default, range| written.millis(path, default, range);
@@ -293,6 +320,7 @@ fn redis(
     for (name, text) in upstream_texts(written, environment, "redis.urls", "REDIS_URL")? {
         let url = RedisUrl::parse(&name, &text.text, &tls)
             .map_err(|problem| ConfigError::new(&text.source, problem))?;
+        warnings.extend(url.warnings.iter().cloned());
         check_password(url.upstream.password.is_some(), settings.auth, listen, &text.source)?;
         let same = |known: &RedisListener| {
             let name = known.upstream.name.clone();
@@ -339,7 +367,6 @@ fn redis_limits(written: &Written) -> Result<RedisLimits, ConfigError> {
             65_536..=16 * GIB,
         )?,
         pipeline_depth: count("pipeline_depth", default.pipeline_depth, 1..=MILLION)?,
-        depth: count("depth", default.depth, 4..=1_000)?,
         cleanup_timeout: written.millis(
             "redis.cleanup_timeout_ms",
             default.cleanup_timeout,

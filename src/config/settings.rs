@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Host, Secret};
+use super::{Host, Secret, Users};
 
 /// Everything the program was told.
 #[derive(Clone, Debug, PartialEq)]
@@ -175,6 +175,8 @@ pub struct PostgresSettings {
     pub any: bool,
     /// Who may use it.
     pub auth: Auth,
+    /// Who may use it besides, with `any`.
+    pub users: Arc<Users>,
     /// For how long clients keep a connection.
     pub pool_modes: PoolModes,
     /// When the server is asked what a session has left.
@@ -312,9 +314,7 @@ pub struct RedisLimits {
     pub reply_bytes_total: usize,
     /// Most commands of one client on their way.
     pub pipeline_depth: usize,
-    /// Deepest nesting of arrays in a reply.
-    pub depth: usize,
-    /// Longest clean-up of a connection whose client has gone, before it is closed instead.
+    /// Longest time to bring the replies it still awaits to a client that has closed its side.
     pub cleanup_timeout: Duration,
     /// Longest time a client may leave bytes unread while it holds a connection.
     pub slow_reader: Duration,
@@ -405,6 +405,7 @@ impl Default for PostgresSettings {
             login_timeout: Duration::from_secs(15),
             any: false,
             auth: Auth::Password,
+            users: Arc::default(),
             pool_modes: PoolModes::default(),
             probe: Probe::default(),
             passing: Passing::default(),
@@ -463,7 +464,6 @@ impl Default for RedisLimits {
             reply_bytes_per_client: 16 * 1024 * 1024,
             reply_bytes_total: 128 * 1024 * 1024,
             pipeline_depth: 10_000,
-            depth: 32,
             cleanup_timeout: Duration::from_secs(5),
             slow_reader: Duration::from_secs(60),
         }

@@ -33,6 +33,12 @@ impl<C: Connect> Lease<C> {
         self.end(reason);
     }
 
+    /// Whether its time is over: then it is closed when it is given back. Kept to the second.
+    #[must_use]
+    pub fn has_expired(&self) -> bool {
+        self.object.as_ref().is_some_and(|object| object.term.ended(self.pool.age_ms()).is_some())
+    }
+
     /// The pool it came from.
     #[must_use]
     pub fn pool(&self) -> &Arc<Pool<C>> {

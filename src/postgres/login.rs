@@ -66,7 +66,9 @@ pub enum LoginError {
     #[error("{} ({})", .0.message, .0.code)]
     Server(Box<ErrorFields>),
     /// The server wants a password and there is none.
-    #[error("the server asks for a password, but the URL has none; add one to the URL")]
+    #[error(
+        "the server asks for a password, and none is known; add one to the URL or the users file"
+    )]
     NoPassword,
     /// The server wants what we can't do.
     #[error("the server asks for {0}; allow scram-sha-256 or md5 for this user in pg_hba.conf")]

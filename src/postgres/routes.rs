@@ -1,7 +1,7 @@
 //! Which pool serves a (user, database), and how the client proves that it may use it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::fast::RandomState;
 use postgres_protocol::password::scram_sha_256;
@@ -9,7 +9,9 @@ use postgres_protocol::password::scram_sha_256;
 use super::backend::{PgConnect, PgPool, Rules};
 use super::connect::Dial;
 use super::scram::Verifier;
-use crate::config::{Auth, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret};
+use crate::config::{
+    Auth, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret, UserSecret,
+};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::net::TlsError;
@@ -23,6 +25,8 @@ pub struct Routes {
     /// Those of the configuration, in its order; the first is the one for `any`.
     fixed: Vec<Fixed>,
     any: Option<Any>,
+    /// Of the users file.
+    users: HashMap<String, Known, RandomState>,
     auth: Auth,
     foundry: Foundry,
 }
@@ -41,6 +45,29 @@ pub enum Proof {
     Nothing,
     /// By the upstream URL's password.
     Password(Verifier),
+}
+
+/// A user of the users file.
+struct Known {
+    secret: UserSecret,
+    /// Made when the user comes first: a verifier takes a while.
+    proof: OnceLock<Proof>,
+}
+
+impl Known {
+    fn proof(&self) -> &Proof {
+        self.proof.get_or_init(|| match &self.secret {
+            UserSecret::Clear(password) => Proof::Password(verifier(password)),
+            UserSecret::Verifier(verifier) => Proof::Password(verifier.clone()),
+        })
+    }
+
+    fn password(&self) -> Option<&Secret> {
+        match &self.secret {
+            UserSecret::Clear(password) => Some(password),
+            UserSecret::Verifier(_) => None,
+        }
+    }
 }
 
 /// Pools made on demand.
@@ -169,7 +196,9 @@ impl Routes {
                 pool: foundry.pool(upstream.name.clone(), dial, budget),
             });
         }
-        Ok(Self { fixed, any, auth: settings.auth, foundry })
+        let known = |secret: &UserSecret| Known { secret: secret.clone(), proof: OnceLock::new() };
+        let users = settings.users.iter().map(|(name, secret)| (name.to_owned(), known(secret)));
+        Ok(Self { fixed, any, users: users.collect(), auth: settings.auth, foundry })
     }
 
     /// The pools of the configuration.
@@ -193,7 +222,13 @@ impl Routes {
     pub fn proof(&self, user: &str, database: &str) -> Option<&Proof> {
         let mine = || self.fixed.iter().filter(|fixed| fixed.user == user);
         let exact = mine().find(|fixed| fixed.database == database);
-        let known = exact.or_else(|| mine().next()).map(|fixed| &fixed.proof);
+        let by_url = exact.or_else(|| mine().next()).map(|fixed| &fixed.proof);
+        // The users file is for whom the URLs have no password for.
+        let by_file = || self.users.get(user).map(Known::proof);
+        let known = match (by_url, self.auth) {
+            (None | Some(Proof::Nothing), Auth::Password) => by_file().or(by_url),
+            _ => by_url,
+        };
         match (known, self.auth) {
             // As in Postgres: trusted first, and told later that there is no such role.
             (None, Auth::Trust) => Some(&Proof::Nothing),
@@ -234,8 +269,9 @@ impl Routes {
             }
         }
         let upstream = any.dial.upstream();
-        // The URL's password is its user's alone; other users must be trusted by the server.
-        let password = upstream.password.clone().filter(|_| upstream.user == user);
+        // The URL's password is its user's alone; whom the users file has no password for the server must trust.
+        let by_url = upstream.password.clone().filter(|_| upstream.user == user);
+        let password = by_url.or_else(|| self.users.get(user)?.password().cloned());
         let dial = any.dial.entered_as(user, database, password);
         let pool = self.foundry.pool(format!("{user}@{database}"), dial, Arc::clone(&any.budget));
         self.foundry.spawn_reaper(&pool);
@@ -261,12 +297,13 @@ impl Made {
 fn proof(auth: Auth, password: Option<&Secret>) -> Proof {
     match (auth, password) {
         (Auth::Trust, _) | (Auth::Password, None) => Proof::Nothing,
-        // PBKDF2 once at start; logins then cost a few HMACs. What
-        // postgres-protocol writes always parses; if it ever did not, the door stays closed.
-        (Auth::Password, Some(password)) => {
-            let stored = scram_sha_256(password.expose().as_bytes());
-            let closed = || Verifier::mock("", &[0; 32]);
-            Proof::Password(Verifier::parse(&stored).unwrap_or_else(closed))
-        }
+        (Auth::Password, Some(password)) => Proof::Password(verifier(password)),
     }
+}
+
+/// PBKDF2 once; logins then cost a few HMACs. What postgres-protocol writes always parses; if it ever did not, the
+/// door stays closed.
+fn verifier(password: &Secret) -> Verifier {
+    let stored = scram_sha_256(password.expose().as_bytes());
+    Verifier::parse(&stored).unwrap_or_else(|| Verifier::mock("", &[0; 32]))
 }

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use super::cancel::CancelRegistry;
 use super::greet::{Reception, greet};
 use super::routes::{Foundry, Routes};
-use crate::config::{Auth, PostgresListener, PostgresSettings};
+use crate::config::{Auth, PostgresListener, PostgresSettings, PostgresUpstream};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::net::Listener;
@@ -126,8 +126,11 @@ impl Service {
 
 /// What would let strangers in is refused here, whatever the configuration has let through.
 fn check_access(settings: &PostgresSettings, listener: &PostgresListener) -> anyhow::Result<()> {
-    if settings.any && settings.auth != Auth::Trust {
-        bail!("serving any database (TIDEGATE_POSTGRES_ANY) needs TIDEGATE_POSTGRES_AUTH=trust");
+    if settings.any && settings.auth != Auth::Trust && settings.users.is_empty() {
+        bail!(
+            "serving any database (TIDEGATE_POSTGRES_ANY) needs users in TIDEGATE_POSTGRES_USERS_FILE, or \
+             TIDEGATE_POSTGRES_AUTH=trust"
+        );
     }
     if listener.listen.ip().is_loopback() {
         return Ok(());
@@ -139,7 +142,10 @@ fn check_access(settings: &PostgresSettings, listener: &PostgresListener) -> any
             listener.listen
         );
     }
-    if let Some(open) = listener.upstreams.iter().find(|upstream| upstream.password.is_none()) {
+    let is_open = |upstream: &&Arc<PostgresUpstream>| {
+        upstream.password.is_none() && settings.users.get(&upstream.user).is_none()
+    };
+    if let Some(open) = listener.upstreams.iter().find(is_open) {
         bail!(
             "{} has no password and its listener {} is not on loopback: anybody could use the \
              database; listen on 127.0.0.1 or put a password into the URL",

@@ -289,6 +289,9 @@ impl Session {
             }
         }
         let draining = self.drain.poll_started(cx).is_ready();
+        if draining && self.drain.poll_over(cx).is_ready() {
+            return Poll::Ready(End::Dismissed(shutting_down()));
+        }
         for _ in 0..TURNS {
             let turn = match self.phase {
                 Phase::Idle if draining && self.inbox.is_none() => {

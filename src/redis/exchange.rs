@@ -49,6 +49,12 @@ impl<T> Exchange<T> {
         self.debts.front().map(|debt| (&debt.creditor, debt.replies))
     }
 
+    /// Whether anybody is owed something for whom `is_it` does not hold.
+    #[must_use]
+    pub fn owes_other_than(&self, is_it: impl Fn(&T) -> bool) -> bool {
+        self.debts.iter().any(|debt| !is_it(&debt.creditor))
+    }
+
     /// Pays `replies` of the first creditor's, at most as many as [`Self::front`] said.
     pub fn pay(&mut self, replies: u32) {
         if let Some(debt) = self.debts.front_mut() {

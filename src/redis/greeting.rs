@@ -4,6 +4,7 @@
 //! These never reach a server, whose connections are shared: the state they set belongs to the session.
 
 use super::command::Word;
+use super::transaction::OwnCommand;
 
 /// The version of the protocol a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -82,6 +83,20 @@ pub struct ServerFacts {
     pub proto: Proto,
     /// The highest database number that it accepted so far.
     pub known_db: u32,
+}
+
+impl Default for ServerFacts {
+    /// Of a server that was not reached yet.
+    fn default() -> Self {
+        Self {
+            server: "redis".into(),
+            version: "0.0.0".into(),
+            mode: "standalone".into(),
+            role: "master".into(),
+            proto: Proto::Resp2,
+            known_db: 0,
+        }
+    }
 }
 
 /// What must happen after the answer was sent.
@@ -169,6 +184,42 @@ impl Identity {
             }
         }
         Effect::Nothing
+    }
+
+    /// Takes the server's `reply` to a command of the session's own that had to run there, and writes the answer into `out`. What
+    /// the server refuses is refused.
+    pub fn settle(
+        &mut self,
+        command: &OwnCommand,
+        reply: &[u8],
+        access: Access<'_>,
+        facts: &ServerFacts,
+        out: &mut Vec<u8>,
+    ) {
+        if reply.first() == Some(&b'-') {
+            return out.extend_from_slice(reply);
+        }
+        let words: Vec<&[u8]> = command.words.iter().map(Vec::as_slice).collect();
+        match command.word {
+            // About the connection, which is not the client's: the answer is the session's own.
+            Word::Hello | Word::GetName | Word::Id | Word::Info => {
+                self.answer(command.word, &words, access, facts, out);
+            }
+            Word::Select => {
+                self.db = database(&words).unwrap_or(self.db);
+                out.extend_from_slice(reply);
+            }
+            Word::SetName | Word::SetInfo => {
+                self.answer(command.word, &words, access, facts, &mut Vec::new());
+                out.extend_from_slice(reply);
+            }
+            Word::Auth
+            | Word::Reset
+            | Word::Quit
+            | Word::NoEvict
+            | Word::ReplyOn
+            | Word::MaintNotifications => out.extend_from_slice(reply),
+        }
     }
 
     fn hello(
@@ -398,6 +449,12 @@ fn write_bulk(bytes: &[u8], out: &mut Vec<u8>) {
 
 fn wrong_number(command: &str, out: &mut Vec<u8>) {
     write_error(&format!("ERR wrong number of arguments for '{command}' command"), out);
+}
+
+/// The database that `SELECT` names.
+#[must_use]
+pub fn database(words: &[&[u8]]) -> Option<u32> {
+    words.get(1).and_then(|number| u32::try_from(integer(number)?).ok())
 }
 
 fn integer(text: &[u8]) -> Option<i64> {

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::backend::{Key, RedisPool};
 use super::greeting::write_error;
-use super::mailbox::{MailLimits, Mailbox};
+use super::mailbox::{MailLimits, Mailbox, Tail};
 use crate::pool::{Checkout, CheckoutError, Lease};
 use run::{Ending, LaneRun};
 
@@ -187,6 +187,11 @@ impl Lane {
         }
     }
 
+    /// Whether a batch waits to be sent.
+    pub(super) fn has_batch(&self) -> bool {
+        !self.lock().batches.is_empty()
+    }
+
     /// Registers the task without taking a batch.
     pub(super) fn listen(&self, cx: &Context<'_>) {
         self.lock().task = Some(cx.waker().clone());
@@ -263,5 +268,5 @@ pub(super) fn fail(mailbox: &Mailbox, replies: u32, text: &str, limits: MailLimi
     let mut line = Vec::new();
     write_error(text, &mut line);
     let lines = line.repeat(usize::try_from(replies).unwrap_or(0));
-    mailbox.deliver(&lines, replies, limits);
+    mailbox.deliver(&lines, replies, Tail::Whole, limits);
 }

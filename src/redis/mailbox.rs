@@ -3,7 +3,7 @@
 //! A session that has gone leaves its mailbox behind with every reply still owed to it; what comes for it is dropped,
 //! so nobody else ever gets it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -41,12 +41,23 @@ pub struct MailLimits {
 const INNOCENT_BYTES: usize = 64 * 1024;
 /// From here on the lane waits a little for the client to read.
 pub const SOFT_BYTES: usize = 1024 * 1024;
+/// Bytes of replies that one session may expect on a lane at once, as far as that can be known beforehand: everybody behind it
+/// waits for them.
+const WINDOW_BYTES: u64 = 1024 * 1024;
+/// Commands of a session of whose replies nothing is known that may be on their way at once. Doubles with each round trip.
+const FIRST_WINDOW: u32 = 8;
+/// Replies whose lengths are remembered, in about.
+const REMEMBERED_REPLIES: u64 = 64;
+/// Looks of a lane at a client that reads, but too slowly for those behind it, before it goes on without it.
+const LOOKS: u32 = 10;
 
 /// One session's mailbox.
 #[derive(Debug)]
 pub struct Mailbox {
     inner: Mutex<Inner>,
     backlog: Arc<Backlog>,
+    /// Bytes that the client has taken.
+    taken: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -57,15 +68,73 @@ struct Inner {
     session: Option<Waker>,
     /// The lane that waits for this mailbox to be emptied.
     lane: Option<Waker>,
-    patience: Patience,
+    /// How often the lane still looks whether the client reads; nought until the client has taken all that came.
+    looks: u32,
+    window: Window,
+    tail: Tail,
 }
 
-/// Whether a lane still waits for this client.
+/// How what a lane has brought ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    Left,
-    /// Not until the client has taken what is here.
-    Spent,
+pub enum Tail {
+    /// With a whole reply.
+    Whole,
+    /// Inside a reply.
+    Partial,
+}
+
+/// How many commands of one session may be on their way at once: as the replies were, of late, so the next ones will be.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    /// Of the latest replies.
+    bytes: u64,
+    replies: u64,
+    /// Never more than this; grows while the session asks for more and short replies come.
+    commands: u32,
+    wanted: Wanted,
+}
+
+/// Whether the session had to stop for its window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Less,
+    More,
+}
+
+impl Window {
+    const UNKNOWN: Self =
+        Self { bytes: 256 * 1024, replies: 4, commands: FIRST_WINDOW, wanted: Wanted::Less };
+
+    fn note(&mut self, bytes: usize, replies: u32) {
+        self.bytes += u64::try_from(bytes).unwrap_or(0);
+        self.replies += u64::from(replies);
+        if self.replies > REMEMBERED_REPLIES {
+            (self.bytes, self.replies) = (self.bytes / 2, self.replies / 2);
+        }
+        if self.wanted == Wanted::More {
+            self.commands = self.commands.saturating_add(replies);
+        }
+    }
+
+    /// How many more may be sent while `owed` are on their way.
+    fn room(&mut self, depth: u32, owed: u32) -> u32 {
+        let average = (self.bytes / self.replies).max(1);
+        let by_bytes = u32::try_from((WINDOW_BYTES / average).max(1)).unwrap_or(u32::MAX);
+        let most = by_bytes.min(depth);
+        // What depth and bytes forbid no growth could bring.
+        let stopped = owed >= self.commands && owed < most;
+        self.wanted = if stopped { Wanted::More } else { Wanted::Less };
+        most.min(self.commands).saturating_sub(owed)
+    }
+}
+
+/// Whether a client has taken anything between two looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It reads.
+    Some,
+    /// It does not.
+    None,
 }
 
 /// Whether the session may go on.
@@ -91,9 +160,11 @@ impl Mailbox {
             state: MailState::Open,
             session: None,
             lane: None,
-            patience: Patience::Left,
+            looks: LOOKS,
+            window: Window::UNKNOWN,
+            tail: Tail::Whole,
         };
-        Self { inner: Mutex::new(inner), backlog }
+        Self { inner: Mutex::new(inner), backlog, taken: AtomicU64::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -106,10 +177,23 @@ impl Mailbox {
         inner.owed = inner.owed.saturating_add(replies);
     }
 
-    /// Replies that are still to come.
+    /// How many replies more may be owed: at most `depth` in all, and fewer if those that came of late were long.
     #[must_use]
-    pub fn owed(&self) -> u32 {
-        self.lock().owed
+    pub fn room(&self, depth: u32) -> u32 {
+        let mut inner = self.lock();
+        let owed = inner.owed;
+        inner.window.room(depth, owed)
+    }
+
+    /// The client has taken so many bytes.
+    pub fn note_taken(&self, bytes: usize) {
+        self.taken.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Bytes that the client has taken.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// Whether the session has everything that was owed to it.
@@ -126,10 +210,11 @@ impl Mailbox {
         if out.is_empty() && !inner.bytes.is_empty() {
             std::mem::swap(out, &mut inner.bytes);
             inner.bytes = Vec::new();
-            inner.patience = Patience::Left;
             if let Some(lane) = inner.lane.take() {
                 lane.wake();
             }
+        } else if out.is_empty() {
+            inner.looks = LOOKS;
         }
         if inner.session.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             inner.session = Some(cx.waker().clone());
@@ -138,9 +223,11 @@ impl Mailbox {
     }
 
     /// The lane brings bytes that end `replies` replies.
-    pub fn deliver(&self, bytes: &[u8], replies: u32, limits: MailLimits) {
+    pub fn deliver(&self, bytes: &[u8], replies: u32, tail: Tail, limits: MailLimits) {
         let mut inner = self.lock();
+        inner.tail = tail;
         inner.owed = inner.owed.saturating_sub(replies);
+        inner.window.note(bytes.len(), replies);
         if inner.state == MailState::Open {
             inner.bytes.extend_from_slice(bytes);
             let total = self.backlog.add(bytes.len());
@@ -167,19 +254,35 @@ impl Mailbox {
         }
     }
 
-    /// Ready when less than [`SOFT_BYTES`] lie here, or patience was lost; the lane is woken when the session takes them.
+    /// Ready when less than [`SOFT_BYTES`] lie here, or nobody waits for this client any more; the lane is woken when the
+    /// session takes them.
     pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
         let mut inner = self.lock();
-        if inner.bytes.len() < SOFT_BYTES || inner.patience == Patience::Spent {
+        if inner.bytes.len() < SOFT_BYTES || inner.looks == 0 {
             return Poll::Ready(());
         }
         inner.lane = Some(cx.waker().clone());
         Poll::Pending
     }
 
-    /// The lane has waited long enough: it does so again when the client has read.
-    pub fn lose_patience(&self) {
-        self.lock().patience = Patience::Spent;
+    /// The lane has looked once more while others waited, and the client has read since, or has not: then it is not waited
+    /// for until it has taken all that came.
+    pub fn look(&self, progress: Progress) {
+        let mut inner = self.lock();
+        inner.looks = match progress {
+            Progress::Some => inner.looks.saturating_sub(1),
+            Progress::None => 0,
+        };
+    }
+
+    /// The session gives up what is still owed to it, which is dropped when it comes; all that came is moved to `out`. Tells how
+    /// that ends and how many replies are given up.
+    pub fn give_up(&self, out: &mut Vec<u8>) -> (Tail, u32) {
+        let mut inner = self.lock();
+        out.append(&mut inner.bytes);
+        let owed = std::mem::take(&mut inner.owed);
+        self.discard(&mut inner, MailState::Gone);
+        (inner.tail, owed)
     }
 
     /// The session has gone: what still comes is dropped.

@@ -14,5 +14,6 @@ pub mod mailbox;
 pub mod pinned;
 pub mod service;
 pub mod session;
+pub mod transaction;
 pub mod upstream;
 pub mod wire;

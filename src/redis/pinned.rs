@@ -3,20 +3,22 @@
 //! Replies are counted, except where the protocol does not (subscriptions: then the server is asked whether any are
 //! left; streams: then the connection is never shared again).
 
+mod head;
+
 use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
 
 use super::backend::{Key, RedisConnect};
 use super::command::{Carriage, Reason, Step, Word, is_unsubscribe, step};
-use super::greeting::Proto;
+use super::greeting::{Proto, database, write_error};
+use super::transaction::{Outcome, OwnCommand, Transaction};
 use super::wire::{Reply, ReplyScanner, write_command};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
+use head::{Head, MessageKind};
 
 /// Bytes of requests kept for the server, and of replies for the client, before the other side has to wait.
 pub const PINNED_BUFFER: usize = 256 * 1024;
-/// First bytes of a reply that are kept to tell what it is.
-const HEAD: usize = 40;
 /// Longest answer to our own question about subscriptions.
 const CAPTURE_LIMIT: usize = 8 * 1024;
 
@@ -53,6 +55,10 @@ enum Expect {
     Fence,
     /// So many confirmations of one SUBSCRIBE.
     Confirmations(usize),
+    /// To a command of the session's own, which learns from it.
+    Own,
+    /// To what makes the server abort the transaction; the client is told this.
+    Refusal(&'static str),
 }
 
 /// What a reply means for the session.
@@ -63,7 +69,11 @@ enum Meaning {
     Began,
     /// Of a SELECT: no error means that database.
     Select(u32),
-    /// Of EXEC: not null and no error means the SELECTs inside took effect.
+    /// Of a command inside MULTI.
+    Queued,
+    /// Of one of the session's own.
+    QueuedOwn,
+    /// Of EXEC.
     Exec,
 }
 
@@ -80,8 +90,16 @@ pub enum Decision {
     Refuse(&'static str),
 }
 
-const NOT_IN_MULTI: &str = "ERR tidegate: this command is not carried inside MULTI or while keys are watched or channels subscribed; \
-     send it before, or on a connection of its own";
+const TOO_MANY: &str = "ERR tidegate: too many commands about the connection inside one MULTI; \
+     send them before it, or in several transactions";
+/// A server that doesn't know it says the same.
+const NO_NOTIFICATIONS: &str = "ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.";
+/// What no server knows: inside MULTI it makes EXEC fail, as every refused command does.
+const UNKNOWN_COMMAND: &str = "TIDEGATE.REFUSED";
+
+/// Learns from the server's reply to a command of the session's own, and writes the answer: what the session then expects
+/// of the connection.
+pub type Settle<'a> = dyn FnMut(&OwnCommand, &[u8], &mut Vec<u8>) -> Key + 'a;
 
 /// Why the backend is lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +140,11 @@ pub struct Pinned {
     captured: Vec<u8>,
     condition: Condition,
     reason: Reason,
-    queued_db: Option<u32>,
+    transaction: Transaction,
+    /// Reads the answer to EXEC, if something in it is the session's own.
+    outcome: Option<Outcome>,
+    /// Commands of the session's own on their way, outside MULTI.
+    own: VecDeque<OwnCommand>,
     /// A database that a SELECT of the client has reached; for the session to collect.
     pub selected: Option<u32>,
     /// The request bytes now on their way.
@@ -149,7 +171,9 @@ impl Pinned {
             captured: Vec::new(),
             condition: Condition::Clean,
             reason,
-            queued_db: None,
+            transaction: Transaction::default(),
+            outcome: None,
+            own: VecDeque::new(),
             selected: None,
             inflow: Inflow::Whole,
         }
@@ -180,6 +204,12 @@ impl Pinned {
     #[must_use]
     pub fn is_endless(&self) -> bool {
         matches!(self.hold, Hold::Subscribed | Hold::Stream)
+    }
+
+    /// Whether a transaction has begun that is not run yet.
+    #[must_use]
+    pub fn is_in_transaction(&self) -> bool {
+        matches!(self.hold, Hold::Watching | Hold::Queueing)
     }
 
     /// Whether the hold will end by itself, with nothing more than what the client has sent. What blocks does not: a client that
@@ -218,8 +248,10 @@ impl Pinned {
         if self.replies.is_inside() && self.goes_to_client() {
             return None;
         }
-        let relayed = self.expects.iter().filter(|expect| matches!(expect, Expect::Relay(_)));
-        Some(relayed.count())
+        let ours = |expect: &&Expect| {
+            matches!(expect, Expect::Swallow | Expect::Fence | Expect::Confirmations(_))
+        };
+        Some(self.expects.iter().filter(|expect| !ours(expect)).count())
     }
 
     /// Bytes that are relayed without being looked at.
@@ -236,7 +268,7 @@ impl Pinned {
             Hold::Watching => self.take_watching(name, words, carriage, bytes),
             Hold::Queueing => self.take_queueing(name, words, carriage, bytes),
             Hold::Subscribed => self.take_subscribed(name, words, carriage, bytes),
-            Hold::Stream => self.relay(bytes, None, Hold::Stream),
+            Hold::Stream => self.stream(bytes),
         }
     }
 
@@ -245,6 +277,51 @@ impl Pinned {
         self.expects.extend(expect);
         self.hold = hold;
         Decision::Taken
+    }
+
+    /// From here on the bytes of both sides pass as they are. Not before all that is not simply relayed is answered.
+    fn stream(&mut self, bytes: &[u8]) -> Decision {
+        let relayed =
+            |expect: &Expect| matches!(expect, Expect::Relay(_) | Expect::Confirmations(_));
+        if !self.expects.iter().all(relayed) {
+            return Decision::Wait;
+        }
+        self.expects.clear();
+        self.relay(bytes, None, Hold::Stream)
+    }
+
+    /// The server runs a command of the session's own, whose state is on both sides.
+    fn run_own(&mut self, command: OwnCommand, bytes: &[u8]) -> Decision {
+        // What rides along (AUTH, SETNAME) stays on the connection.
+        if command.words.len() > 2 {
+            self.condition = Condition::Spoilt;
+        }
+        self.own.push_back(command);
+        self.relay(bytes, Some(Expect::Own), self.hold)
+    }
+
+    /// Refuses a command inside MULTI so that EXEC fails, as it does behind any other refusal.
+    fn refuse_queued(&mut self, text: &'static str) -> Decision {
+        write_command(&[UNKNOWN_COMMAND], &mut self.requests);
+        self.expects.push_back(Expect::Refusal(text));
+        Decision::Taken
+    }
+
+    fn queue(&mut self, bytes: &[u8]) -> Decision {
+        self.relay(bytes, Some(Expect::Relay(Meaning::Queued)), Hold::Queueing)
+    }
+
+    fn queue_own(&mut self, word: Word, words: &[&[u8]], bytes: &[u8]) -> Decision {
+        if !self.transaction.has_room() {
+            return self.refuse_queued(TOO_MANY);
+        }
+        let plain_hello = word == Word::Hello && words.len() <= 2;
+        let asks = matches!(word, Word::Select | Word::GetName | Word::Id | Word::Info);
+        if !plain_hello && !asks {
+            self.condition = Condition::Spoilt;
+        }
+        self.transaction.send_own(OwnCommand::new(word, words));
+        self.relay(bytes, Some(Expect::Relay(Meaning::QueuedOwn)), Hold::Queueing)
     }
 
     fn plain(&mut self, bytes: &[u8]) -> Decision {
@@ -263,7 +340,7 @@ impl Pinned {
                 self.hold = Hold::Subscribed;
                 self.take_subscribed(name, words, Carriage::Pinned(reason), bytes)
             }
-            Reason::Stream => self.relay(bytes, None, Hold::Stream),
+            Reason::Stream => self.stream(bytes),
             Reason::Database => self.relay(bytes, Some(Expect::Relay(selects(words))), Hold::Once),
             Reason::Wait => {
                 // WAIT is about the connection's own last write. The session's writes went over a lane, before this one,
@@ -302,10 +379,12 @@ impl Pinned {
             (_, Carriage::Session(Word::Select)) => {
                 self.relay(bytes, Some(Expect::Relay(selects(words))), Hold::Watching)
             }
-            (_, Carriage::Session(Word::Hello)) => self.refuse(NOT_IN_MULTI),
+            (_, Carriage::Session(Word::Hello)) => {
+                self.run_own(OwnCommand::new(Word::Hello, words), bytes)
+            }
             (_, Carriage::Session(word)) => self.answer(word),
             (_, Carriage::Refused(text)) => self.refuse(text),
-            (_, Carriage::Pinned(Reason::Stream)) => self.relay(bytes, None, Hold::Stream),
+            (_, Carriage::Pinned(Reason::Stream)) => self.stream(bytes),
             (_, Carriage::Pinned(Reason::Subscription)) => {
                 self.condition = Condition::Spoilt;
                 self.hold = Hold::Subscribed;
@@ -329,29 +408,24 @@ impl Pinned {
         match (step(name), carriage) {
             (Step::Exec, _) => self.relay(bytes, Some(Expect::Relay(Meaning::Exec)), Hold::Ending),
             (Step::Discard, _) => {
-                self.queued_db = None;
                 self.relay(bytes, Some(Expect::Relay(Meaning::Plain)), Hold::Ending)
             }
             (_, Carriage::Session(Word::Reset | Word::Quit)) => match carriage {
                 Carriage::Session(word) => self.answer(word),
                 _ => Decision::Wait,
             },
-            (_, Carriage::Session(Word::Hello | Word::Auth))
-            | (_, Carriage::Pinned(Reason::Subscription | Reason::Stream)) => {
-                self.refuse(NOT_IN_MULTI)
+            // Where their answers will stand in EXEC's nobody can tell.
+            (_, Carriage::Pinned(Reason::Subscription | Reason::Stream)) => self.stream(bytes),
+            (_, Carriage::Refused(text)) => self.refuse_queued(text),
+            (_, Carriage::Session(Word::MaintNotifications)) => {
+                self.refuse_queued(NO_NOTIFICATIONS)
             }
-            (_, Carriage::Refused(text)) => self.refuse(text),
-            (_, Carriage::Session(Word::Select)) => {
-                if let Meaning::Select(db) = selects(words) {
-                    self.queued_db = Some(db);
-                }
-                self.plain(bytes)
-            }
-            (_, Carriage::Session(_) | Carriage::Pinned(Reason::Unknown)) => {
+            (_, Carriage::Session(word)) => self.queue_own(word, words, bytes),
+            (_, Carriage::Pinned(Reason::Unknown)) => {
                 self.condition = Condition::Spoilt;
-                self.plain(bytes)
+                self.queue(bytes)
             }
-            _ => self.plain(bytes),
+            _ => self.queue(bytes),
         }
     }
 
@@ -375,13 +449,18 @@ impl Pinned {
                 let confirmations = Expect::Confirmations(words.len().saturating_sub(1).max(1));
                 self.relay(bytes, Some(confirmations), Hold::Subscribed)
             }
+            Carriage::Session(word @ (Word::Reset | Word::Quit)) => self.answer(word),
+            // A subscriber that speaks RESP2 is refused all this, which is the server's to do.
+            Carriage::Session(_) if self.key.proto == Proto::Resp2 => self.plain(bytes),
             Carriage::Session(Word::Select) => {
                 self.relay(bytes, Some(Expect::Relay(selects(words))), Hold::Subscribed)
             }
-            Carriage::Session(Word::Hello) => self.refuse(NOT_IN_MULTI),
+            Carriage::Session(Word::Hello) => {
+                self.run_own(OwnCommand::new(Word::Hello, words), bytes)
+            }
             Carriage::Session(word) => self.answer(word),
             Carriage::Refused(text) => self.refuse(text),
-            Carriage::Pinned(Reason::Stream) => self.relay(bytes, None, Hold::Stream),
+            Carriage::Pinned(Reason::Stream) => self.stream(bytes),
             Carriage::Pinned(Reason::Transaction | Reason::Unknown) => {
                 self.condition = Condition::Spoilt;
                 self.plain(bytes)
@@ -420,6 +499,7 @@ impl Pinned {
         &mut self,
         cx: &mut Context<'_>,
         out: &mut Vec<u8>,
+        settle: &mut Settle<'_>,
     ) -> Poll<Result<(), Loss>> {
         with_read_buffer(|buffer| {
             let n = ready!(self.lease.stream.poll_read_into(cx, buffer))
@@ -429,17 +509,23 @@ impl Pinned {
             }
             let received = u64::try_from(n).unwrap_or(0);
             self.lease.pool().metrics().bytes_received_server.inc_by(received);
-            Poll::Ready(self.receive(&buffer[..n], out))
+            Poll::Ready(self.receive(&buffer[..n], out, settle))
         })
     }
 
-    fn receive(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Loss> {
+    fn receive(
+        &mut self,
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+        settle: &mut Settle<'_>,
+    ) -> Result<(), Loss> {
         if self.hold == Hold::Stream {
             out.extend_from_slice(bytes);
             return Ok(());
         }
         let mut at = 0;
         while at < bytes.len() {
+            let begins = !self.replies.is_inside();
             let (used, reply) = self
                 .replies
                 .advance(&bytes[at..])
@@ -447,23 +533,61 @@ impl Pinned {
             let piece = &bytes[at..at + used];
             at += used;
             self.head.feed(piece);
+            if begins && self.is_of_exec() {
+                self.outcome = std::mem::take(&mut self.transaction).into_outcome();
+            }
             if self.goes_to_client() {
-                out.extend_from_slice(piece);
+                self.pass(piece, out, settle)?;
             } else if self.captured.len() < CAPTURE_LIMIT {
                 self.captured.extend_from_slice(piece);
             }
             if reply != Reply::Partial {
-                self.end_of_frame()?;
+                self.end_of_frame(out, settle)?;
                 self.head = Head::default();
             }
         }
         Ok(())
     }
 
+    /// Gives the client a piece of a reply; in that to EXEC the session's own commands have answers of its own.
+    fn pass(
+        &mut self,
+        piece: &[u8],
+        out: &mut Vec<u8>,
+        settle: &mut Settle<'_>,
+    ) -> Result<(), Loss> {
+        let of_exec = self.expects.front() == Some(&Expect::Relay(Meaning::Exec));
+        let Some(outcome) = self.outcome.as_mut().filter(|_| of_exec && !self.replies.is_push())
+        else {
+            out.extend_from_slice(piece);
+            return Ok(());
+        };
+        let mut key = self.key;
+        let mut answer = |command: &OwnCommand, reply: &[u8], out: &mut Vec<u8>| {
+            key = settle(command, reply, out);
+        };
+        let read = outcome.advance(piece, out, &mut answer);
+        self.set_key(key);
+        read.map_err(|error| Loss::Broken(error.to_string()))
+    }
+
+    /// Whether the frame that has just begun, or ended, answers EXEC.
+    fn is_of_exec(&self) -> bool {
+        self.expects.front() == Some(&Expect::Relay(Meaning::Exec)) && !self.replies.is_push()
+    }
+
+    fn set_key(&mut self, key: Key) {
+        (self.key, self.lease.key) = (key, key);
+    }
+
     /// Of the frame that has just begun or ended.
     fn goes_to_client(&self) -> bool {
         let message = self.replies.is_push() || self.is_resp2_message_type();
-        message || !matches!(self.expects.front(), Some(Expect::Swallow | Expect::Fence))
+        let kept = matches!(
+            self.expects.front(),
+            Some(Expect::Swallow | Expect::Fence | Expect::Own | Expect::Refusal(_))
+        );
+        message || !kept
     }
 
     /// In RESP2 messages are arrays; none of our own questions is answered by one while they can come.
@@ -473,7 +597,7 @@ impl Pinned {
             && self.replies.first() == b'*'
     }
 
-    fn end_of_frame(&mut self) -> Result<(), Loss> {
+    fn end_of_frame(&mut self, out: &mut Vec<u8>, settle: &mut Settle<'_>) -> Result<(), Loss> {
         let message = self.replies.is_push()
             || (self.is_resp2_message_type() && self.head.message_kind().is_some());
         if message {
@@ -491,6 +615,19 @@ impl Pinned {
             Some(Expect::Swallow) => {
                 self.captured.clear();
                 self.prepared();
+                Ok(())
+            }
+            Some(Expect::Own) => {
+                let reply = std::mem::take(&mut self.captured);
+                if let Some(command) = self.own.pop_front() {
+                    let key = settle(&command, &reply, out);
+                    self.set_key(key);
+                }
+                Ok(())
+            }
+            Some(Expect::Refusal(text)) => {
+                self.captured.clear();
+                write_error(text, out);
                 Ok(())
             }
             Some(Expect::Fence) => {
@@ -543,15 +680,14 @@ impl Pinned {
             Meaning::Began => {}
             Meaning::Select(db) if !failed => self.now_in(db),
             Meaning::Select(_) => {}
+            Meaning::Queued if !failed => self.transaction.queued(),
+            Meaning::Queued => {}
+            Meaning::QueuedOwn if failed => self.transaction.refused_own(),
+            Meaning::QueuedOwn => self.transaction.queued_own(),
             Meaning::Exec => {
-                let done = !failed && !self.head.is_null();
-                if done {
+                self.outcome = None;
+                if !failed && !self.head.is_null() {
                     self.lease.pool().metrics().transactions.inc();
-                }
-                if let (Some(db), true) = (self.queued_db.take(), done) {
-                    // Whether a SELECT inside failed is not looked up: the backend is not shared again.
-                    self.condition = Condition::Spoilt;
-                    self.now_in(db);
                 }
             }
         }
@@ -565,54 +701,9 @@ impl Pinned {
 }
 
 fn selects(words: &[&[u8]]) -> Meaning {
-    let number = words.get(1).and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
-    number.map_or(Meaning::Plain, Meaning::Select)
+    database(words).map_or(Meaning::Plain, Meaning::Select)
 }
 
 fn broken(error: &std::io::Error) -> Loss {
     Loss::Broken(error.to_string())
-}
-
-/// The first bytes of a reply.
-#[derive(Debug)]
-struct Head {
-    bytes: [u8; HEAD],
-    length: usize,
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Self { bytes: [0; HEAD], length: 0 }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum MessageKind {
-    Message,
-    Confirmation,
-}
-
-impl Head {
-    fn feed(&mut self, piece: &[u8]) {
-        let take = piece.len().min(HEAD - self.length);
-        self.bytes[self.length..self.length + take].copy_from_slice(&piece[..take]);
-        self.length += take;
-    }
-
-    fn is_null(&self) -> bool {
-        matches!(self.bytes.get(..3), Some([b'*' | b'$', b'-', b'1'] | [b'_', ..]))
-    }
-
-    /// What kind of pub/sub message begins like this: `*3 $7 message …`.
-    fn message_kind(&self) -> Option<MessageKind> {
-        let text = &self.bytes[..self.length];
-        let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.trim_ascii_end());
-        let (_count, _length) = (lines.next()?, lines.next()?);
-        match lines.next()? {
-            b"message" | b"pmessage" | b"smessage" => Some(MessageKind::Message),
-            b"subscribe" | b"psubscribe" | b"ssubscribe" | b"unsubscribe" | b"punsubscribe"
-            | b"sunsubscribe" => Some(MessageKind::Confirmation),
-            _ => None,
-        }
-    }
 }

@@ -5,6 +5,7 @@
 //! is answered by the session or sent on a backend of its own, and the other way round. An idle session owns no
 //! buffer.
 
+mod farewell;
 mod pinned;
 
 use std::pin::Pin;
@@ -16,7 +17,7 @@ use tokio::time::Sleep;
 
 use super::backend::{Key, RedisConnect};
 use super::command::{Carriage, Reason, Word, carriage};
-use super::greeting::{Effect, Identity, Proto, ServerFacts, Standing, write_error};
+use super::greeting::{Effect, Identity, ServerFacts, Standing, write_error};
 use super::lane::{Lane, Submitted};
 use super::mailbox::{MailState, Mailbox};
 use super::pinned::Pinned;
@@ -36,9 +37,6 @@ const READ_AHEAD: usize = 1024 * 1024;
 
 /// How long until a client with unread bytes is looked at again, to see whether it is gone.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// Longest time a client that has closed its side waits for its replies.
-const LAST_REPLIES: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Looks at both sides before others get their turn.
 const TURNS: usize = 32;
@@ -156,6 +154,8 @@ struct Run {
     begin: usize,
     end: usize,
     replies: u32,
+    /// How many there may be.
+    room: u32,
 }
 
 impl Session {
@@ -222,8 +222,10 @@ impl Session {
 
     pub(super) fn request_limits(&self) -> RequestLimits {
         match self.identity.standing {
-            Standing::Stranger => RequestLimits::Greeting,
-            Standing::Known => RequestLimits::Work,
+            Standing::Stranger => {
+                RequestLimits::Greeting { frame_bytes: self.upstream.limits.login_frame_bytes }
+            }
+            Standing::Known => RequestLimits::Work { bulk_bytes: self.upstream.limits.frame_bytes },
         }
     }
 
@@ -259,6 +261,10 @@ impl Session {
             return Err(End("the client did not authenticate in time"));
         }
         if self.guard.poll_started(cx).is_ready() {
+            if self.guard.poll_over(cx).is_ready() {
+                self.give_up();
+                cx.waker().wake_by_ref();
+            }
             let idle = match &self.state {
                 State::Shared => self.inbox.is_empty() && self.mailbox.is_quiet(),
                 State::Waiting(_) => false,
@@ -297,6 +303,7 @@ impl Session {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     moved = Moved::Yes;
                     self.out.at += n;
+                    self.mailbox.note_taken(n);
                 }
                 Poll::Ready(_) => return Err(End("the client is gone")),
                 Poll::Pending => return Ok(moved),
@@ -417,7 +424,7 @@ impl Session {
         }
         match self.stream.poll_hangup(cx) {
             Poll::Ready(()) => {
-                self.sending = Sending::Closed(Box::pin(tokio::time::sleep(LAST_REPLIES)));
+                self.sending = Sending::Closed(self.last_replies());
                 Ok(Moved::Yes)
             }
             Poll::Pending => {
@@ -429,12 +436,16 @@ impl Session {
 
     /// The client has closed its side and all it sent is read: what it asked for is still answered, as a server does.
     fn end_of_client(&mut self) -> Result<Moved, End> {
-        let sleep = || Box::pin(tokio::time::sleep(LAST_REPLIES));
         self.sending = match std::mem::replace(&mut self.sending, Sending::Open) {
-            Sending::Open => Sending::Ended(sleep()),
+            Sending::Open => Sending::Ended(self.last_replies()),
             Sending::Closed(patience) | Sending::Ended(patience) => Sending::Ended(patience),
         };
         Ok(Moved::Yes)
+    }
+
+    /// Runs while a client that has closed its side waits for its replies.
+    fn last_replies(&self) -> Pin<Box<Sleep>> {
+        Box::pin(tokio::time::sleep(self.upstream.limits.cleanup_timeout))
     }
 
     /// Goes on for a client that has closed its side, until it has all it can get.
@@ -533,10 +544,12 @@ impl Session {
             self.scanner = RequestScanner::default();
             let command = &bytes[begin..at];
             if progress == Progress::Command && self.goes_over_lane(command) {
-                if run.replies == 0 && !self.may_submit() {
-                    return Ok(begin);
+                if run.replies == 0 {
+                    (run.begin, run.room) = (begin, self.room());
                 }
-                run.begin = if run.replies == 0 { begin } else { run.begin };
+                if run.replies >= run.room {
+                    return Ok(self.submit(cx, bytes, &mut run, begin));
+                }
                 (run.end, run.replies, begin) = (at, run.replies + 1, at);
                 continue;
             }
@@ -563,7 +576,7 @@ impl Session {
 
     /// Hands the run to the lane: where the bytes that are not done with begin (`begin`, or the run's own begin).
     fn submit(&mut self, cx: &Context<'_>, bytes: &[u8], run: &mut Run, begin: usize) -> usize {
-        let Run { begin: from, end, replies } = std::mem::take(run);
+        let Run { begin: from, end, replies, room: _ } = std::mem::take(run);
         if replies == 0 {
             return begin;
         }
@@ -583,9 +596,13 @@ impl Session {
         submitted
     }
 
-    fn may_submit(&self) -> bool {
+    /// How many commands may go over the lane now.
+    fn room(&self) -> u32 {
+        if self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
+            return 0;
+        }
         let depth = u32::try_from(self.upstream.limits.pipeline_depth).unwrap_or(u32::MAX);
-        self.out.bytes.len() - self.out.at < UNREAD_LIMIT && self.mailbox.owed() < depth
+        self.mailbox.room(depth)
     }
 
     /// An inline command, or one that does not go over the lane.
@@ -612,7 +629,7 @@ impl Session {
         if how == Carriage::Lane && self.identity.standing == Standing::Known {
             let mut bytes = Vec::new();
             write_command(&words, &mut bytes);
-            let blocked = !self.may_submit() || self.send(cx, &bytes, 1) == Submitted::Full;
+            let blocked = self.room() == 0 || self.send(cx, &bytes, 1) == Submitted::Full;
             return if blocked { Special::Blocked } else { Special::Taken };
         }
         if !self.mailbox.is_quiet() {
@@ -662,14 +679,7 @@ impl Session {
         words: &[&[u8]],
         facts: Option<&ServerFacts>,
     ) -> Effect {
-        let unknown = ServerFacts {
-            server: "redis".into(),
-            version: "0.0.0".into(),
-            mode: "standalone".into(),
-            role: "master".into(),
-            proto: Proto::Resp2,
-            known_db: 0,
-        };
+        let unknown = ServerFacts::default();
         let (before, standing) = (self.key(), self.identity.standing);
         let upstream = Arc::clone(&self.upstream);
         let facts = facts.unwrap_or(&unknown);

@@ -16,8 +16,6 @@ pub const ARGUMENT_LIMIT: u64 = 2_147_483_647;
 pub const INLINE_LIMIT: usize = 64 * 1024;
 /// Most arguments of one command before authentication, as Redis has it.
 pub const GREETING_ARGUMENT_LIMIT: u64 = 10;
-/// Longest argument before authentication, bytes, as Redis has it.
-pub const GREETING_BULK_LIMIT: u64 = 16 * 1024;
 /// Longest header line of an element: a type byte, a sign, digits, CRLF.
 const HEADER_DIGITS: u8 = 20;
 /// Most elements still to come in one reply.
@@ -44,9 +42,18 @@ pub enum RequestError {
     /// The `$` line holds no number, or too large a one.
     #[error("Protocol error: invalid bulk length")]
     Bulk,
-    /// A longer argument than an unauthenticated client may send.
-    #[error("Protocol error: unauthenticated bulk length")]
-    BulkBeforeLogin,
+    /// A longer command than an unauthenticated client may send.
+    #[error(
+        "Protocol error: unauthenticated bulk length (before AUTH tidegate takes commands of up to {0} bytes; \
+         authenticate first, or raise redis.login_frame_bytes)"
+    )]
+    LongBeforeLogin(usize),
+    /// A longer argument than tidegate is set to take.
+    #[error(
+        "Protocol error: invalid bulk length (tidegate takes values of up to {0} bytes; store the value in parts, \
+         or raise redis.frame_bytes)"
+    )]
+    LongBulk(usize),
     /// An inline command without an end.
     #[error("Protocol error: too big inline request")]
     Inline,
@@ -59,15 +66,21 @@ pub enum RequestError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestLimits {
     /// Before authentication.
-    Greeting,
+    Greeting {
+        /// Longest command.
+        frame_bytes: usize,
+    },
     /// After it.
-    Work,
+    Work {
+        /// Longest argument.
+        bulk_bytes: usize,
+    },
 }
 
 impl RequestLimits {
     fn check_count(self, count: u64) -> Result<(), RequestError> {
         match self {
-            Self::Greeting if count > GREETING_ARGUMENT_LIMIT => {
+            Self::Greeting { .. } if count > GREETING_ARGUMENT_LIMIT => {
                 Err(RequestError::CountBeforeLogin)
             }
             _ if count > ARGUMENT_LIMIT => Err(RequestError::Count),
@@ -77,8 +90,24 @@ impl RequestLimits {
 
     fn check_bulk(self, length: u64) -> Result<(), RequestError> {
         match self {
-            Self::Greeting if length > GREETING_BULK_LIMIT => Err(RequestError::BulkBeforeLogin),
-            _ if length > BULK_LIMIT => Err(RequestError::Bulk),
+            Self::Greeting { frame_bytes } if length > widen(frame_bytes) => {
+                Err(RequestError::LongBeforeLogin(frame_bytes))
+            }
+            Self::Work { bulk_bytes } if length > widen(bulk_bytes).max(BULK_LIMIT) => {
+                Err(RequestError::Bulk)
+            }
+            Self::Work { bulk_bytes } if length > widen(bulk_bytes) => {
+                Err(RequestError::LongBulk(bulk_bytes))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_frame(self, length: usize) -> Result<(), RequestError> {
+        match self {
+            Self::Greeting { frame_bytes } if length > frame_bytes => {
+                Err(RequestError::LongBeforeLogin(frame_bytes))
+            }
             _ => Ok(()),
         }
     }
@@ -163,6 +192,7 @@ impl RequestScanner {
             }
         }
         self.length = self.length.saturating_add(at);
+        limits.check_frame(self.length)?;
         Ok((at, progress))
     }
 

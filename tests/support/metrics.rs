@@ -13,9 +13,15 @@ pub struct Answer {
 
 /// A GET with one short connection; `None` while nothing listens there.
 pub fn get(port: u16, path: &str) -> Option<Answer> {
+    get_with(port, path, "")
+}
+
+/// As [`get`], with further `headers`, each with its line's end.
+pub fn get_with(port: u16, path: &str, headers: &str) -> Option<Answer> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(DEADLINE)).ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let fixed = "Host: localhost\r\nConnection: close\r\n";
+    write!(stream, "GET {path} HTTP/1.1\r\n{fixed}{headers}\r\n").ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
     let status = text.split(' ').nth(1)?.parse().ok()?;

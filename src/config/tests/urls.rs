@@ -158,6 +158,10 @@ fn a_redis_url_means_what_clients_take_it_to_mean() {
         ("rediss://:p@h", "h:6379", "-", "p", 0, on(false)),
         ("rediss://:p@h?ssl_cert_reqs=none", "h:6379", "-", "p", 0, on(false)),
         ("rediss://:p@h?ssl_cert_reqs=required", "h:6379", "-", "p", 0, on(true)),
+        ("redis://h?password=p%40&username=u&database=4", "h:6379", "u", "p@", 4, off.clone()),
+        ("redis://:own@h?password=other&db=", "h:6379", "-", "own", 0, off.clone()),
+        ("redis://?host=h&port=7&user=u&pass=p", "h:7", "u", "p", 0, off.clone()),
+        ("unix:///s?user=u&pass=p", "/s:6379", "u", "p", 0, off.clone()),
         ("unix:///run/redis.sock?db=2", "/run/redis.sock:6379", "-", "-", 2, off.clone()),
         ("unix://:p@/run/redis.sock", "/run/redis.sock:6379", "-", "p", 0, off),
     ] {
@@ -170,6 +174,11 @@ fn a_redis_url_means_what_clients_take_it_to_mean() {
     for (url, part) in [
         ("redis://h/zero", "number"),
         ("redis://h/-1", "number"),
+        ("redis://h?db=x", "number"),
+        ("redis://?port=0", "option port"),
+        ("redis://h?ssl=true", "write rediss://"),
+        ("rediss://h?ssl_keyfile=/k", "ssl_keyfile, which tidegate cannot honour"),
+        ("rediss://h?ssl_ca_data=x", "redis.tls_ca"),
         ("unix://h/x", "socket"),
         ("unix://", "socket"),
         ("redis://a,b", "several hosts"),
@@ -190,6 +199,10 @@ fn a_redis_url_leads_to_us_without_tls() {
             "redis://u:p%2F@127.0.0.1:6432/0?timeout=5",
         ),
         ("unix://:p@/run/redis.sock?db=2", "redis://:p@127.0.0.1:6432/2"),
+        (
+            "rediss://h?password=p&username=u&db=1&ssl_ca_certs=/ca.pem&protocol=3",
+            "redis://u:p@127.0.0.1:6432/1?protocol=3",
+        ),
     ] {
         assert_eq!(redis(url).unwrap().local(LISTEN.parse().unwrap()), expected, "{url}");
     }
@@ -200,4 +213,24 @@ fn a_masked_url_shows_everything_but_secrets() {
     let url = postgres("postgres://u:hunter2@h/d?sslpassword=hunter2&a=b", &[]).unwrap();
     assert_eq!(url.masked(), "postgres://u:***@h/d?sslpassword=***&a=b");
     assert_eq!(redis("rediss://:hunter2@h").unwrap().masked(), "rediss://:***@h");
+    assert_eq!(redis("rediss://h?password=hunter2").unwrap().masked(), "rediss://:***@h");
+}
+
+#[test]
+fn a_redis_url_that_says_a_thing_twice_is_worth_a_word() {
+    let url = redis("redis://:hunter2@h?password=hunter3").unwrap();
+    assert_eq!(url.warnings.len(), 1);
+    assert!(url.warnings[0].contains("two passwords"), "{:?}", url.warnings);
+    assert!(!url.warnings[0].contains("hunter"), "{:?}", url.warnings);
+    assert!(redis("redis://:p@h?password=p").unwrap().warnings.is_empty());
+}
+
+#[test]
+fn the_roots_of_a_redis_url_count_before_the_setting() {
+    let setting = RedisTls::On { verify: false, ca: Some("/setting.pem".into()) };
+    let tls = |url| RedisUrl::parse("REDIS_URL", url, &setting).unwrap().upstream.tls;
+    let on = |verify, ca: &str| RedisTls::On { verify, ca: Some(ca.into()) };
+    assert_eq!(tls("rediss://h"), on(false, "/setting.pem"));
+    let url = "rediss://h?ssl_cert_reqs=required&ssl_ca_certs=/url.pem";
+    assert_eq!(tls(url), on(true, "/url.pem"));
 }

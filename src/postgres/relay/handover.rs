@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn between_the_markers_each_notification_has_one_way() {
-        let mut line = Line::new(ServerStatements::new(1, 10));
+        let mut line = Line::new(ServerStatements::new(1, 10), &[]);
         let hears =
             |line: &mut Line, channel, payload| line.is_for_client(None, &body(channel, payload));
         assert!(hears(&mut line, "news", "1"));

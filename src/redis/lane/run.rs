@@ -5,19 +5,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::{Batch, Lane, Part, fail};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
 use crate::redis::exchange::{Debt, Exchange, Fate};
-use crate::redis::mailbox::Mailbox;
+use crate::redis::mailbox::{Mailbox, Progress, Tail};
 use crate::redis::wire::{Reply, ReplyScanner};
 
-/// How long a lane waits for a client that is being sent a large reply to make room, before it goes on for the sake of all the
-/// others and lets the bytes pile up to the client's limit.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// While others wait behind a client that is being sent a large reply, how often the lane looks whether that client reads. If it
+/// doesn't, or not fast enough, the lane goes on for the sake of the others and lets the bytes pile up to the client's limit.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How often a lane looks whether it still needs its connection, and whether that may live on.
+const ROUND: Duration = Duration::from_secs(1);
 
 /// What commands in flight are told when their connection ends.
 const LOST: &str = "ERR tidegate: the Redis server closed the connection while this command was in flight; \
@@ -26,7 +29,7 @@ const LOST: &str = "ERR tidegate: the Redis server closed the connection while t
 /// How a lane's use of one connection ended.
 #[derive(Debug)]
 pub(super) enum Ending {
-    /// Given back: somebody waits for it, or the lane was closed.
+    /// Given back: somebody waits for it, nobody needs it, its time is over, or the lane was closed.
     GivenBack,
     /// The connection ended.
     Lost {
@@ -69,8 +72,52 @@ pub(super) struct LaneRun {
     sent: usize,
     /// Bytes sent before `out`.
     sent_before: u64,
-    /// The client that the lane waits for, and until when.
-    waiting: Option<(Arc<Mailbox>, Pin<Box<Sleep>>)>,
+    waiting: Option<Standstill>,
+    round: Pin<Box<Sleep>>,
+    tenure: Tenure,
+}
+
+/// Whether the lane keeps its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tenure {
+    /// It was used since the last round.
+    Used,
+    /// It was not.
+    Unused,
+    /// It goes back as soon as nothing is owed.
+    Over,
+}
+
+/// The lane does not read, for a client that must make room first.
+struct Standstill {
+    mailbox: Arc<Mailbox>,
+    /// Bytes that the client had taken at the last look.
+    taken: u64,
+    /// Runs while others wait, too.
+    look: Option<Pin<Box<Sleep>>>,
+}
+
+impl Standstill {
+    fn new(mailbox: &Arc<Mailbox>) -> Self {
+        Self { mailbox: Arc::clone(mailbox), taken: mailbox.taken(), look: None }
+    }
+
+    /// Ready when the lane reads on. As long as nobody else is kept waiting, the client has all the time that it needs.
+    fn poll_end(&mut self, cx: &mut Context<'_>, others_wait: impl Fn() -> bool) -> Poll<()> {
+        while self.mailbox.poll_room(cx).is_pending() {
+            if !others_wait() {
+                self.look = None;
+                return Poll::Pending;
+            }
+            let fresh = || Box::pin(tokio::time::sleep(LOOK));
+            ready!(self.look.get_or_insert_with(fresh).as_mut().poll(cx));
+            let taken = self.mailbox.taken();
+            let progress = if taken > self.taken { Progress::Some } else { Progress::None };
+            self.mailbox.look(progress);
+            (self.taken, self.look) = (taken, None);
+        }
+        Poll::Ready(())
+    }
 }
 
 impl LaneRun {
@@ -85,6 +132,26 @@ impl LaneRun {
             sent: 0,
             sent_before: 0,
             waiting: None,
+            round: Box::pin(tokio::time::sleep(ROUND)),
+            tenure: Tenure::Used,
+        }
+    }
+
+    /// Looks, once in a while, whether the connection is still needed and may live on.
+    fn look_around(&mut self, cx: &mut Context<'_>) {
+        while self.round.as_mut().poll(cx).is_ready() {
+            self.round.as_mut().reset(Instant::now() + ROUND);
+            let expired = self.lease.as_ref().is_some_and(Lease::has_expired);
+            let quiet = self.exchange.is_empty() && self.out.is_empty();
+            self.tenure = match self.tenure {
+                Tenure::Over => Tenure::Over,
+                _ if expired => Tenure::Over,
+                Tenure::Unused if quiet => Tenure::Over,
+                Tenure::Used | Tenure::Unused => Tenure::Unused,
+            };
+            if self.tenure == Tenure::Over {
+                cx.waker().wake_by_ref();
+            }
         }
     }
 
@@ -94,7 +161,7 @@ impl LaneRun {
             self.lane.listen(cx);
             return Poll::Pending;
         }
-        if self.lane.must_yield() {
+        if self.lane.must_yield() || self.tenure == Tenure::Over {
             self.lane.listen(cx);
             // What is owed is awaited; then the connection goes to whoever waits for it.
             return if self.exchange.is_empty() { Poll::Ready(None) } else { Poll::Pending };
@@ -102,6 +169,7 @@ impl LaneRun {
         let Some(batch) = ready!(self.lane.poll_batch(cx)) else {
             return if self.exchange.is_empty() { Poll::Ready(None) } else { Poll::Pending };
         };
+        self.tenure = Tenure::Used;
         self.begin(batch);
         Poll::Ready(Some(()))
     }
@@ -147,13 +215,13 @@ impl LaneRun {
 
     /// One read, so that the sessions get their turn to write before the next.
     fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
-        if let Some((mailbox, patience)) = &mut self.waiting {
-            if mailbox.poll_room(cx).is_pending() && patience.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if mailbox.poll_room(cx).is_pending() {
-                mailbox.lose_patience();
-            }
+        if let Some(standstill) = &mut self.waiting {
+            let (lane, exchange) = (&self.lane, &self.exchange);
+            let mailbox = Arc::clone(&standstill.mailbox);
+            let is_it = |creditor: &Creditor| matches!(creditor, Creditor::Session(known) if Arc::ptr_eq(known, &mailbox));
+            let others_wait =
+                || lane.has_batch() || lane.must_yield() || exchange.owes_other_than(is_it);
+            ready!(standstill.poll_end(cx, others_wait));
             self.waiting = None;
         }
         with_read_buffer(|buffer| {
@@ -202,10 +270,11 @@ impl LaneRun {
         }
         match self.exchange.front() {
             Some((Creditor::Session(mailbox), _)) => {
-                mailbox.deliver(bytes, replies, self.lane.limits());
+                let inside = self.replies.is_inside() && !self.replies.is_push();
+                let tail = if inside { Tail::Partial } else { Tail::Whole };
+                mailbox.deliver(bytes, replies, tail, self.lane.limits());
                 if self.waiting.is_none() && mailbox.poll_room(cx).is_pending() {
-                    let patience = Box::pin(tokio::time::sleep(PATIENCE));
-                    self.waiting = Some((Arc::clone(mailbox), patience));
+                    self.waiting = Some(Standstill::new(mailbox));
                 }
             }
             Some((Creditor::Switch, _)) if self.replies.first() == b'-' => {
@@ -311,10 +380,14 @@ impl Future for LaneRun {
         let mut turns = 0;
         loop {
             match run.turn(cx) {
-                Ok(Moved::No) => return Poll::Pending,
+                Ok(Moved::No) => {
+                    run.look_around(cx);
+                    return Poll::Pending;
+                }
                 Ok(Moved::Yes) => {
                     turns += 1;
                     if turns > 1 {
+                        run.look_around(cx);
                         // The sessions that were just served come first.
                         cx.waker().wake_by_ref();
                         return Poll::Pending;

@@ -9,9 +9,11 @@ use std::time::Duration;
 use tokio::time::Sleep;
 
 use super::{Closing, End, Moved, Session, State};
+use crate::redis::backend::Key;
 use crate::redis::command::{Carriage, carriage};
 use crate::redis::greeting::write_error;
 use crate::redis::pinned::{Decision, Hold, Inflow, Loss, PINNED_BUFFER, Pinned};
+use crate::redis::transaction::OwnCommand;
 use crate::redis::wire::{Arguments, Progress, RequestScanner, split_inline, write_command};
 
 const LOST: &str = "ERR tidegate: the Redis server closed the connection while this command was in flight; \
@@ -45,6 +47,7 @@ impl Session {
     /// Moves bytes both ways on the held backend, and gives it back when the hold is over.
     pub(super) fn relay(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         let unread = self.out.bytes.len();
+        let before = self.key();
         let State::Pinned(pinned, slow) = &mut self.state else { return Ok(Moved::No) };
         let mut moved = Moved::No;
         let had_requests = pinned.has_requests();
@@ -57,7 +60,13 @@ impl Session {
         let mut late = None;
         if unread < PINNED_BUFFER {
             slow.unread = None;
-            match pinned.poll_receive(cx, &mut self.out.bytes) {
+            let (identity, upstream) = (&mut self.identity, &self.upstream);
+            let mut settle = |command: &OwnCommand, reply: &[u8], out: &mut Vec<u8>| {
+                let facts = upstream.facts.get().as_deref().cloned().unwrap_or_default();
+                identity.settle(command, reply, upstream.access(), &facts, out);
+                Key { db: identity.db, proto: identity.proto }
+            };
+            match pinned.poll_receive(cx, &mut self.out.bytes, &mut settle) {
                 Poll::Ready(Ok(())) => moved = Moved::Yes,
                 Poll::Ready(Err(loss)) => return self.lose(&loss),
                 Poll::Pending => {}
@@ -75,8 +84,9 @@ impl Session {
             tracing::warn!(pool = self.upstream.name(), seconds = limit.as_secs(), "{words}");
             return Err(End("too slow"));
         }
-        if let Some(db) = pinned.selected.take() {
-            self.moved_to(db);
+        let selected = pinned.selected.take().unwrap_or(self.identity.db);
+        if selected != before.db || self.key() != before {
+            self.moved_to(selected);
         }
         self.release_if_over(moved)
     }

@@ -5,13 +5,16 @@ use redis_protocol::{resp2, resp3};
 
 use super::*;
 
+const WORK: RequestLimits = RequestLimits::Work { bulk_bytes: 512 * 1024 * 1024 };
+const GREETING: RequestLimits = RequestLimits::Greeting { frame_bytes: 16_384 };
+
 fn requests(stream: &[u8], chunk: usize) -> Result<Vec<(usize, Progress)>, RequestError> {
     let mut found = Vec::new();
     let mut scanner = RequestScanner::default();
     for piece in stream.chunks(chunk.max(1)) {
         let mut at = 0;
         while at < piece.len() {
-            let (used, progress) = scanner.advance(&piece[at..], RequestLimits::Work)?;
+            let (used, progress) = scanner.advance(&piece[at..], WORK)?;
             assert!(used > 0, "consumes or asks for more");
             at += used;
             if progress != Progress::Partial {
@@ -143,11 +146,11 @@ fn absurd_numbers_are_refused_at_once() {
     assert_eq!(fault(b"*111111111111111111111"), "Protocol error: too big mbulk count string");
     assert_eq!(fault(&[b'a'; INLINE_LIMIT + 2]), "Protocol error: too big inline request");
     let mut stranger = RequestScanner::default();
-    let count = stranger.advance(b"*11\r\n", RequestLimits::Greeting).unwrap_err();
+    let count = stranger.advance(b"*11\r\n", GREETING).unwrap_err();
     assert_eq!(count, RequestError::CountBeforeLogin);
     let mut stranger = RequestScanner::default();
-    let bulk = stranger.advance(b"*1\r\n$16385\r\n", RequestLimits::Greeting).unwrap_err();
-    assert_eq!(bulk, RequestError::BulkBeforeLogin);
+    let bulk = stranger.advance(b"*1\r\n$16385\r\n", GREETING).unwrap_err();
+    assert_eq!(bulk, RequestError::LongBeforeLogin(16_384));
     assert!(replies(b"$18446744073709551615\r\n", 1).is_err());
     assert!(replies(b"*18446744073709551615\r\n", 1).is_err());
 }
