@@ -436,6 +436,9 @@ fn going_server(answer: std::sync::mpsc::Receiver<()>) -> u16 {
         };
         let mut request = [0; 8192];
         let mut going = greet();
+        // The pool's own question about the database comes first.
+        let _asked = std::io::Read::read(&mut going, &mut request).unwrap();
+        going.write_all(&answered).unwrap();
         let _asked = std::io::Read::read(&mut going, &mut request).unwrap();
         answer.recv().unwrap();
         going.write_all(&[answered.clone(), farewell].concat()).unwrap();
