@@ -6,6 +6,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use support::eventually;
 use support::pg::{
     Connection, Login, SSL, VERSION_3_0, bind, close_statement, copy_data, copy_done, execute,
@@ -47,6 +49,36 @@ fn a_cancel_that_comes_late_hits_nobody() {
     late.cancel();
     assert_eq!(other.reply().codes(), Vec::<String>::new(), "not its cancel");
     assert_eq!(late.one("select 2"), "2", "a cancel without a query is forgotten");
+}
+
+/// A cancel request that is long on its way to the server hits nobody else: neither when its query has ended meanwhile, nor
+/// when its client has gone.
+#[test]
+fn a_cancel_that_is_long_under_way_hits_nobody_else() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 1);
+    let mut boss = server.superuser();
+    let file = boss.one("select pg_read_file('postmaster.pid')");
+    let postmaster = Pid::from_raw(file.lines().next().unwrap().parse().unwrap()).unwrap();
+    let running =
+        "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'";
+    for goes in [false, true] {
+        let [mut cancels, mut next] = [gate.client(), gate.client()];
+        cancels.send(&query("select pg_sleep(0.5)"));
+        eventually("it runs", || (boss.one(running) == "1").then_some(()));
+        // It takes no connection, the cancel request's among them.
+        kill_process(postmaster, Signal::STOP).unwrap();
+        cancels.cancel();
+        assert_eq!(cancels.reply().codes(), Vec::<String>::new());
+        if goes {
+            cancels.hang_up();
+        }
+        next.send(&query("select pg_sleep(1)"));
+        // Long enough for it to begin, if it could.
+        std::thread::sleep(Duration::from_millis(300));
+        kill_process(postmaster, Signal::CONT).unwrap();
+        assert_eq!(next.reply().codes(), Vec::<String>::new(), "not its cancel");
+    }
 }
 
 #[test]
