@@ -9,7 +9,8 @@ use super::pg::framed;
 use super::{DEADLINE, ports};
 
 /// It trusts everybody. On each connection it waits for a request, and then for the words to say to it before it closes
-/// the connection; once there are no more words it answers everything, with nothing.
+/// the connection, which takes until the next one comes if it has said why; once there are no more words it answers
+/// everything, with nothing.
 pub struct Script {
     port: u16,
     words: Option<Sender<Vec<u8>>>,
@@ -22,8 +23,10 @@ impl Script {
         let listener = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
         let ((words, spoken), (says, said)) = (channel(), channel());
         thread::spawn(move || {
+            let mut slow = None;
             for stream in listener.incoming() {
-                serve(stream.expect("a connection"), &spoken, &says);
+                let ended = serve(stream.expect("a connection"), &spoken, &says);
+                drop(std::mem::replace(&mut slow, ended));
             }
         });
         Self { port, words: Some(words), said }
@@ -54,8 +57,8 @@ pub fn farewell(code: &str) -> Vec<u8> {
     framed(b'E', format!("SFATAL\0VFATAL\0C{code}\0Mit goes\0\0").as_bytes())
 }
 
-/// One connection after the other; who leaves early is no matter.
-fn serve(mut stream: TcpStream, words: &Receiver<Vec<u8>>, says: &Sender<()>) -> Option<()> {
+/// One connection after the other; who leaves early is no matter. Gives what is not closed yet.
+fn serve(mut stream: TcpStream, words: &Receiver<Vec<u8>>, says: &Sender<()>) -> Option<TcpStream> {
     let mut bytes = [0; 16_384];
     let _startup = stream.read(&mut bytes).ok()?;
     let key = framed(b'K', &[0; 8]);
@@ -64,13 +67,14 @@ fn serve(mut stream: TcpStream, words: &Receiver<Vec<u8>>, says: &Sender<()>) ->
     let mut read = stream.read(&mut bytes).ok()?;
     if let Ok(last) = words.recv() {
         stream.write_all(&last).ok()?;
-        return says.send(()).ok();
+        says.send(()).ok()?;
+        return last.ends_with(b"\0\0").then_some(stream);
     }
     while read > 0 {
         stream.write_all(&answers(&bytes[..read])).ok()?;
         read = stream.read(&mut bytes).ok()?;
     }
-    Some(())
+    None
 }
 
 /// What a server answers to frames that do nothing.
