@@ -66,13 +66,16 @@ fn after(stage: &mut Stage, change: &[&str], probe: &str) -> (String, String) {
     for sql in change {
         session.query(sql).expect_no_error();
     }
-    let last = stage.elsewhere(&mut session, &last);
+    stage.elsewhere(&mut session, &last);
     let seen = session.one(probe);
-    let mut stranger = stage.gate.client();
-    let foreign = [stranger.one(probe), {
-        stage.elsewhere(&mut stranger, &last);
-        stranger.one(probe)
-    }];
+    // Each on a connection of its own.
+    for stranger in &mut stage.blockers {
+        stranger.query("begin").expect_no_error();
+    }
+    let foreign = stage.blockers.each_mut().map(|stranger| stranger.one(probe));
+    for stranger in &mut stage.blockers {
+        stranger.query("commit").expect_no_error();
+    }
     assert_eq!(foreign[0], foreign[1], "a stranger sees the same everywhere: {change:?}");
     let [foreign, _] = foreign;
     (seen, foreign)
