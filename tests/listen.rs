@@ -455,3 +455,22 @@ fn who_waits_gets_the_connection_that_nobody_listens_on() {
     session.query("begin").expect_no_error();
     assert_eq!(client(&gate).one("select 1"), "1");
 }
+
+/// While the hub is about to listen, the server is asked about something else that the session may have left.
+#[test]
+fn what_else_is_asked_takes_no_channel_away() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 3);
+    let mut session = client(&gate);
+    session.query("listen a").expect_no_error();
+    settle(&gate);
+    let hub = Pid::from_raw(hub_backend(&server, "a")).unwrap();
+    kill_process(hub, Signal::STOP).unwrap();
+    session.query("listen b").expect_no_error();
+    session.query("begin; create temp table t () on commit drop; commit").expect_no_error();
+    session.query("select 1").expect_no_error();
+    kill_process(hub, Signal::CONT).unwrap();
+    settle(&gate);
+    server.direct().query("notify b, 'x'").expect_no_error();
+    assert_eq!(next(&mut session), pair("b", "x"));
+}

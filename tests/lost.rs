@@ -4,10 +4,17 @@
 
 mod support;
 
+use std::io::Read;
+
+use rustix::process::Signal;
+
 use support::eventually;
-use support::pg::{Connection, bind, copy_data, copy_done, execute, flush, parse, query, sync};
+use support::pg::{
+    Connection, bind, copy_data, copy_done, execute, flush, framed, parse, query, sync,
+};
 use support::postgres::Postgres;
-use support::tidegate::Tidegate;
+use support::script::{Script, farewell};
+use support::tidegate::{Setup, Tidegate};
 
 fn stage() -> (Postgres, Tidegate) {
     let server = Postgres::start();
@@ -246,4 +253,144 @@ fn a_server_that_crashes_costs_one_error() {
     server.resume();
     assert_eq!(session.query("rollback").status(), 'I');
     assert_eq!(session.one("select 1"), "1");
+}
+
+/// What a client is told whose request was answered with `last` before its connection was closed.
+fn told(request: &[u8], last: &[u8]) -> (String, Vec<String>) {
+    let mut server = Script::start();
+    let gate = Setup::new().database_url(&server.url()).pool_size(1).start();
+    server.says_at_last(last);
+    server.gets_well();
+    let mut session = gate.client();
+    session.send(request);
+    let reply = session.reply();
+    assert_eq!(session.query("select 1").shape(), "IZ", "its session goes on");
+    (reply.shape(), reply.codes())
+}
+
+#[test]
+fn what_the_server_can_not_have_run_goes_again_and_nothing_else() {
+    let flight = [parse("", "select 1"), bind("", "", &[]), execute("", 0), sync()].concat();
+    let again = ("12IZ".to_owned(), vec![]);
+    assert_eq!(told(&flight, &farewell("57P01")), again, "it went before it read it");
+    assert_eq!(told(&flight, &farewell("57P05")), again);
+    let error = |shape: &str, code: &str| (shape.to_owned(), vec![code.to_owned()]);
+    assert_eq!(told(&flight, &farewell("57P02")), error("EZ", "57P02"), "who knows");
+    let begun = [framed(b'1', b""), farewell("57P01")].concat();
+    assert_eq!(told(&flight, &begun), error("1EZ", "57P01"), "it has begun");
+    assert_eq!(told(&flight, b""), error("EZ", "08006"), "not a word");
+    // A Query may be more than one transaction.
+    assert_eq!(told(&query("select 1"), &farewell("57P01")), error("EZ", "57P01"));
+}
+
+#[test]
+fn no_word_of_ours_gets_into_a_reply_that_is_cut_off() {
+    let mut server = Script::start();
+    let gate = Setup::new().database_url(&server.url()).pool_size(1).start();
+    let row = framed(b'D', &[&[0, 1, 0, 0, 0, 90][..], &[b'x'; 90]].concat());
+    let half = &row[..40];
+    server.says_at_last(half);
+    server.gets_well();
+    let mut session = gate.client();
+    session.send(&query("select 1"));
+    let mut heard = Vec::new();
+    session.stream().read_to_end(&mut heard).expect("its end");
+    assert_eq!(heard.escape_ascii().to_string(), half.escape_ascii().to_string());
+}
+
+/// What waits in the socket when the connection is lost was sent ahead, too.
+#[test]
+fn who_has_sent_ahead_unread_is_not_misled() {
+    let mut server = Script::start();
+    let gate = Setup::new().database_url(&server.url()).pool_size(1).start();
+    let mut session = gate.client();
+    session.send(&query("begin; select 1"));
+    eventually("it is served", || {
+        (gate.postgres_metric("tidegate_clients", &[("state", "active")]) == 1.0).then_some(())
+    });
+    gate.signal(Signal::STOP);
+    server.says_at_last(&farewell("57P01"));
+    server.gets_well();
+    server.has_said_them();
+    session.send(&query("insert into ahead values (1)"));
+    gate.signal(Signal::CONT);
+    assert_last_words(&mut session);
+}
+
+/// Who once sent ahead may be about to.
+#[test]
+fn who_sends_ahead_at_times_is_not_misled() {
+    let (server, gate) = stage();
+    let mut session = gate.client();
+    session.send(&[query("select 1"), query("select 2")].concat());
+    session.reply().expect_no_error();
+    session.reply().expect_no_error();
+    session.send(&query("select pg_sleep(60)"));
+    end_sleeper(&server);
+    assert_last_words(&mut session);
+}
+
+#[test]
+fn the_rest_of_a_lost_request_is_not_taken_for_another() {
+    let (server, gate) = stage();
+    let mut session = gate.client();
+    session.query("begin").expect_no_error();
+    let pid = session.backend();
+    let long = query(&format!("select length('{}')", "x".repeat(300_000)));
+    let (first, second) = long.split_at(200_000);
+    session.send(first);
+    end_backend(&server, &pid);
+    session.send(second);
+    let told = session.reply();
+    assert_eq!((told.codes(), told.status()), (vec!["57P01".to_owned()], 'E'));
+    assert_eq!(session.query("rollback").status(), 'I');
+    assert_eq!(session.one("select 1"), "1");
+}
+
+/// In a failed transaction a Parse is refused, whatever the new connection has parsed already.
+#[test]
+fn a_lost_transaction_refuses_what_its_new_connection_knows() {
+    let (server, gate) = stage();
+    let mut session = gate.client();
+    session.query("begin").expect_no_error();
+    let pid = session.backend();
+    let mut other = gate.client();
+    other.exchange(&[parse("known", "select 'known'"), sync()]).expect_no_error();
+    settle(&gate);
+    end_backend(&server, &pid);
+    assert_eq!(session.query("select 1").codes(), ["57P01"]);
+    assert_eq!(session.exchange(&[parse("mine", "select 'known'"), sync()]).shape(), "EZ");
+    assert_eq!(session.query("rollback").status(), 'I');
+    let run = [parse("mine", "select 'known'"), bind("", "mine", &[]), execute("", 0), sync()];
+    session.exchange(&run).expect_no_error();
+}
+
+#[test]
+fn a_lost_parse_has_given_no_name() {
+    let (server, gate) = stage();
+    let mut session = gate.client();
+    session.query("begin").expect_no_error();
+    session.send(&query("select pg_sleep(60)"));
+    session.send(&[parse("q", "select 1"), sync()].concat());
+    end_sleeper(&server);
+    assert_eq!(session.reply().codes(), ["57P01"]);
+    assert_eq!(session.reply().shape(), "EZ");
+    assert_eq!(session.query("rollback").status(), 'I');
+    let run = [parse("q", "select 2"), bind("", "q", &[]), execute("", 0), sync()];
+    assert_eq!(session.exchange(&run).rows(), [[Some("2".to_owned())]]);
+}
+
+/// What is lost with a transaction needs no leave to pin any more.
+#[test]
+fn a_lost_pin_is_free_for_others() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(3_000).start();
+    let mut session = gate.client();
+    session.query("begin").expect_no_error();
+    session.query("create temp table mine (n int)").expect_no_error();
+    let pid = session.backend();
+    end_backend(&server, &pid);
+    assert_eq!(session.query("select 1").codes(), ["57P01"]);
+    gate.client().query("create temp table mine (n int)").expect_no_error();
+    assert_eq!(session.query("rollback").status(), 'I');
 }

@@ -6,7 +6,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use support::eventually;
 use support::pg::{
@@ -70,6 +70,38 @@ fn a_cancel_that_the_server_hears_late_hits_nothing() {
     other.send(&query("select pg_sleep(1), 'somebody else'"));
     client.query("commit").expect_no_error();
     assert_eq!(other.reply().codes(), Vec::<String>::new());
+}
+
+/// A cancel request that is long on its way to the server hits nobody else: neither when its query has ended meanwhile, nor
+/// when its client has gone.
+#[test]
+fn a_cancel_that_is_long_under_way_hits_nobody_else() {
+    let server = Postgres::start();
+    // A request that asks for TLS first is not under way before it has its answer.
+    let url = format!("{}?sslmode=disable", server.url());
+    let gate = Setup::new().database_url(&url).pool_size(1).start();
+    let mut boss = server.superuser();
+    let file = boss.one("select pg_read_file('postmaster.pid')");
+    let postmaster = Pid::from_raw(file.lines().next().unwrap().parse().unwrap()).unwrap();
+    let running =
+        "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'";
+    for goes in [false, true] {
+        let [mut cancels, mut next] = [gate.client(), gate.client()];
+        cancels.send(&query("select pg_sleep(0.5)"));
+        eventually("it runs", || (boss.one(running) == "1").then_some(()));
+        // It takes no connection, the cancel request's among them.
+        kill_process(postmaster, Signal::STOP).unwrap();
+        cancels.cancel();
+        assert_eq!(cancels.reply().codes(), Vec::<String>::new());
+        if goes {
+            cancels.hang_up();
+        }
+        next.send(&query("select pg_sleep(1)"));
+        // Long enough for it to begin, if it could.
+        std::thread::sleep(Duration::from_millis(300));
+        kill_process(postmaster, Signal::CONT).unwrap();
+        assert_eq!(next.reply().codes(), Vec::<String>::new(), "not its cancel");
+    }
 }
 
 #[test]

@@ -66,13 +66,16 @@ fn after(stage: &mut Stage, change: &[&str], probe: &str) -> (String, String) {
     for sql in change {
         session.query(sql).expect_no_error();
     }
-    let last = stage.elsewhere(&mut session, &last);
+    stage.elsewhere(&mut session, &last);
     let seen = session.one(probe);
-    let mut stranger = stage.gate.client();
-    let foreign = [stranger.one(probe), {
-        stage.elsewhere(&mut stranger, &last);
-        stranger.one(probe)
-    }];
+    // Each on a connection of its own.
+    for stranger in &mut stage.blockers {
+        stranger.query("begin").expect_no_error();
+    }
+    let foreign = stage.blockers.each_mut().map(|stranger| stranger.one(probe));
+    for stranger in &mut stage.blockers {
+        stranger.query("commit").expect_no_error();
+    }
     assert_eq!(foreign[0], foreign[1], "a stranger sees the same everywhere: {change:?}");
     let [foreign, _] = foreign;
     (seen, foreign)
@@ -544,4 +547,137 @@ fn a_changed_table_costs_a_prepared_statement_nothing() {
         ["0A000"]
     );
     assert_eq!(session.one("select 1"), "1");
+}
+
+/// Other connections' plans are void, too: inside a transaction, where nothing can be sent again, it is too late to hear of it.
+#[test]
+fn a_void_plan_is_void_on_every_connection() {
+    let mut stage = Stage::new();
+    let mut owner = stage.server.direct();
+    owner.query("create table m (a int); insert into m values (1)").expect_no_error();
+    let mut session = stage.gate.client();
+    let run = [bind("", "q", &[]), execute("", 0), sync()];
+    session.exchange(&[parse("q", "select * from m"), sync()]).expect_no_error();
+    let [one, other] = &mut stage.blockers;
+    one.query("begin").expect_no_error();
+    session.exchange(&run).expect_no_error();
+    other.query("begin").expect_no_error();
+    one.query("commit").expect_no_error();
+    session.exchange(&run).expect_no_error();
+    other.query("commit").expect_no_error();
+    // Both connections have it. That it is void is found out on one, and matters on the other.
+    owner.query("alter table m alter a type bigint").expect_no_error();
+    one.query("begin").expect_no_error();
+    session.exchange(&run).expect_no_error();
+    other.query("begin").expect_no_error();
+    one.query("commit").expect_no_error();
+    session.query("begin").expect_no_error();
+    session.exchange(&run).expect_no_error();
+    session.query("commit").expect_no_error();
+}
+
+/// What the server was made to keep under a client's name is gone before the next client comes.
+#[test]
+fn a_name_that_was_refused_is_free_for_the_next_client() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 1);
+    let mut session = gate.client();
+    session.exchange(&[parse("name", "select 1"), sync()]).expect_no_error();
+    assert_eq!(session.exchange(&[parse("name", "select 2"), sync()]).codes(), ["42P05"]);
+    let mut next = gate.client();
+    next.query("prepare name as select 3").expect_no_error();
+}
+
+/// Nothing runs under another role than the session's.
+#[test]
+fn a_role_that_is_taken_away_ends_its_session_before_it_runs_anything() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 1);
+    let mut boss = server.superuser();
+    let make = "create role worker; grant worker to app; create table who (name text default current_user); \
+                grant all on who to public";
+    boss.query(make).expect_no_error();
+    let mut session = gate.client();
+    session.query("set role worker").expect_no_error();
+    assert_eq!(session.one("insert into who default values returning name"), "worker");
+    assert_eq!(gate.client().one("select current_user"), "app");
+    boss.query("revoke worker from app").expect_no_error();
+    session.send(&query("insert into who default values"));
+    let words = session.last_words();
+    let told = words.last().map(|frame| frame.refusal()).unwrap_or_default();
+    assert_eq!((told.severity.as_str(), told.code.as_str()), ("FATAL", "08006"), "{words:?}");
+    assert_eq!(boss.one("select string_agg(name, ' ') from who"), "worker");
+}
+
+/// Settings that a server refuses at login cost nobody else's.
+#[test]
+fn refused_startup_settings_take_nothing_from_others() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 1);
+    let mut session = gate.try_client(&Login::app().with("options", "-c work_mem=5MB")).unwrap();
+    assert_eq!(session.one("show work_mem"), "5MB");
+    let wrong = Login::app().with("options", "-c work_mem=much");
+    assert_eq!(gate.try_client(&wrong).map(drop).unwrap_err().code, "22023");
+    assert_eq!(session.one("show work_mem"), "5MB");
+}
+
+/// A session keeps its own leave to pin no longer than what it pinned, even if it goes on listening.
+#[test]
+fn who_has_unpinned_leaves_room_for_the_next() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(3).wait_ms(3_000).start();
+    let login = Login::app().with("client_encoding", "UTF8");
+    let mut session = gate.try_client(&login).unwrap();
+    session.query("listen news").expect_no_error();
+    session.query("create temp table mine (n int)").expect_no_error();
+    session.query("drop table mine").expect_no_error();
+    eventually("it keeps no connection", || {
+        let active = gate.postgres_metric("tidegate_clients", &[("state", "active")]);
+        (active == 0.0).then_some(())
+    });
+    gate.client().query("create temp table mine (n int)").expect_no_error();
+}
+
+/// The first who ever asks what a sequence gave has drawn from it itself, where others have drawn before.
+#[test]
+fn what_a_session_has_drawn_in_its_transaction_is_its_own() {
+    let stage = Stage::new();
+    stage.server.superuser().query("create sequence s; grant all on s to app").expect_no_error();
+    let mut other = stage.gate.client();
+    other.query("select nextval('s')").expect_no_error();
+    let mut session = stage.gate.client();
+    session.query("begin").expect_no_error();
+    let drawn = session.one("select nextval('s')");
+    assert_eq!(session.one("select currval('s')"), drawn);
+    session.query("commit").expect_no_error();
+}
+
+/// Where sessions ask for what a sequence gave, a connection is nobody else's for a while after it gave something.
+#[test]
+fn what_was_drawn_may_be_asked_for_though_others_come() {
+    let mut stage = Stage::new();
+    stage.server.superuser().query("create sequence s; grant all on s to app").expect_no_error();
+    let mut session = stage.gate.client();
+    assert_eq!(session.query("select currval('s')").codes(), ["55000"]);
+    for _ in 0..4 {
+        let drawn = session.one("select nextval('s')");
+        let [blocker, _] = &mut stage.blockers;
+        blocker.query("begin").expect_no_error();
+        assert_eq!(session.one("select currval('s')"), drawn);
+        blocker.query("commit").expect_no_error();
+        stage.until_unpinned();
+        let last = session.backend();
+        stage.elsewhere(&mut session, &last);
+    }
+    // In the middle of a flight, too, others' values are out of reach.
+    let mut other = stage.gate.client();
+    for _ in 0..2 {
+        let last = other.backend();
+        other.query("select nextval('s')").expect_no_error();
+        stage.until_unpinned();
+        stage.elsewhere(&mut other, &last);
+    }
+    let run = |sql: &str| [parse("", sql), bind("", "", &[]), execute("", 0)].concat();
+    let reply = session.exchange(&[run("select 1"), run("select currval('s')"), sync()]);
+    assert_eq!(reply.codes(), ["55000"]);
 }

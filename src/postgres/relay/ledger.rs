@@ -173,8 +173,11 @@ impl Ledger {
             suspects.insert(truth::askable());
         }
         if findings.suspects.intersects(RELEASING) {
-            suspects.insert(self.pins.without(truth::unaskable(self.pins)));
-            if self.pins.intersects(Suspects::PREPARE) {
+            // What the server is being asked about it tells as it was before this query.
+            let mut left = self.asking.without(Suspects::SETTING);
+            left.insert(self.pins.without(truth::unaskable(self.pins)));
+            suspects.insert(left);
+            if left.intersects(Suspects::PREPARE) {
                 // A statement that SQL prepared may have changed some.
                 suspects.insert(Suspects::SETTING);
             }
@@ -239,6 +242,10 @@ impl Ledger {
         if self.asking.is_empty() {
             return Asked::No;
         }
+        if self.pins.intersects(Suspects::LISTEN) {
+            // The hub may take the channels over once nothing else is left: an answer that names none would lose them.
+            self.asking.insert(Suspects::LISTEN);
+        }
         truth::put_question(self.asking, &self.custom, out);
         Asked::Yes
     }
@@ -301,6 +308,32 @@ mod tests {
         assert_eq!(ledger.put_question(&mut out), Asked::Yes);
         ledger.told(Some(Suspects::NONE));
         assert!(ledger.is_free());
+    }
+
+    #[test]
+    fn what_is_released_behind_a_question_is_asked_about_again() {
+        let mut ledger = Ledger::default();
+        ledger.suspect(&finds(Suspects::TEMPORARY));
+        let mut out = Vec::new();
+        assert_eq!(ledger.put_question(&mut out), Asked::Yes);
+        ledger.suspect(&finds(Suspects::RELEASE));
+        ledger.told(Some(Suspects::TEMPORARY));
+        assert_eq!(ledger.put_question(&mut out), Asked::Yes);
+        ledger.told(Some(Suspects::NONE));
+        assert!(ledger.is_free());
+    }
+
+    #[test]
+    fn what_listens_hears_of_its_channels_with_every_answer() {
+        let mut ledger = Ledger::default();
+        ledger.suspect(&finds(Suspects::LISTEN));
+        ledger.put_question(&mut Vec::new());
+        ledger.told(Some(Suspects::LISTEN));
+        ledger.suspect(&finds(Suspects::TEMPORARY));
+        ledger.put_question(&mut Vec::new());
+        let mut both = Suspects::LISTEN;
+        both.insert(Suspects::TEMPORARY);
+        assert_eq!(ledger.asking, both);
     }
 
     #[test]
