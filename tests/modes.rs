@@ -61,7 +61,7 @@ fn a_mode_may_be_for_one_user_of_one_database() {
         ("app@other=session", false),
         ("app@app=transaction *@*=session", false),
     ] {
-        let setup = Setup::new().postgres(&server).pool_size(1).wait_ms(300);
+        let setup = Setup::new().postgres(&server).pool_size(1).wait_ms(1_000);
         let gate = setup.env(MODE, modes).start();
         let mut first = gate.client();
         first.backend();
@@ -79,7 +79,7 @@ fn replicating() -> Login {
 fn a_replication_connection_has_a_server_connection_of_its_own() {
     let server = Postgres::start();
     let setup = Setup::new().database_url(&server.url_with("postgres", "", "app"));
-    let gate = setup.pool_size(2).wait_ms(300).start();
+    let gate = setup.pool_size(2).wait_ms(1_000).start();
     let mut standby = Connection::open(gate.postgres_port(), &replicating());
     assert!(standby.parameters.iter().any(|(name, _)| name == "server_version"));
     let system = standby.query("IDENTIFY_SYSTEM");
