@@ -13,6 +13,8 @@ mod sqlx_client;
 mod support;
 #[path = "clients/tokio_postgres.rs"]
 mod tokio_postgres_client;
+#[path = "clients/tools.rs"]
+mod tools;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

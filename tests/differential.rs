@@ -542,6 +542,223 @@ fn statement_scripts() -> Vec<Script> {
     ]
 }
 
+/// What drivers are known to send that their neighbours do not.
+fn habit_scripts() -> Vec<Script> {
+    vec![
+        (
+            "JDBC: a transaction begun by a statement with a name, ahead of the first one in it",
+            all(vec![
+                ask(&[
+                    parse("S_1", "BEGIN"),
+                    bind("", "S_1", &[]),
+                    execute("", 0),
+                    parse("S_2", "select v from t where id = $1::int"),
+                    bind("", "S_2", &["1"]),
+                    describe_portal(""),
+                    execute("", 0),
+                    sync(),
+                ]),
+                ask(&[parse("S_3", "COMMIT"), bind("", "S_3", &[]), execute("", 1), sync()]),
+                ask(&[
+                    bind("", "S_1", &[]),
+                    execute("", 0),
+                    bind("C_1", "S_2", &["2"]),
+                    execute("C_1", 1),
+                    sync(),
+                ]),
+                ask(&[bind("", "S_3", &[]), execute("", 1), sync()]),
+                ask(&[close_statement("S_2"), bind("", "S_2", &["1"]), sync()]),
+            ]),
+        ),
+        (
+            "JDBC: a batch in one piece, described first",
+            all(vec![
+                vec![
+                    Send(
+                        [
+                            parse("S_1", "insert into t values ($1, $2) returning id"),
+                            describe_statement("S_1"),
+                            flush(),
+                        ]
+                        .concat(),
+                    ),
+                    Until('T'),
+                ],
+                ask(&[
+                    bind("", "S_1", &["11", "eleven"]),
+                    execute("", 0),
+                    bind("", "S_1", &["12", "twelve"]),
+                    execute("", 0),
+                    bind("", "S_1", &["11", "again"]),
+                    execute("", 0),
+                    bind("", "S_1", &["13", "thirteen"]),
+                    execute("", 0),
+                    sync(),
+                ]),
+                queries(&["select count(*) from t"]),
+            ]),
+        ),
+        (
+            "libpq: pipeline with requests to flush, and an error in it",
+            all(vec![
+                vec![
+                    Send(
+                        [
+                            parse("", "select $1::int"),
+                            bind("", "", &["1"]),
+                            describe_portal(""),
+                            execute("", 0),
+                            flush(),
+                        ]
+                        .concat(),
+                    ),
+                    Until('C'),
+                    Send([bind("", "", &["2"]), execute("", 0), flush()].concat()),
+                    Until('C'),
+                    Send([bind("", "", &["two"]), execute("", 0), flush()].concat()),
+                    Until('E'),
+                    Send([bind("", "", &["3"]), execute("", 0), flush()].concat()),
+                ],
+                ask(&[sync()]),
+                ask(&[bind("", "", &["4"]), execute("", 0), sync()]),
+            ]),
+        ),
+        (
+            "Rails: at connect, and a statement it gives up",
+            all(vec![
+                queries(&[
+                    "SET client_min_messages TO 'warning'",
+                    "SET standard_conforming_strings = on",
+                    "SET SESSION timezone TO 'UTC'",
+                    "SET intervalstyle = iso_8601",
+                    "SELECT t.oid, t.typname FROM pg_type as t WHERE t.typname IN ('int4', 'text')",
+                ]),
+                ask(&[parse("a1", "SELECT t.* FROM t WHERE t.id = $1 LIMIT $2"), sync()]),
+                ask(&[describe_statement("a1"), sync()]),
+                ask(&[bind("", "a1", &["1", "1"]), describe_portal(""), execute("", 0), sync()]),
+                queries(&["DEALLOCATE a1", "SHOW intervalstyle", "SELECT '1 day'::interval"]),
+                ask(&[bind("", "a1", &["1", "1"]), describe_portal(""), execute("", 0), sync()]),
+            ]),
+        ),
+        (
+            "Rails: a migration under a session's lock",
+            queries(&[
+                "SELECT pg_try_advisory_lock(4242)",
+                "BEGIN",
+                "CREATE TABLE migrated (id int)",
+                "COMMIT",
+                "SELECT pg_try_advisory_lock(4242)",
+                "DROP TABLE migrated",
+                "SELECT pg_advisory_unlock(4242)",
+                "SELECT pg_advisory_unlock(4242)",
+                "SELECT pg_advisory_unlock(4242)",
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'",
+            ]),
+        ),
+        (
+            "Prisma: everything deallocated before each transaction",
+            all((0..3)
+                .map(|_| {
+                    all(vec![
+                        queries(&["DEALLOCATE ALL", "BEGIN"]),
+                        ask(&[
+                            parse("s0", "select v from t where id = $1::int"),
+                            describe_statement("s0"),
+                            sync(),
+                        ]),
+                        ask(&[bind("", "s0", &["2"]), execute("", 0), sync()]),
+                        queries(&["COMMIT"]),
+                    ])
+                })
+                .collect()),
+        ),
+        (
+            "Django: a cursor outside a transaction, with others between its parts",
+            all(vec![queries(&[
+                "DECLARE \"_django_curs_1_1\" NO SCROLL CURSOR WITH HOLD FOR SELECT id FROM t",
+                "FETCH FORWARD 2 FROM \"_django_curs_1_1\"",
+                "SELECT 1",
+                "BEGIN",
+                "UPDATE t SET v = 'x' WHERE id = 1",
+                "ROLLBACK",
+                "FETCH FORWARD 2 FROM \"_django_curs_1_1\"",
+                "CLOSE \"_django_curs_1_1\"",
+                "FETCH FORWARD 2 FROM \"_django_curs_1_1\"",
+            ])]),
+        ),
+        (
+            "pgx: prepared by a name of its own, a ping without a statement, a statement let go",
+            all(vec![
+                ask(&[
+                    parse("stmtcache_1", "select id, v from t where id = $1"),
+                    describe_statement("stmtcache_1"),
+                    sync(),
+                ]),
+                ask(&[
+                    bind("", "stmtcache_1", &["1"]),
+                    describe_portal(""),
+                    execute("", 0),
+                    sync(),
+                ]),
+                queries(&["-- ping", "begin isolation level serializable"]),
+                ask(&[
+                    bind("", "stmtcache_1", &["2"]),
+                    describe_portal(""),
+                    execute("", 0),
+                    sync(),
+                ]),
+                queries(&["rollback"]),
+                ask(&[close_statement("stmtcache_1"), sync()]),
+            ]),
+        ),
+        (
+            "Npgsql: several statements behind one Sync; its reset ahead of the next in one write",
+            all(vec![
+                ask(&[
+                    parse("", "SELECT version() IS NOT NULL"),
+                    bind("", "", &[]),
+                    describe_portal(""),
+                    execute("", 0),
+                    parse("", "SELECT typname FROM pg_type WHERE oid = 23"),
+                    bind("", "", &[]),
+                    describe_portal(""),
+                    execute("", 0),
+                    sync(),
+                ]),
+                queries(&["SET work_mem = '5MB'"]),
+                ask_for(
+                    2,
+                    &[
+                        query("DISCARD ALL"),
+                        parse("", "SHOW work_mem"),
+                        bind("", "", &[]),
+                        describe_portal(""),
+                        execute("", 0),
+                        sync(),
+                    ],
+                ),
+                queries(&["SET work_mem = '5MB'"]),
+                ask_for(
+                    3,
+                    &[
+                        query(
+                            "SET SESSION AUTHORIZATION DEFAULT;RESET ALL;CLOSE ALL;UNLISTEN *;\
+                             SELECT pg_advisory_unlock_all();DISCARD SEQUENCES;DISCARD TEMP",
+                        ),
+                        query("BEGIN TRANSACTION ISOLATION LEVEL READ COMMITTED"),
+                        parse("_p1", "SHOW work_mem"),
+                        bind("", "_p1", &[]),
+                        describe_portal(""),
+                        execute("", 0),
+                        sync(),
+                    ],
+                ),
+                queries(&["COMMIT"]),
+            ]),
+        ),
+    ]
+}
+
 fn copy_scripts() -> Vec<Script> {
     let start = |sql: &str| vec![Send(query(sql)), Until('G')];
     vec![
@@ -688,6 +905,11 @@ fn extended_queries_bring_the_same_bytes() {
 #[test]
 fn prepared_statements_bring_the_same_bytes() {
     compare(&statement_scripts());
+}
+
+#[test]
+fn the_habits_of_drivers_bring_the_same_bytes() {
+    compare(&habit_scripts());
 }
 
 #[test]

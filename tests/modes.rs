@@ -79,7 +79,7 @@ fn replicating() -> Login {
 fn a_replication_connection_has_a_server_connection_of_its_own() {
     let server = Postgres::start();
     let setup = Setup::new().database_url(&server.url_with("postgres", "", "app"));
-    let gate = setup.pool_size(2).wait_ms(300).start();
+    let gate = setup.pool_size(2).wait_ms(1_000).start();
     let mut standby = Connection::open(gate.postgres_port(), &replicating());
     assert!(standby.parameters.iter().any(|(name, _)| name == "server_version"));
     let system = standby.query("IDENTIFY_SYSTEM");
