@@ -15,7 +15,12 @@ use support::tidegate::{Setup, Tidegate};
 use support::{eventually, ports, within};
 
 fn before(server: &Redis, pool_size: usize) -> Tidegate {
-    Setup::new().redis(server).pool_size(pool_size).wait_ms(9_000).start()
+    with_workers(server, pool_size, "1")
+}
+
+fn with_workers(server: &Redis, pool_size: usize, workers: &str) -> Tidegate {
+    let setup = Setup::new().redis(server).pool_size(pool_size).wait_ms(9_000);
+    setup.env("TIDEGATE_WORKERS", workers).start()
 }
 
 /// What one busy client has seen.
@@ -95,8 +100,14 @@ fn under_load(gate: &Tidegate, disturb: impl FnOnce(&AtomicUsize)) -> Vec<Tally>
 
 #[test]
 fn connections_killed_under_load_cost_one_error_each_and_nothing_is_done_twice() {
+    for workers in ["1", "2"] {
+        kill_connections_under_load(workers);
+    }
+}
+
+fn kill_connections_under_load(workers: &str) {
     let server = Redis::start();
-    let mut gate = before(&server, 4);
+    let mut gate = with_workers(&server, 4, workers);
     let mut direct = server.direct();
     let tallies = under_load(&gate, |_| {
         for _ in 0..30 {
