@@ -753,11 +753,10 @@ impl Session {
         self.closing = Closing::AfterReplies;
     }
 
-    /// The lane of another database is another lane.
-    pub(super) fn moved_to(&mut self, db: u32) {
-        self.identity.db = db;
+    /// The server has taken the session to another database or protocol, whose lane is another.
+    pub(super) fn moved(&mut self) {
         self.lane = None;
-        self.upstream.facts.note_database(db);
+        self.upstream.facts.note_database(self.identity.db);
     }
 }
 
