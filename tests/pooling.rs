@@ -103,6 +103,28 @@ fn pgbench(arguments: &[&str]) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&said).into_owned())
 }
 
+/// Sessions of one pool on two threads.
+#[test]
+fn two_workers_serve_as_one_does() {
+    let server = Postgres::start();
+    let url = server.url();
+    let filled = pgbench(&["-i", "-q", "-s", "1", &url]);
+    assert!(filled.0, "{}", filled.1);
+    let setup = Setup::new().postgres(&server).pool_size(4).env("TIDEGATE_WORKERS", "2");
+    let mut gate = setup.start();
+    let pooled = url.replace(&server.port().to_string(), &gate.postgres_port().to_string());
+    let most = watched(&server, || {
+        for (mode, clients) in [("simple", "20"), ("extended", "20"), ("prepared", "4")] {
+            let (passed, said) =
+                pgbench(&["-c", clients, "-j", "2", "-t", "20", "-n", "-M", mode, &pooled]);
+            assert!(passed, "{mode}: {said}\n{}", gate.output());
+            assert!(said.contains("number of failed transactions: 0"), "{mode}: {said}");
+        }
+    });
+    assert!(most <= 4, "Postgres saw {most} sessions");
+    gate.assert_alive();
+}
+
 #[test]
 fn a_wait_that_is_over_says_which_pool_and_what_to_do() {
     let server = Postgres::start();

@@ -143,6 +143,28 @@ fn a_slow_reader_that_nobody_waits_for_is_waited_for() {
     assert_eq!(client.command(&["PING"]), Value::simple("PONG"));
 }
 
+/// It would wait for us to take its commands, and we for it to take its replies.
+#[test]
+fn a_client_that_asks_on_and_reads_nothing_is_sent_away_in_the_end() {
+    let server = Redis::start();
+    let gate = with_settings(&server, "slow_reader_ms = 700");
+    let mut client = gate.redis_client();
+    client.command(&["SETRANGE", "big", "9999", "x"]);
+    client.stream().set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+    let began = Instant::now();
+    let sent = client.stream().write_all(&encode(&["GET", "big"]).repeat(500_000));
+    assert!(sent.is_err(), "all of it was taken");
+    let waited = began.elapsed();
+    assert!(waited > Duration::from_millis(600) && waited < Duration::from_secs(8), "{waited:?}");
+    eventually("it is logged", || {
+        gate.output().contains("does not read the replies").then_some(())
+    });
+    // Whoever reads may ask as much.
+    let mut reader = gate.redis_client();
+    reader.send(&encode(&["GET", "big"]).repeat(1_000));
+    (0..1_000).for_each(|_| assert_eq!(reader.reply().text().len(), 10_000));
+}
+
 #[test]
 fn the_admin_ports_limits_are_those_of_the_file() {
     let server = Redis::start();

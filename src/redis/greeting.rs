@@ -452,8 +452,7 @@ fn wrong_number(command: &str, out: &mut Vec<u8>) {
 }
 
 /// The database that `SELECT` names.
-#[must_use]
-pub fn database(words: &[&[u8]]) -> Option<u32> {
+fn database(words: &[&[u8]]) -> Option<u32> {
     words.get(1).and_then(|number| u32::try_from(integer(number)?).ok())
 }
 

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use super::backend::{Key, RedisConnect};
 use super::command::{Carriage, Reason, Step, Word, is_unsubscribe, step};
-use super::greeting::{Proto, database, write_error};
+use super::greeting::{Proto, write_error};
 use super::transaction::{Outcome, OwnCommand, Transaction};
 use super::wire::{Reply, ReplyScanner, write_command};
 use crate::net::with_read_buffer;
@@ -67,8 +67,6 @@ enum Meaning {
     Plain,
     /// Of the WATCH or MULTI that began the hold: an error ends it.
     Began,
-    /// Of a SELECT: no error means that database.
-    Select(u32),
     /// Of a command inside MULTI.
     Queued,
     /// Of one of the session's own.
@@ -145,8 +143,6 @@ pub struct Pinned {
     outcome: Option<Outcome>,
     /// Commands of the session's own on their way, outside MULTI.
     own: VecDeque<OwnCommand>,
-    /// A database that a SELECT of the client has reached; for the session to collect.
-    pub selected: Option<u32>,
     /// The request bytes now on their way.
     pub inflow: Inflow,
 }
@@ -174,7 +170,6 @@ impl Pinned {
             transaction: Transaction::default(),
             outcome: None,
             own: VecDeque::new(),
-            selected: None,
             inflow: Inflow::Whole,
         }
     }
@@ -291,13 +286,13 @@ impl Pinned {
     }
 
     /// The server runs a command of the session's own, whose state is on both sides.
-    fn run_own(&mut self, command: OwnCommand, bytes: &[u8]) -> Decision {
-        // What rides along (AUTH, SETNAME) stays on the connection.
-        if command.words.len() > 2 {
+    fn run_own(&mut self, word: Word, words: &[&[u8]], bytes: &[u8], hold: Hold) -> Decision {
+        // What rides along with HELLO (AUTH, SETNAME) stays on the connection.
+        if word == Word::Hello && words.len() > 2 {
             self.condition = Condition::Spoilt;
         }
-        self.own.push_back(command);
-        self.relay(bytes, Some(Expect::Own), self.hold)
+        self.own.push_back(OwnCommand::new(word, words));
+        self.relay(bytes, Some(Expect::Own), hold)
     }
 
     /// Refuses a command inside MULTI so that EXEC fails, as it does behind any other refusal.
@@ -341,7 +336,7 @@ impl Pinned {
                 self.take_subscribed(name, words, Carriage::Pinned(reason), bytes)
             }
             Reason::Stream => self.stream(bytes),
-            Reason::Database => self.relay(bytes, Some(Expect::Relay(selects(words))), Hold::Once),
+            Reason::Database => self.run_own(Word::Select, words, bytes, Hold::Once),
             Reason::Wait => {
                 // WAIT is about the connection's own last write. The session's writes went over a lane, before this one,
                 // so waiting for a later write of this connection covers them. A publication is replicated and stores nothing.
@@ -376,11 +371,8 @@ impl Pinned {
         match (step(name), carriage) {
             (Step::Multi, _) => self.relay(bytes, plain, Hold::Queueing),
             (Step::Unwatch, _) => self.relay(bytes, plain, Hold::Ending),
-            (_, Carriage::Session(Word::Select)) => {
-                self.relay(bytes, Some(Expect::Relay(selects(words))), Hold::Watching)
-            }
-            (_, Carriage::Session(Word::Hello)) => {
-                self.run_own(OwnCommand::new(Word::Hello, words), bytes)
+            (_, Carriage::Session(word @ (Word::Select | Word::Hello))) => {
+                self.run_own(word, words, bytes, Hold::Watching)
             }
             (_, Carriage::Session(word)) => self.answer(word),
             (_, Carriage::Refused(text)) => self.refuse(text),
@@ -452,11 +444,8 @@ impl Pinned {
             Carriage::Session(word @ (Word::Reset | Word::Quit)) => self.answer(word),
             // A subscriber that speaks RESP2 is refused all this, which is the server's to do.
             Carriage::Session(_) if self.key.proto == Proto::Resp2 => self.plain(bytes),
-            Carriage::Session(Word::Select) => {
-                self.relay(bytes, Some(Expect::Relay(selects(words))), Hold::Subscribed)
-            }
-            Carriage::Session(Word::Hello) => {
-                self.run_own(OwnCommand::new(Word::Hello, words), bytes)
+            Carriage::Session(word @ (Word::Select | Word::Hello)) => {
+                self.run_own(word, words, bytes, Hold::Subscribed)
             }
             Carriage::Session(word) => self.answer(word),
             Carriage::Refused(text) => self.refuse(text),
@@ -678,8 +667,6 @@ impl Pinned {
             Meaning::Plain => {}
             Meaning::Began if failed => self.hold = Hold::Ending,
             Meaning::Began => {}
-            Meaning::Select(db) if !failed => self.now_in(db),
-            Meaning::Select(_) => {}
             Meaning::Queued if !failed => self.transaction.queued(),
             Meaning::Queued => {}
             Meaning::QueuedOwn if failed => self.transaction.refused_own(),
@@ -692,16 +679,6 @@ impl Pinned {
             }
         }
     }
-
-    fn now_in(&mut self, db: u32) {
-        self.key.db = db;
-        self.lease.key.db = db;
-        self.selected = Some(db);
-    }
-}
-
-fn selects(words: &[&[u8]]) -> Meaning {
-    database(words).map_or(Meaning::Plain, Meaning::Select)
 }
 
 fn broken(error: &std::io::Error) -> Loss {

@@ -56,6 +56,8 @@ pub struct Session {
     pub(super) state: State,
     pub(super) closing: Closing,
     sending: Sending,
+    /// Until when the client must read on; runs while its commands wait because it doesn't.
+    stuck: Option<Pin<Box<Sleep>>>,
     /// When the client with unread bytes is looked at again.
     next_look: Option<Pin<Box<Sleep>>>,
     guard: DrainGuard,
@@ -186,6 +188,7 @@ impl Session {
             state: State::Shared,
             closing: Closing::No,
             sending: Sending::Open,
+            stuck: None,
             next_look: None,
             guard,
             deadline,
@@ -260,6 +263,7 @@ impl Session {
         {
             return Err(End("the client did not authenticate in time"));
         }
+        self.watch_reading(cx)?;
         if self.guard.poll_started(cx).is_ready() {
             if self.guard.poll_over(cx).is_ready() {
                 self.give_up();
@@ -275,6 +279,29 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// A client that asks for more and more and reads nothing would wait for us as we wait for it.
+    fn watch_reading(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let waits = matches!(self.state, State::Shared)
+            && !self.out.bytes.is_empty()
+            && self.inbox.len() > self.scanner.length();
+        if !waits {
+            self.stuck = None;
+            return Ok(());
+        }
+        let limit = self.upstream.limits.slow_reader;
+        let clock = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        if clock.as_mut().poll(cx).is_pending() {
+            return Ok(());
+        }
+        self.upstream.metrics.clients_aborted.inc();
+        tracing::warn!(
+            pool = self.upstream.name(),
+            seconds = limit.as_secs(),
+            "disconnected a client that sends commands and does not read the replies"
+        );
+        Err(End("too slow"))
     }
 
     /// Takes replies from the mailbox and writes them.
@@ -304,6 +331,7 @@ impl Session {
                     moved = Moved::Yes;
                     self.out.at += n;
                     self.mailbox.note_taken(n);
+                    self.stuck = None;
                 }
                 Poll::Ready(_) => return Err(End("the client is gone")),
                 Poll::Pending => return Ok(moved),
@@ -725,11 +753,10 @@ impl Session {
         self.closing = Closing::AfterReplies;
     }
 
-    /// The lane of another database is another lane.
-    pub(super) fn moved_to(&mut self, db: u32) {
-        self.identity.db = db;
+    /// The server has taken the session to another database or protocol, whose lane is another.
+    pub(super) fn moved(&mut self) {
         self.lane = None;
-        self.upstream.facts.note_database(db);
+        self.upstream.facts.note_database(self.identity.db);
     }
 }
 

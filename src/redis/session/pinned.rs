@@ -84,9 +84,8 @@ impl Session {
             tracing::warn!(pool = self.upstream.name(), seconds = limit.as_secs(), "{words}");
             return Err(End("too slow"));
         }
-        let selected = pinned.selected.take().unwrap_or(self.identity.db);
-        if selected != before.db || self.key() != before {
-            self.moved_to(selected);
+        if self.key() != before {
+            self.moved();
         }
         self.release_if_over(moved)
     }
