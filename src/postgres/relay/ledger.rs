@@ -155,8 +155,11 @@ impl Ledger {
             suspects.insert(Suspects::SETTING);
         }
         if findings.suspects.intersects(RELEASING) {
-            suspects.insert(self.pins.without(truth::unaskable(self.pins)));
-            if self.pins.intersects(Suspects::PREPARE) {
+            // What is being asked about may turn out to be there, and be gone when this has run.
+            let mut held = self.pins;
+            held.insert(self.asking);
+            suspects.insert(held.without(truth::unaskable(held)));
+            if held.intersects(Suspects::PREPARE) {
                 // A statement that SQL prepared may have changed some.
                 suspects.insert(Suspects::SETTING);
             }
@@ -290,6 +293,19 @@ mod tests {
         ledger.suspect(&finds(Suspects::LOAD));
         ledger.put_question(&mut Vec::new());
         assert_eq!(ledger.lost(), Keepsake::Lost);
+    }
+
+    #[test]
+    fn what_may_be_gone_while_it_is_asked_about_is_asked_about_again() {
+        let mut ledger = Ledger::default();
+        ledger.suspect(&finds(Suspects::TEMPORARY));
+        let mut out = Vec::new();
+        assert_eq!(ledger.put_question(&mut out), Asked::Yes);
+        ledger.suspect(&finds(Suspects::RELEASE));
+        ledger.told(Some(Suspects::TEMPORARY));
+        assert_eq!(ledger.put_question(&mut out), Asked::Yes);
+        ledger.told(Some(Suspects::NONE));
+        assert!(ledger.is_free());
     }
 
     #[test]
