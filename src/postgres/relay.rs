@@ -73,8 +73,16 @@ pub struct Line {
     epoch: u64,
     names: Names,
     pinning: Pinning,
+    passed: Passed,
     sequences: Sequences,
     handover: Handover,
+}
+
+/// Whether anything of the session's has passed since it took the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passed {
+    Nothing,
+    Something,
 }
 
 /// Whether the session may run what keeps its connection with it.
@@ -248,6 +256,7 @@ impl Line {
             epoch: 0,
             names: Names::Certain,
             pinning: Pinning::Unasked,
+            passed: Passed::Nothing,
             sequences: Sequences::default(),
             handover: Handover::None,
         }
@@ -322,6 +331,13 @@ impl Line {
         self.exchange.is_over() && self.at_boundary() && self.gate() == Gate::Open
     }
 
+    /// Whether anything of the session's has passed since it took the connection: before that it has it for what is to
+    /// come.
+    #[must_use]
+    pub fn has_passed(&self) -> bool {
+        self.passed == Passed::Something
+    }
+
     /// Whether both sides are at a frame boundary.
     #[must_use]
     pub fn at_boundary(&self) -> bool {
@@ -378,6 +394,7 @@ impl Line {
         self.retry = Retry::No;
         self.names = Names::Certain;
         self.pinning = Pinning::Unasked;
+        self.passed = Passed::Nothing;
         self.handover = Handover::None;
         self.pace = Pace::InTurn;
         self.unnamed = Unnamed::Foreign;

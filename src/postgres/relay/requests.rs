@@ -102,6 +102,9 @@ pub fn requests(
     let (need, goodbye) = pass.run()?;
     let Pass { at, output, .. } = pass;
     pass.keep_flight(fresh);
+    if at > 0 {
+        pass.line.passed = super::Passed::Something;
+    }
     if output == Output::Appended {
         pass.copy_run();
     }

@@ -458,10 +458,12 @@ impl Session {
         }));
     }
 
-    /// Whether the connection can go back: nothing owed, nothing unsent, nothing kept.
+    /// Whether the connection can go back: nothing owed, nothing unsent, nothing kept. Not before what it was taken for has
+    /// passed: the server's answer to our settings is no reason.
     fn is_over(&self) -> bool {
         let Phase::Linked(lease) = &self.phase else { return false };
-        lease.line.is_over() && self.is_at_rest() && !self.keeps_connection()
+        let used = lease.line.has_passed() || self.inbox.is_none();
+        used && lease.line.is_over() && self.is_at_rest() && !self.keeps_connection()
     }
 
     /// Whether the connection is the client's until it leaves.
