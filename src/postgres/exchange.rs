@@ -195,6 +195,18 @@ impl Exchange {
         !self.owed.is_empty() && self.synced == Synced::Yes && self.owes_client()
     }
 
+    /// Whether an error now would take with it all that the client has asked for: nothing of its stands behind the next
+    /// ReadyForQuery.
+    #[must_use]
+    pub fn is_last_flight(&self) -> bool {
+        let ends = |owed: &&Owed| {
+            matches!(owed, Owed::Sync | Owed::Query | Owed::Function) || is_query_of_ours(owed)
+        };
+        let runs =
+            |owed: &Owed| !is_query_of_ours(owed) && !matches!(owed, Owed::Sync | Owed::CopyEnd);
+        !self.owed.iter().skip_while(|owed| !ends(owed)).skip(1).any(runs)
+    }
+
     /// Whether the server is being brought into a failed transaction.
     #[must_use]
     pub fn is_failing(&self) -> bool {
@@ -512,6 +524,25 @@ mod tests {
         exchange.sent_query(Owed::Query);
         replies(&mut exchange, "CZ");
         assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn an_error_takes_the_last_flight_only() {
+        let mut exchange = Exchange::default();
+        assert!(exchange.is_last_flight());
+        exchange.sent_query(Owed::QueryOurs);
+        exchange.sent(Owed::ParseUnnamed(None));
+        exchange.sent(Owed::Execute);
+        assert!(!exchange.is_last_flight());
+        replies(&mut exchange, "CZ");
+        assert!(exchange.is_last_flight());
+        exchange.sent_sync();
+        exchange.sent_sync();
+        assert!(exchange.is_last_flight());
+        exchange.sent_query(Owed::Query);
+        assert!(!exchange.is_last_flight());
+        replies(&mut exchange, "1CZZ");
+        assert!(exchange.is_last_flight());
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub use waiting::{Stance, Waiting, Work, is_rollback, waiting};
 const FAILING: &str =
     "BEGIN; ROLLBACK TO SAVEPOINT \"the connection of this transaction was lost\"";
 
+/// Most bytes of an unfinished frame that are filled up.
+const FILLED_BYTES: usize = 1024 * 1024;
+
 /// One server connection, as the protocol sees it.
 #[derive(Debug)]
 pub struct Line {
@@ -348,6 +351,19 @@ impl Line {
     #[must_use]
     pub fn client_at_boundary(&self) -> bool {
         self.client_rest == 0
+    }
+
+    /// The client has gone: nothing of its goes again or waits for leave, and COPY data that it left unfinished is filled
+    /// up, as the copy is going to fail. Tells whether its side is at a frame boundary now.
+    pub fn abandon(&mut self, out: &mut Vec<u8>) -> bool {
+        self.retry = Retry::No;
+        self.pinning = Pinning::Unasked;
+        let missing = wire::widen(self.client_rest);
+        if self.exchange.copies_in() && missing <= FILLED_BYTES {
+            out.resize(out.len() + missing, 0);
+            self.client_rest = 0;
+        }
+        self.client_at_boundary()
     }
 
     /// Whether the server's frame has all been read.
