@@ -42,6 +42,8 @@ pub enum Owed {
     ClosePlain,
     /// A Close of ours.
     CloseOurs,
+    /// A Close of ours that makes room for another statement; the number of the name.
+    CloseEvicted(u64),
     /// A Bind.
     Bind,
     /// A Describe of a statement or a portal.
@@ -184,7 +186,8 @@ impl Exchange {
     #[must_use]
     pub fn owes_client(&self) -> bool {
         let ours = |owed: &Owed| {
-            is_query_of_ours(owed) || matches!(owed, Owed::ParseOurs(_) | Owed::CloseOurs)
+            is_query_of_ours(owed)
+                || matches!(owed, Owed::ParseOurs(_) | Owed::CloseOurs | Owed::CloseEvicted(_))
         };
         self.owed.iter().any(|owed| !ours(owed))
     }
@@ -218,7 +221,7 @@ impl Exchange {
     pub fn end_of_ours(&self) -> Option<u8> {
         match self.owed.front()? {
             Owed::ParseOurs(_) => Some(b'1'),
-            Owed::CloseOurs => Some(b'3'),
+            Owed::CloseOurs | Owed::CloseEvicted(_) => Some(b'3'),
             front => is_query_of_ours(front).then_some(b'Z'),
         }
     }
@@ -372,7 +375,9 @@ impl Exchange {
             (Owed::ParseNamed(_) | Owed::ParseUnnamed(_) | Owed::ParsePlain, b'1') => {
                 (Verdict::Relay, true)
             }
-            (Owed::ParseOurs(_), b'1') | (Owed::CloseOurs, b'3') => (Verdict::Swallow, true),
+            (Owed::ParseOurs(_), b'1') | (Owed::CloseOurs | Owed::CloseEvicted(_), b'3') => {
+                (Verdict::Swallow, true)
+            }
             (Owed::ParseKnown(_), b'3') => (Verdict::RelayAs(b'1'), true),
             (Owed::CloseNamed(_) | Owed::CloseUnnamed(_) | Owed::ClosePlain, b'3') => {
                 (Verdict::Relay, true)

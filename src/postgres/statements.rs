@@ -256,8 +256,15 @@ impl ServerStatements {
         Some(ServerName::new(self.nonce, parsed.number))
     }
 
-    /// A new name for a statement about to be parsed, and the name of one that must be closed to stay in the limit.
-    pub fn name_new(&mut self, statement: &Arc<Statement>) -> (ServerName, Option<ServerName>) {
+    /// The name with this number.
+    #[must_use]
+    pub fn name(&self, number: u64) -> ServerName {
+        ServerName::new(self.nonce, number)
+    }
+
+    /// A new name for a statement about to be parsed, and the number of the name that must be closed to stay in the
+    /// limit.
+    pub fn name_new(&mut self, statement: &Arc<Statement>) -> (ServerName, Option<u64>) {
         let evicted = if self.parsed.len() >= self.limit { self.evict() } else { None };
         self.clock += 1;
         self.next += 1;
@@ -289,10 +296,9 @@ impl ServerStatements {
         ServerName::new(self.nonce, 0)
     }
 
-    fn evict(&mut self) -> Option<ServerName> {
+    fn evict(&mut self) -> Option<u64> {
         let (&id, _) = self.parsed.iter().min_by_key(|(_, parsed)| parsed.used)?;
-        let oldest = self.parsed.remove(&id)?;
-        Some(ServerName::new(self.nonce, oldest.number))
+        Some(self.parsed.remove(&id)?.number)
     }
 }
 
@@ -348,10 +354,10 @@ mod tests {
         assert_eq!(evicted, None);
         assert_eq!(server.name_of(a.id), Some(one));
         let (three, evicted) = server.name_new(&c);
-        assert_eq!(evicted, Some(two));
+        assert_eq!(evicted.map(|number| server.name(number)), Some(two));
         assert_eq!(server.name_of(b.id), None);
         let (again, evicted) = server.name_new(&b);
-        assert_eq!(evicted, Some(one));
+        assert_eq!(evicted.map(|number| server.name(number)), Some(one));
         assert_ne!(again, two);
         assert_ne!(again, three);
     }

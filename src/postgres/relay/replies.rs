@@ -3,6 +3,7 @@
 use super::super::exchange::{Desync, Outcome, Owed, Status, Verdict};
 use super::super::message::ErrorFields;
 use super::super::sql::Suspects;
+use super::super::statements::SessionStatements;
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
 use super::{Gate, Ledger, Line, News, Plans, Retry, Row, Unnamed};
 
@@ -166,28 +167,42 @@ fn is_last(body: &[u8]) -> bool {
 /// Takes back what requests did to the maps that an error took with it.
 pub(super) fn undo(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
     let mut lost = line.exchange.take_lost();
-    let Some(ledger) = ledger.as_deref_mut() else { return };
-    let statements = &mut ledger.statements;
     while let Some(owed) = lost.pop() {
-        match owed {
-            Owed::ParseNamed(named) => {
-                line.statements.forget(named.statement.id);
-                statements.named.remove(&named.name);
-            }
-            Owed::ParseKnown(named) => {
-                statements.named.remove(&named.name);
-            }
-            Owed::ParseOurs(id) => line.statements.forget(id),
-            // The one that failed has still dropped what was there before.
-            Owed::ParseUnnamed(before) => {
-                statements.unnamed = if lost.is_empty() { None } else { before };
-            }
-            Owed::CloseUnnamed(before) => statements.unnamed = before,
-            Owed::CloseNamed(named) => {
-                statements.named.insert(named.name, named.statement);
-            }
-            _ => {}
+        undo_one(line, ledger.as_deref_mut().map(|ledger| &mut ledger.statements), owed, &lost);
+    }
+}
+
+/// Takes one request back; `before` are those sent before it that are lost, too. The server's side of it holds whoever
+/// hears the error: a client that has gone has no ledger any more.
+fn undo_one(
+    line: &mut Line,
+    mut session: Option<&mut SessionStatements>,
+    owed: Owed,
+    before: &[Owed],
+) {
+    match &owed {
+        Owed::ParseNamed(named) => line.statements.forget(named.statement.id),
+        Owed::ParseOurs(id) => line.statements.forget(*id),
+        Owed::CloseEvicted(number) => {
+            let name = line.statements.name(*number);
+            line.strays.push(name.without_zero().into());
         }
+        _ => {}
+    }
+    let Some(statements) = session.take() else { return };
+    match owed {
+        Owed::ParseNamed(named) | Owed::ParseKnown(named) => {
+            statements.named.remove(&named.name);
+        }
+        // The one that failed has still dropped what was there before.
+        Owed::ParseUnnamed(earlier) => {
+            statements.unnamed = if before.is_empty() { None } else { earlier };
+        }
+        Owed::CloseUnnamed(earlier) => statements.unnamed = earlier,
+        Owed::CloseNamed(named) => {
+            statements.named.insert(named.name, named.statement);
+        }
+        _ => {}
     }
 }
 

@@ -586,8 +586,9 @@ impl Pass<'_> {
 
     fn new_name(&mut self, statement: &Arc<Statement>) -> ServerName {
         let (name, evicted) = self.line.statements.name_new(statement);
-        if let Some(evicted) = evicted {
-            self.inject(b'C', &[b"S", evicted.with_zero()], Owed::CloseOurs);
+        if let Some(number) = evicted {
+            let evicted = self.line.statements.name(number);
+            self.inject(b'C', &[b"S", evicted.with_zero()], Owed::CloseEvicted(number));
         }
         name
     }
