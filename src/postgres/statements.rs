@@ -101,7 +101,7 @@ impl Registry {
     }
 
     /// The statement with this body for sessions with these startup settings: under another `search_path` the same
-    /// text is another statement.
+    /// text is another statement, and so it is at another time if it says `'now'`.
     ///
     /// # Errors
     /// [`Full`] if it is a new one too many.
@@ -111,6 +111,9 @@ impl Registry {
         settings: u64,
         quoting: Quoting,
     ) -> Result<Arc<Statement>, Full> {
+        if is_of_its_moment(body) {
+            return Ok(self.lone(body, quoting));
+        }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let hash = known.hasher.hash_one((settings, body));
         let entries = known.by_hash.get(&hash).map(Vec::as_slice).unwrap_or_default();
@@ -162,6 +165,18 @@ impl Known {
         self.len = self.by_hash.values().map(Vec::len).sum();
         self.sweep_at = self.len * 2;
     }
+}
+
+/// Whether it may hold a literal that the server reads as the time at which it parses (PostgreSQL documentation,
+/// "Special Values" of date and time).
+fn is_of_its_moment(body: &[u8]) -> bool {
+    memchr::memchr_iter(b'\'', body).any(|quote| {
+        let text = body[quote + 1..].trim_ascii_start();
+        let word = text.split(|byte| !byte.is_ascii_alphabetic()).next().unwrap_or_default();
+        ["now", "today", "tomorrow", "yesterday"]
+            .iter()
+            .any(|moment| word.eq_ignore_ascii_case(moment.as_bytes()))
+    })
 }
 
 fn findings(body: &[u8], quoting: Quoting) -> Findings {
@@ -314,6 +329,22 @@ mod tests {
         let c = registry.intern(b"select 1\0\0\0", 1, Quoting::Standard).unwrap();
         assert!(Arc::ptr_eq(&a, &b));
         assert_ne!(a.id, c.id);
+    }
+
+    #[test]
+    fn what_says_now_is_nobody_elses() {
+        let registry = Registry::new(2_000, 1 << 20);
+        for (text, shared) in [
+            ("select 'now'::timestamptz", false),
+            ("select date ' Yesterday'", false),
+            ("select 'TODAY 12:00'::timestamp", false),
+            ("select now(), 'nowhere', 'at now'", true),
+            ("select '", true),
+        ] {
+            let twice = [(); 2].map(|()| registry.intern(text.as_bytes(), 0, Quoting::Standard));
+            let [one, other] = twice.map(Result::unwrap);
+            assert_eq!(Arc::ptr_eq(&one, &other), shared, "{text}");
+        }
     }
 
     #[test]
