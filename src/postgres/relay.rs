@@ -121,6 +121,16 @@ enum Names {
     Awaited,
 }
 
+impl Names {
+    /// Behind words that may take some away: at once in a Query, when its portal runs in a Bind.
+    fn until_told(resettle: Resettle) -> Self {
+        match resettle {
+            Resettle::AtSync => Self::Threatened,
+            Resettle::Now | Resettle::No => Self::Doubtful,
+        }
+    }
+}
+
 /// Whether the latest flight can be sent again without anybody noticing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Retry {

@@ -215,19 +215,28 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
     if tag == b"ROLLBACK\0" {
         ledger.undone();
     }
-    if ledger.discarding.is_none() {
-        return;
-    }
-    let all = match tag {
-        b"DISCARD ALL\0" => true,
-        b"DEALLOCATE ALL\0" => false,
+    let named = &mut ledger.statements.named;
+    let all = match (&mut ledger.discarding, tag) {
+        (Some(super::ledger::Discarding::Each(names)), b"DEALLOCATE\0") => {
+            if let Some(name) = names.pop_front() {
+                named.remove(&name);
+            }
+            if names.is_empty() {
+                ledger.discarding = None;
+            }
+            return;
+        }
+        (Some(super::ledger::Discarding::All(names)), b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") => {
+            for (name, id) in names.drain(..) {
+                if named.get(&name).is_some_and(|statement| statement.id == id) {
+                    named.remove(&name);
+                }
+            }
+            ledger.discarding = None;
+            tag == b"DISCARD ALL\0"
+        }
         _ => return,
     };
-    for (name, id) in ledger.discarding.take().unwrap_or_default() {
-        if ledger.statements.named.get(&name).is_some_and(|statement| statement.id == id) {
-            ledger.statements.named.remove(&name);
-        }
-    }
     if all {
         ledger.discarded();
         line.news = Some(News::Discarded);

@@ -337,7 +337,7 @@ impl Pass<'_> {
                 return Step::Wait(HEADER_BYTES);
             }
             self.leaves(&findings, Resettle::Now);
-            self.shield(&findings);
+            self.shield(&findings, Resettle::Now);
         } else {
             self.line.lexer = Some(Box::new(Lexer::new(quoting)));
         }
@@ -404,7 +404,13 @@ impl Pass<'_> {
         if Self::bars(self.line, &statement.findings, self.around.listening) {
             return Ok(Step::Wait(HEADER_BYTES));
         }
+        let sql_prepares = ledger.leavings().intersects(Suspects::PREPARE);
         ledger.statements.named.insert(name.into(), Arc::clone(&statement));
+        if sql_prepares && self.line.exchange.answers() {
+            // SQL may have given the name: then the server's own words refuse it.
+            self.inject(b'P', &[name, b"\0\0\0\0"], Owed::ParseOurs(NO_STATEMENT));
+            self.inject(b'C', &[b"S", name, b"\0"], Owed::CloseOurs);
+        }
         let named = Box::new(Named { name: name.into(), statement });
         self.parse_named(header, named);
         Ok(Step::Passed)
@@ -474,7 +480,7 @@ impl Pass<'_> {
             }
             self.leaves(&statement.findings, Resettle::AtSync);
             self.names_of_settings(&statement.findings, header, body);
-            self.shield_statement(&statement.findings);
+            self.shield(&statement.findings, Resettle::AtSync);
         }
         match statement.filter(|_| !name.is_empty()) {
             None => {
@@ -617,11 +623,8 @@ impl Pass<'_> {
             let named = &ledger.statements.named;
             let names =
                 named.iter().map(|(name, statement)| (name.clone(), statement.id)).collect();
-            ledger.discarding = Some(names);
-            self.line.names = match resettle {
-                Resettle::AtSync => Names::Threatened,
-                Resettle::Now | Resettle::No => Names::Doubtful,
-            };
+            ledger.discarding = Some(super::ledger::Discarding::All(names));
+            self.line.names = Names::until_told(resettle);
         }
     }
 
@@ -644,32 +647,38 @@ impl Pass<'_> {
         }
     }
 
-    /// DEALLOCATE of a name the server doesn't know must succeed: give it one to take away.
-    fn shield(&mut self, findings: &Findings) {
+    /// DEALLOCATE of a name the server doesn't know must succeed: give it one to take away. The session's goes when the
+    /// server says so.
+    fn shield(&mut self, findings: &Findings, resettle: Resettle) {
         // In a failed transaction it is refused, and the statement stays.
-        if self.line.exchange.status() == Status::Failed {
+        if findings.deallocates.is_empty() || self.line.exchange.status() == Status::Failed {
             return;
         }
-        for name in &findings.deallocates {
-            let Some(ledger) = self.ledger.as_deref_mut() else { return };
-            // A statement that SQL prepared may have the name on the server itself.
-            if ledger.leavings().intersects(Suspects::PREPARE) {
-                return;
-            }
-            if ledger.statements.named.remove(name).is_some() {
-                self.flush_run();
-                wire::put_frame(self.out, b'C', &[b"S", name, b"\0"]);
-                wire::put_frame(self.out, b'P', &[name, b"\0\0\0\0"]);
-                self.line.exchange.sent_ahead(Owed::CloseOurs);
-                self.line.exchange.sent_ahead(Owed::ParseOurs(NO_STATEMENT));
-                self.line.strays.push(name.clone());
-            }
+        let Some(ledger) = self.ledger.as_deref_mut() else { return };
+        let named = &ledger.statements.named;
+        let known: Vec<_> =
+            findings.deallocates.iter().filter(|name| named.contains_key(*name)).cloned().collect();
+        if known.is_empty() {
+            return;
         }
-    }
-
-    fn shield_statement(&mut self, findings: &Findings) {
-        if !findings.deallocates.is_empty() {
-            self.shield(findings);
+        let names = findings.deallocates.iter().cloned();
+        match (self.line.names, &mut ledger.discarding) {
+            (Names::Certain, discarding) => {
+                *discarding = Some(super::ledger::Discarding::Each(names.collect()))
+            }
+            // Several are bound before the first runs.
+            (_, Some(super::ledger::Discarding::Each(earlier))) => earlier.extend(names),
+            // All are under way.
+            _ => return,
+        }
+        self.line.names = Names::until_told(resettle);
+        self.flush_run();
+        for name in known {
+            wire::put_frame(self.out, b'C', &[b"S", &name, b"\0"]);
+            wire::put_frame(self.out, b'P', &[&name, b"\0\0\0\0"]);
+            self.line.exchange.sent_ahead(Owed::CloseOurs);
+            self.line.exchange.sent_ahead(Owed::ParseOurs(NO_STATEMENT));
+            self.line.strays.push(name);
         }
     }
 
