@@ -145,7 +145,7 @@ impl Ledger {
 
     /// Whether the server has to be asked.
     #[must_use]
-    pub(super) fn has_suspects(&self) -> bool {
+    pub fn has_suspects(&self) -> bool {
         !self.suspects.is_empty()
     }
 
@@ -287,6 +287,19 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_gone_while_it_is_asked_about_is_asked_about_again() {
+        let mut ledger = Ledger::default();
+        ledger.suspect(&finds(Suspects::TEMPORARY));
+        let mut out = Vec::new();
+        assert_eq!(ledger.put_question(&mut out), Asked::Yes);
+        ledger.suspect(&finds(Suspects::RELEASE));
+        ledger.told(Some(Suspects::TEMPORARY));
+        assert_eq!(ledger.put_question(&mut out), Asked::Yes);
+        ledger.told(Some(Suspects::NONE));
+        assert!(ledger.is_free());
+    }
+
+    #[test]
     fn a_lost_connection_takes_what_was_not_committed() {
         let mut ledger = Ledger::default();
         ledger.suspect(&finds(Suspects::TEMPORARY));
@@ -302,19 +315,6 @@ mod tests {
         ledger.suspect(&finds(Suspects::LOAD));
         ledger.put_question(&mut Vec::new());
         assert_eq!(ledger.lost(), Keepsake::Lost);
-    }
-
-    #[test]
-    fn what_may_be_gone_while_it_is_asked_about_is_asked_about_again() {
-        let mut ledger = Ledger::default();
-        ledger.suspect(&finds(Suspects::TEMPORARY));
-        let mut out = Vec::new();
-        assert_eq!(ledger.put_question(&mut out), Asked::Yes);
-        ledger.suspect(&finds(Suspects::RELEASE));
-        ledger.told(Some(Suspects::TEMPORARY));
-        assert_eq!(ledger.put_question(&mut out), Asked::Yes);
-        ledger.told(Some(Suspects::NONE));
-        assert!(ledger.is_free());
     }
 
     #[test]

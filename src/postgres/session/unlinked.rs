@@ -227,12 +227,15 @@ impl Session {
     pub(super) fn cancel_requested(&mut self) {
         match &self.phase {
             Phase::Idle => {}
-            Phase::Waiting(_) | Phase::Barred(_) => {
-                let words = "canceling statement due to user request";
-                self.refuse_with(&ErrorFields::error("57014", words));
-            }
+            Phase::Waiting(_) | Phase::Barred(_) => self.refuse_cancelled(),
             Phase::Linked(_) => self.cancel_at_server(),
         }
+    }
+
+    /// Cancels a request that no server has seen.
+    pub(super) fn refuse_cancelled(&mut self) {
+        let words = "canceling statement due to user request";
+        self.refuse_with(&ErrorFields::error("57014", words));
     }
 }
 
