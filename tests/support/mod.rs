@@ -9,6 +9,7 @@ pub mod postgres;
 pub mod process;
 pub mod redis;
 pub mod resp;
+pub mod stage;
 pub mod tidegate;
 
 use std::time::{Duration, Instant};
