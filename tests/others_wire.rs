@@ -789,14 +789,38 @@ fn a_cancel_does_not_hit_the_question_behind_a_transaction() {
 #[test]
 fn a_slow_reader_keeps_no_connection_behind_a_setting() {
     let server = Postgres::start();
-    let gate = Tidegate::before(&server, 1);
+    let gate = Setup::new().postgres(&server).pool_size(1).wait_ms(2_000).start();
+    let sent = || {
+        let to_client = [("peer", "client"), ("direction", "sent")];
+        gate.postgres_metric("tidegate_bytes_total", &to_client)
+    };
+    let rows = |count: u32| {
+        let rows = format!("select repeat('x', 1000) from generate_series(1, {count})");
+        query(&format!("set work_mem = '9MB'; {rows}"))
+    };
+    let until_full = |before: f64| {
+        let mut last = 0.0;
+        eventually("it is full", || {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = sent() - before;
+            (now > 0.0 && std::mem::replace(&mut last, now).total_cmp(&now).is_eq()).then_some(now)
+        })
+    };
+    // As much as fits between a client that doesn't read and a server that is not read from.
     let mut slow = gate.client();
-    let rows = "select repeat('x', 1000) from generate_series(1, 20000)";
-    slow.send(&query(&format!("set work_mem = '9MB'; {rows}")));
-    std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(slow.reply().expect_no_error().rows().len(), 20_000);
-    assert_eq!(gate.client().one("show work_mem"), "4MB");
-    assert_eq!(slow.one("show work_mem"), "9MB");
+    let before = sent();
+    slow.send(&rows(20_000));
+    let fits = until_full(before);
+    slow.reply().expect_no_error();
+    for spare in [4_000.0, 16_000.0, 32_000.0, 48_000.0] {
+        let mut slow = gate.client();
+        let before = sent();
+        // Most of these times the very last of it has to wait here.
+        slow.send(&rows(format!("{}", ((fits - spare) / 1011.0).floor()).parse().unwrap()));
+        until_full(before);
+        slow.reply().expect_no_error();
+        assert_eq!(gate.client().one("show work_mem"), "4MB", "{spare}");
+    }
 }
 
 /// The state of a process, in one letter.
