@@ -239,6 +239,8 @@ fn settings_follow_their_session_over_backends() {
     }
 }
 
+/// pgbouncer #991, #1129, prisma #21877: two clients' statements of one name were one on the server: "already exists", or
+/// another's rows.
 #[test]
 fn two_clients_use_one_name_for_different_statements_on_every_backend() {
     let server = Postgres::start();
@@ -271,6 +273,7 @@ fn two_clients_use_one_name_for_different_statements_on_every_backend() {
     kept.expect_no_error();
 }
 
+/// pgbouncer #1288: Parse in one flight and Bind in the next: the unnamed statement was on another connection, or replaced.
 #[test]
 fn the_unnamed_statement_survives_another_client_on_the_backend() {
     let server = Postgres::start();
@@ -283,6 +286,7 @@ fn the_unnamed_statement_survives_another_client_on_the_backend() {
     assert_eq!(reply.expect_no_error().rows(), [[Some("mine!".to_owned())]]);
 }
 
+/// odyssey #1475, #1485: whoever wrote all requests before it read a reply stood still; see also tests/others_wire.rs.
 #[test]
 fn a_reply_flows_while_the_request_is_still_on_its_way() {
     let server = Postgres::start();

@@ -256,6 +256,8 @@ fn reset_leads_to_what_the_client_gave_at_startup() {
     }
 }
 
+/// pgcat #903, pgbouncer #655, #976: WITH HOLD cursors, temporary tables, session locks and SQL's PREPARE stayed with the
+/// connection, where their session did not find them and others did.
 #[test]
 fn what_stays_on_the_server_pins_until_it_is_gone() {
     let mut stage = Stage::new();
@@ -490,6 +492,8 @@ fn requests_behind_a_suspect_are_answered_in_order() {
     }
 }
 
+/// odyssey #477, pgbouncer #1038, pgdog #943: after a migration the pool's plans were void, and clients got "cached plan must
+/// not change result type", or statements that did not exist, until somebody reconnected every pooler by hand.
 #[test]
 fn a_changed_table_costs_a_prepared_statement_nothing() {
     let mut stage = Stage::new();

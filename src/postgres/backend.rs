@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::connect::{Dial, Dialled, dial};
 use super::hub::Hub;
 use super::message::{self, BackendKey, ErrorFields};
-use super::relay::{Line, Passed, Suspicion};
+use super::relay::{Emptied, Line, Suspicion};
 use super::settings::{self, Settings};
 use super::sql::{Routines, Suspects};
 use super::statements::{Registry, ServerStatements};
@@ -247,10 +247,10 @@ impl PgConnect {
 
     /// Whether a connection is emptied before another session gets it.
     #[must_use]
-    pub fn passing(&self) -> Passed {
+    pub fn empties(&self) -> Emptied {
         match self.rules.passing {
-            Passing::Difference => Passed::AsItIs,
-            Passing::Strict => Passed::Emptied,
+            Passing::Difference => Emptied::No,
+            Passing::Strict => Emptied::Yes,
         }
     }
 

@@ -51,28 +51,34 @@ async fn tidy(
     departure: Departure,
     leavings: Leavings,
 ) -> Result<(), &'static str> {
-    if !lease.line.client_at_boundary() {
+    let backend: &mut PgBackend = lease;
+    if !backend.line.abandon(backend.to_server.bytes()) {
         // The server waits for the rest of a frame that nobody has.
         return Err("client_gone_mid_frame");
     }
-    lease.to_client.clear();
-    if lease.line.exchange.copies_in() {
-        let reason = b"the client has gone\0";
-        wire::put_frame(lease.to_server.bytes(), b'f', &[reason]);
-        lease.line.exchange.sent_copy_end();
+    backend.to_client.clear();
+    if departure == Departure::Vanished {
+        // An error in one request of several would let those behind it run without it: a BEGIN, say.
+        drain(lease, |backend| {
+            let exchange = &backend.line.exchange;
+            exchange.is_last_flight() || exchange.copies_in()
+        })
+        .await?;
+        if lease.line.exchange.owes_client() && !lease.line.exchange.copies_in() {
+            cancel(lease).await;
+        }
     }
-    let runs = lease.line.exchange.owes_client();
-    if lease.line.exchange.wants_sync() {
-        wire::put_frame(lease.to_server.bytes(), b'S', &[]);
-        lease.line.exchange.sent_sync();
+    loop {
+        end_requests(lease);
+        drain(lease, |backend| {
+            let exchange = &backend.line.exchange;
+            exchange.copies_in() || (exchange.owed() == 0 && backend.to_server.is_empty())
+        })
+        .await?;
+        if !lease.line.exchange.copies_in() && !lease.line.exchange.wants_sync() {
+            break;
+        }
     }
-    if runs && departure == Departure::Vanished {
-        let pool = std::sync::Arc::clone(lease.pool());
-        let key = lease.key.clone();
-        // Whether or not it arrives, the answer tells; only then may other words follow.
-        let _told = send_cancel(pool.connector().dial(), &key).await;
-    }
-    drain(lease).await.map_err(|_| "client_gone")?;
     if lease.line.exchange.status() != Status::Idle {
         ask(lease, "ROLLBACK").await?;
     }
@@ -83,8 +89,39 @@ async fn tidy(
     if lease.line.is_over() { Ok(()) } else { Err("client_gone") }
 }
 
-/// Reads and forgets until nothing is owed.
-async fn drain(backend: &mut PgBackend) -> io::Result<()> {
+/// Ends a COPY, and what no Sync has ended: the server would not have kept that, either.
+fn end_requests(backend: &mut PgBackend) {
+    let exchange = &mut backend.line.exchange;
+    let out = backend.to_server.bytes();
+    if exchange.copies_in() {
+        wire::put_frame(out, b'f', &[b"the client has gone\0"]);
+        exchange.sent_copy_end();
+    }
+    if exchange.wants_sync() {
+        out.extend_from_slice(&message::query("ROLLBACK"));
+        exchange.sent_query(Owed::QueryOurs);
+        // Behind an error the server skips the ROLLBACK.
+        wire::put_frame(out, b'S', &[]);
+        exchange.sent_sync();
+    }
+}
+
+/// Has the server cancel what runs. Whether or not that arrives, the answer tells; only then may other words follow.
+async fn cancel(lease: &Lease<PgConnect>) {
+    let pool = std::sync::Arc::clone(lease.pool());
+    let key = lease.key.clone();
+    let _told = send_cancel(pool.connector().dial(), &key).await;
+}
+
+/// Reads and forgets until `done`, and writes what waits for the server meanwhile.
+async fn drain(
+    backend: &mut PgBackend,
+    done: impl Fn(&PgBackend) -> bool,
+) -> Result<(), &'static str> {
+    read_until(backend, done).await.map_err(|_| "client_gone")
+}
+
+async fn read_until(backend: &mut PgBackend, done: impl Fn(&PgBackend) -> bool) -> io::Result<()> {
     let mut ledger = None;
     poll_fn(|cx| {
         loop {
@@ -94,7 +131,7 @@ async fn drain(backend: &mut PgBackend) -> io::Result<()> {
                     sent?;
                 }
             }
-            if backend.to_server.is_empty() && backend.line.exchange.owed() == 0 {
+            if done(backend) {
                 return Poll::Ready(Ok(()));
             }
             ready!(with_read_buffer(|buffer| {

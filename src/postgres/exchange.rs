@@ -42,6 +42,8 @@ pub enum Owed {
     ClosePlain,
     /// A Close of ours.
     CloseOurs,
+    /// A Close of ours that makes room for another statement; the number of the name.
+    CloseEvicted(u64),
     /// A Bind.
     Bind,
     /// A Describe of a statement or a portal.
@@ -186,7 +188,8 @@ impl Exchange {
     #[must_use]
     pub fn owes_client(&self) -> bool {
         let ours = |owed: &Owed| {
-            is_query_of_ours(owed) || matches!(owed, Owed::ParseOurs(_) | Owed::CloseOurs)
+            is_query_of_ours(owed)
+                || matches!(owed, Owed::ParseOurs(_) | Owed::CloseOurs | Owed::CloseEvicted(_))
         };
         self.owed.iter().any(|owed| !ours(owed))
     }
@@ -195,6 +198,18 @@ impl Exchange {
     #[must_use]
     pub fn is_behind(&self) -> bool {
         !self.owed.is_empty() && self.synced == Synced::Yes && self.owes_client()
+    }
+
+    /// Whether an error now would take with it all that the client has asked for: nothing of its stands behind the next
+    /// ReadyForQuery.
+    #[must_use]
+    pub fn is_last_flight(&self) -> bool {
+        let ends = |owed: &&Owed| {
+            matches!(owed, Owed::Sync | Owed::Query | Owed::Function) || is_query_of_ours(owed)
+        };
+        let runs =
+            |owed: &Owed| !is_query_of_ours(owed) && !matches!(owed, Owed::Sync | Owed::CopyEnd);
+        !self.owed.iter().skip_while(|owed| !ends(owed)).skip(1).any(runs)
     }
 
     /// Whether the server is being brought into a failed transaction.
@@ -208,7 +223,7 @@ impl Exchange {
     pub fn end_of_ours(&self) -> Option<u8> {
         match self.owed.front()? {
             Owed::ParseOurs(_) => Some(b'1'),
-            Owed::CloseOurs => Some(b'3'),
+            Owed::CloseOurs | Owed::CloseEvicted(_) => Some(b'3'),
             front => is_query_of_ours(front).then_some(b'Z'),
         }
     }
@@ -367,7 +382,9 @@ impl Exchange {
             (Owed::ParseNamed(_) | Owed::ParseUnnamed(_) | Owed::ParsePlain, b'1') => {
                 (Verdict::Relay, true)
             }
-            (Owed::ParseOurs(_), b'1') | (Owed::CloseOurs, b'3') => (Verdict::Swallow, true),
+            (Owed::ParseOurs(_), b'1') | (Owed::CloseOurs | Owed::CloseEvicted(_), b'3') => {
+                (Verdict::Swallow, true)
+            }
             (Owed::ParseKnown(_), b'3') => (Verdict::RelayAs(b'1'), true),
             (Owed::CloseNamed(_) | Owed::CloseUnnamed(_) | Owed::ClosePlain, b'3') => {
                 (Verdict::Relay, true)
@@ -530,6 +547,25 @@ mod tests {
         exchange.sent_query(Owed::Query);
         replies(&mut exchange, "CZ");
         assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn an_error_takes_the_last_flight_only() {
+        let mut exchange = Exchange::default();
+        assert!(exchange.is_last_flight());
+        exchange.sent_query(Owed::QueryOurs);
+        exchange.sent(Owed::ParseUnnamed(None));
+        exchange.sent(Owed::Execute);
+        assert!(!exchange.is_last_flight());
+        replies(&mut exchange, "CZ");
+        assert!(exchange.is_last_flight());
+        exchange.sent_sync();
+        exchange.sent_sync();
+        assert!(exchange.is_last_flight());
+        exchange.sent_query(Owed::Query);
+        assert!(!exchange.is_last_flight());
+        replies(&mut exchange, "1CZZ");
+        assert!(exchange.is_last_flight());
     }
 
     #[test]

@@ -44,6 +44,9 @@ const FAILING: &str =
 const EMPTYING: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UNLISTEN *; \
                         SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 
+/// Most bytes of an unfinished frame that are filled up.
+const FILLED_BYTES: usize = 1024 * 1024;
+
 /// One server connection, as the protocol sees it.
 #[derive(Debug)]
 pub struct Line {
@@ -82,9 +85,17 @@ pub struct Line {
     epoch: u64,
     names: Names,
     pinning: Pinning,
+    passed: Passed,
     sequences: Sequences,
     reports: Reports,
     handover: Handover,
+}
+
+/// Whether anything of the session's has passed since it took the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passed {
+    Nothing,
+    Something,
 }
 
 /// Whether the session may run what keeps its connection with it.
@@ -109,14 +120,14 @@ pub enum Suspicion {
     OfAll,
 }
 
-/// How a connection comes from one session to another.
+/// Whether all that a session may have left is taken off a connection before the next one gets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Passed {
-    /// With what nobody knows of.
+pub enum Emptied {
+    /// What is known of is; what nobody knows of passes on.
     #[default]
-    AsItIs,
-    /// With nothing on it.
-    Emptied,
+    No,
+    /// It is.
+    Yes,
 }
 
 /// What a statement may have to wait for.
@@ -138,6 +149,16 @@ enum Names {
     Doubtful,
     /// And the client's next words wait for that answer.
     Awaited,
+}
+
+impl Names {
+    /// Behind words that may take some away: at once in a Query, when its portal runs in a Bind.
+    fn until_told(resettle: Resettle) -> Self {
+        match resettle {
+            Resettle::AtSync => Self::Threatened,
+            Resettle::Now | Resettle::No => Self::Doubtful,
+        }
+    }
 }
 
 /// Whether the latest flight can be sent again without anybody noticing.
@@ -279,6 +300,7 @@ impl Line {
             epoch: 0,
             names: Names::Certain,
             pinning: Pinning::Unasked,
+            passed: Passed::Nothing,
             sequences: Sequences::default(),
             reports: Reports::at_login(parameters),
             handover: Handover::None,
@@ -362,6 +384,13 @@ impl Line {
         self.exchange.is_over() && self.at_boundary() && self.gate() == Gate::Open
     }
 
+    /// Whether anything of the session's has passed since it took the connection: before that it has it for what is to
+    /// come.
+    #[must_use]
+    pub fn has_passed(&self) -> bool {
+        self.passed == Passed::Something
+    }
+
     /// Whether both sides are at a frame boundary.
     #[must_use]
     pub fn at_boundary(&self) -> bool {
@@ -372,6 +401,19 @@ impl Line {
     #[must_use]
     pub fn client_at_boundary(&self) -> bool {
         self.client_rest == 0
+    }
+
+    /// The client has gone: nothing of its goes again or waits for leave, and COPY data that it left unfinished is filled
+    /// up, as the copy is going to fail. Tells whether its side is at a frame boundary now.
+    pub fn abandon(&mut self, out: &mut Vec<u8>) -> bool {
+        self.retry = Retry::No;
+        self.pinning = Pinning::Unasked;
+        let missing = wire::widen(self.client_rest);
+        if self.exchange.copies_in() && missing <= FILLED_BYTES {
+            out.resize(out.len() + missing, 0);
+            self.client_rest = 0;
+        }
+        self.client_at_boundary()
     }
 
     /// Whether the server's frame has all been read.
@@ -409,7 +451,7 @@ impl Line {
         session: i32,
         settings: &Arc<Settings>,
         registry: &Registry,
-        passed: Passed,
+        emptied: Emptied,
         out: &mut Vec<u8>,
     ) {
         let epoch = registry.epoch();
@@ -419,6 +461,7 @@ impl Line {
         self.retry = Retry::No;
         self.names = Names::Certain;
         self.pinning = Pinning::Unasked;
+        self.passed = Passed::Nothing;
         self.handover = Handover::None;
         self.pace = Pace::InTurn;
         self.unnamed = Unnamed::Foreign;
@@ -429,7 +472,7 @@ impl Line {
             self.exchange.sent_ahead(Owed::CloseOurs);
         }
         let before = self.sequences.begin(session);
-        if passed == Passed::Emptied && before == Before::Another {
+        if emptied == Emptied::Yes && before == Before::Another {
             out.extend_from_slice(&message::query(EMPTYING));
             self.exchange.sent_query(Owed::QueryOurs);
             self.sequences.clean();

@@ -114,6 +114,7 @@ struct Rare {
     stance: Stance,
     presence: Presence,
     cancelling: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    wish: Wish,
     /// Runs while the client leaves bytes unread and holds a connection.
     stall: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Runs while the client says nothing more inside a message that the server has begun to read.
@@ -136,6 +137,15 @@ struct Rare {
     admission_ends: Option<tokio::time::Instant>,
 }
 
+/// Whether the client wants to have cancelled what the server has not begun yet.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Wish {
+    #[default]
+    None,
+    /// As soon as the server is at a request of the client's: now it is at one of ours.
+    Cancel,
+}
+
 /// Whether the client will say more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Presence {
@@ -151,6 +161,7 @@ impl Default for Rare {
             stance: Stance::Open,
             presence: Presence::Here,
             cancelling: None,
+            wish: Wish::None,
             stall: None,
             silence: None,
             question: None,

@@ -144,7 +144,7 @@ impl Registry {
     }
 
     /// The statement with this body for sessions with these startup settings: under another `search_path` the same
-    /// text is another statement.
+    /// text is another statement, and so it is at another time if it says `'now'`.
     ///
     /// # Errors
     /// [`Full`] if it is a new one too many.
@@ -154,6 +154,9 @@ impl Registry {
         settings: u64,
         quoting: Quoting,
     ) -> Result<Arc<Statement>, Full> {
+        if is_of_its_moment(body) {
+            return Ok(self.lone(body, quoting));
+        }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let hash = known.hasher.hash_one((settings, body));
         let entries = known.by_hash.get(&hash).map(Vec::as_slice).unwrap_or_default();
@@ -205,6 +208,18 @@ impl Known {
         self.len = self.by_hash.values().map(Vec::len).sum();
         self.sweep_at = self.len * 2;
     }
+}
+
+/// Whether it may hold a literal that the server reads as the time at which it parses (PostgreSQL documentation,
+/// "Special Values" of date and time).
+fn is_of_its_moment(body: &[u8]) -> bool {
+    memchr::memchr_iter(b'\'', body).any(|quote| {
+        let text = body[quote + 1..].trim_ascii_start();
+        let word = text.split(|byte| !byte.is_ascii_alphabetic()).next().unwrap_or_default();
+        ["now", "today", "tomorrow", "yesterday"]
+            .iter()
+            .any(|moment| word.eq_ignore_ascii_case(moment.as_bytes()))
+    })
 }
 
 /// A session's statements by the names the client gave them.
@@ -294,8 +309,15 @@ impl ServerStatements {
         Some(ServerName::new(self.nonce, parsed.number))
     }
 
-    /// A new name for a statement about to be parsed, and the name of one that must be closed to stay in the limit.
-    pub fn name_new(&mut self, statement: &Arc<Statement>) -> (ServerName, Option<ServerName>) {
+    /// The name with this number.
+    #[must_use]
+    pub fn name(&self, number: u64) -> ServerName {
+        ServerName::new(self.nonce, number)
+    }
+
+    /// A new name for a statement about to be parsed, and the number of the name that must be closed to stay in the
+    /// limit.
+    pub fn name_new(&mut self, statement: &Arc<Statement>) -> (ServerName, Option<u64>) {
         let evicted = if self.parsed.len() >= self.limit { self.evict() } else { None };
         self.clock += 1;
         self.next += 1;
@@ -327,10 +349,9 @@ impl ServerStatements {
         ServerName::new(self.nonce, 0)
     }
 
-    fn evict(&mut self) -> Option<ServerName> {
+    fn evict(&mut self) -> Option<u64> {
         let (&id, _) = self.parsed.iter().min_by_key(|(_, parsed)| parsed.used)?;
-        let oldest = self.parsed.remove(&id)?;
-        Some(ServerName::new(self.nonce, oldest.number))
+        Some(self.parsed.remove(&id)?.number)
     }
 }
 
@@ -346,6 +367,22 @@ mod tests {
         let c = registry.intern(b"select 1\0\0\0", 1, Quoting::Standard).unwrap();
         assert!(Arc::ptr_eq(&a, &b));
         assert_ne!(a.id, c.id);
+    }
+
+    #[test]
+    fn what_says_now_is_nobody_elses() {
+        let registry = Registry::new(2_000, 1 << 20);
+        for (text, shared) in [
+            ("select 'now'::timestamptz", false),
+            ("select date ' Yesterday'", false),
+            ("select 'TODAY 12:00'::timestamp", false),
+            ("select now(), 'nowhere', 'at now'", true),
+            ("select '", true),
+        ] {
+            let twice = [(); 2].map(|()| registry.intern(text.as_bytes(), 0, Quoting::Standard));
+            let [one, other] = twice.map(Result::unwrap);
+            assert_eq!(Arc::ptr_eq(&one, &other), shared, "{text}");
+        }
     }
 
     #[test]
@@ -386,10 +423,10 @@ mod tests {
         assert_eq!(evicted, None);
         assert_eq!(server.name_of(a.id), Some(one));
         let (three, evicted) = server.name_new(&c);
-        assert_eq!(evicted, Some(two));
+        assert_eq!(evicted.map(|number| server.name(number)), Some(two));
         assert_eq!(server.name_of(b.id), None);
         let (again, evicted) = server.name_new(&b);
-        assert_eq!(evicted, Some(one));
+        assert_eq!(evicted.map(|number| server.name(number)), Some(one));
         assert_ne!(again, two);
         assert_ne!(again, three);
     }

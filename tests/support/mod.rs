@@ -10,6 +10,7 @@ pub mod process;
 pub mod redis;
 pub mod resp;
 pub mod script;
+pub mod stage;
 pub mod tidegate;
 
 use std::time::{Duration, Instant};

@@ -42,6 +42,19 @@ impl Frame {
         Fields(&self.body).string()
     }
 
+    /// An error without the place in the server's source that raised it: the one thing in which an
+    /// error of ours may differ from the server's.
+    pub fn neutral(&self) -> Self {
+        if self.tag != b'E' {
+            return self.clone();
+        }
+        let fields = self.body.split(|&byte| byte == 0);
+        let kept = fields.filter(|field| !matches!(field.first(), Some(b'F' | b'L' | b'R')));
+        let whole =
+            framed(b'E', &kept.flat_map(|field| [field, b"\0"].concat()).collect::<Vec<_>>());
+        Self { tag: b'E', body: whole[5..].to_vec() }
+    }
+
     pub fn refusal(&self) -> Refusal {
         let mut refusal = Refusal::default();
         let mut rest = Fields(&self.body);

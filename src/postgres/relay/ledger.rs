@@ -1,6 +1,6 @@
 //! What the relay keeps of a session that prepares statements or leaves things behind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::super::sql::{Findings, SettingName, Suspects, Unlisten};
 use super::super::statements::SessionStatements;
@@ -30,8 +30,17 @@ pub struct Ledger {
     unlistening: Vec<Unlisten>,
     /// Custom settings this session may have changed.
     custom: Vec<String>,
-    /// Names that a DISCARD ALL or DEALLOCATE ALL under way will take, with their statements.
-    pub(super) discarding: Option<Vec<(Box<[u8]>, u64)>>,
+    /// What is under way that takes names away.
+    pub(super) discarding: Option<Discarding>,
+}
+
+/// What takes names of statements away if it works: its command tags tell.
+#[derive(Debug)]
+pub(super) enum Discarding {
+    /// DISCARD ALL or DEALLOCATE ALL: these, with their statements.
+    All(Vec<(Box<[u8]>, u64)>),
+    /// A DEALLOCATE of each.
+    Each(VecDeque<Box<[u8]>>),
 }
 
 /// Whether what may have been left behind stays if the connection is lost now.
@@ -150,7 +159,7 @@ impl Ledger {
 
     /// Whether the server has to be asked.
     #[must_use]
-    pub(super) fn has_suspects(&self) -> bool {
+    pub fn has_suspects(&self) -> bool {
         !self.suspects.is_empty()
     }
 

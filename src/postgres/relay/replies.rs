@@ -3,6 +3,7 @@
 use super::super::exchange::{Desync, Outcome, Owed, Status, Verdict};
 use super::super::message::ErrorFields;
 use super::super::sql::Suspects;
+use super::super::statements::SessionStatements;
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
 use super::reports::{Left, Whose};
 use super::{Gate, Ledger, Line, News, Plans, Retry, Row, Unnamed};
@@ -202,28 +203,42 @@ fn is_last(body: &[u8]) -> bool {
 /// Takes back what requests did to the maps that an error took with it.
 pub(super) fn undo(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
     let mut lost = line.exchange.take_lost();
-    let Some(ledger) = ledger.as_deref_mut() else { return };
-    let statements = &mut ledger.statements;
     while let Some(owed) = lost.pop() {
-        match owed {
-            Owed::ParseNamed(named) => {
-                line.statements.forget(named.statement.id);
-                statements.named.remove(&named.name);
-            }
-            Owed::ParseKnown(named) => {
-                statements.named.remove(&named.name);
-            }
-            Owed::ParseOurs(id) => line.statements.forget(id),
-            // The one that failed has still dropped what was there before.
-            Owed::ParseUnnamed(before) => {
-                statements.unnamed = if lost.is_empty() { None } else { before };
-            }
-            Owed::CloseUnnamed(before) => statements.unnamed = before,
-            Owed::CloseNamed(named) => {
-                statements.named.insert(named.name, named.statement);
-            }
-            _ => {}
+        undo_one(line, ledger.as_deref_mut().map(|ledger| &mut ledger.statements), owed, &lost);
+    }
+}
+
+/// Takes one request back; `before` are those sent before it that are lost, too. The server's side of it holds whoever
+/// hears the error: a client that has gone has no ledger any more.
+fn undo_one(
+    line: &mut Line,
+    mut session: Option<&mut SessionStatements>,
+    owed: Owed,
+    before: &[Owed],
+) {
+    match &owed {
+        Owed::ParseNamed(named) => line.statements.forget(named.statement.id),
+        Owed::ParseOurs(id) => line.statements.forget(*id),
+        Owed::CloseEvicted(number) => {
+            let name = line.statements.name(*number);
+            line.strays.push(name.without_zero().into());
         }
+        _ => {}
+    }
+    let Some(statements) = session.take() else { return };
+    match owed {
+        Owed::ParseNamed(named) | Owed::ParseKnown(named) => {
+            statements.named.remove(&named.name);
+        }
+        // The one that failed has still dropped what was there before.
+        Owed::ParseUnnamed(earlier) => {
+            statements.unnamed = if before.is_empty() { None } else { earlier };
+        }
+        Owed::CloseUnnamed(earlier) => statements.unnamed = earlier,
+        Owed::CloseNamed(named) => {
+            statements.named.insert(named.name, named.statement);
+        }
+        _ => {}
     }
 }
 
@@ -236,19 +251,28 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
     if tag == b"ROLLBACK\0" {
         ledger.undone();
     }
-    if ledger.discarding.is_none() {
-        return;
-    }
-    let all = match tag {
-        b"DISCARD ALL\0" => true,
-        b"DEALLOCATE ALL\0" => false,
+    let named = &mut ledger.statements.named;
+    let all = match (&mut ledger.discarding, tag) {
+        (Some(super::ledger::Discarding::Each(names)), b"DEALLOCATE\0") => {
+            if let Some(name) = names.pop_front() {
+                named.remove(&name);
+            }
+            if names.is_empty() {
+                ledger.discarding = None;
+            }
+            return;
+        }
+        (Some(super::ledger::Discarding::All(names)), b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") => {
+            for (name, id) in names.drain(..) {
+                if named.get(&name).is_some_and(|statement| statement.id == id) {
+                    named.remove(&name);
+                }
+            }
+            ledger.discarding = None;
+            tag == b"DISCARD ALL\0"
+        }
         _ => return,
     };
-    for (name, id) in ledger.discarding.take().unwrap_or_default() {
-        if ledger.statements.named.get(&name).is_some_and(|statement| statement.id == id) {
-            ledger.statements.named.remove(&name);
-        }
-    }
     if all {
         ledger.discarded();
         line.news = Some(News::Discarded);

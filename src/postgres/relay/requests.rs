@@ -105,6 +105,9 @@ pub fn requests(
     let (need, goodbye) = pass.run()?;
     let Pass { at, output, .. } = pass;
     pass.keep_flight(fresh);
+    if at > 0 {
+        pass.line.passed = super::Passed::Something;
+    }
     if output == Output::Appended {
         pass.copy_run();
     }
@@ -350,7 +353,7 @@ impl Pass<'_> {
                 return Step::Wait(HEADER_BYTES);
             }
             self.leaves(&findings, Resettle::Now);
-            self.shield(&findings);
+            self.shield(&findings, Resettle::Now);
             lent = self.lend(&findings, Resettle::Now);
         } else {
             let routines = self.around.registry.routines();
@@ -430,8 +433,14 @@ impl Pass<'_> {
         if Self::bars(self.line, &statement.findings, self.around) {
             return Ok(Step::Wait(HEADER_BYTES));
         }
+        let sql_prepares = ledger.leavings().intersects(Suspects::PREPARE);
         ledger.statements.named.insert(name.into(), Arc::clone(&statement));
         self.lend(&statement.findings, Resettle::AtSync);
+        if sql_prepares && self.line.exchange.answers() {
+            // SQL may have given the name: then the server's own words refuse it.
+            self.inject(b'P', &[name, b"\0\0\0\0"], Owed::ParseOurs(NO_STATEMENT));
+            self.inject(b'C', &[b"S", name, b"\0"], Owed::CloseOurs);
+        }
         let named = Box::new(Named { name: name.into(), statement });
         self.parse_named(header, named);
         Ok(Step::Passed)
@@ -505,7 +514,7 @@ impl Pass<'_> {
             }
             self.leaves(&findings, Resettle::AtSync);
             self.names_of_settings(&findings, header, body);
-            self.shield_statement(&findings);
+            self.shield(&findings, Resettle::AtSync);
         }
         match statement.filter(|_| !name.is_empty()) {
             None => {
@@ -625,8 +634,9 @@ impl Pass<'_> {
 
     fn new_name(&mut self, statement: &Arc<Statement>) -> ServerName {
         let (name, evicted) = self.line.statements.name_new(statement);
-        if let Some(evicted) = evicted {
-            self.inject(b'C', &[b"S", evicted.with_zero()], Owed::CloseOurs);
+        if let Some(number) = evicted {
+            let evicted = self.line.statements.name(number);
+            self.inject(b'C', &[b"S", evicted.with_zero()], Owed::CloseEvicted(number));
         }
         name
     }
@@ -662,11 +672,8 @@ impl Pass<'_> {
             let named = &ledger.statements.named;
             let names =
                 named.iter().map(|(name, statement)| (name.clone(), statement.id)).collect();
-            ledger.discarding = Some(names);
-            self.line.names = match resettle {
-                Resettle::AtSync => Names::Threatened,
-                Resettle::Now | Resettle::No => Names::Doubtful,
-            };
+            ledger.discarding = Some(super::ledger::Discarding::All(names));
+            self.line.names = Names::until_told(resettle);
         }
     }
 
@@ -689,26 +696,38 @@ impl Pass<'_> {
         }
     }
 
-    /// DEALLOCATE of a name the server doesn't know must succeed: give it one to take away.
-    fn shield(&mut self, findings: &Findings) {
+    /// DEALLOCATE of a name the server doesn't know must succeed: give it one to take away. The session's goes when the
+    /// server says so.
+    fn shield(&mut self, findings: &Findings, resettle: Resettle) {
         // In a failed transaction it is refused, and the statement stays.
-        if self.line.exchange.status() == Status::Failed {
+        if findings.deallocates.is_empty() || self.line.exchange.status() == Status::Failed {
             return;
         }
-        for name in &findings.deallocates {
-            let Some(ledger) = self.ledger.as_deref_mut() else { return };
-            // A statement that SQL prepared may have the name on the server itself.
-            if ledger.leavings().intersects(Suspects::PREPARE) {
-                return;
+        let Some(ledger) = self.ledger.as_deref_mut() else { return };
+        let named = &ledger.statements.named;
+        let known: Vec<_> =
+            findings.deallocates.iter().filter(|name| named.contains_key(*name)).cloned().collect();
+        if known.is_empty() {
+            return;
+        }
+        let names = findings.deallocates.iter().cloned();
+        match (self.line.names, &mut ledger.discarding) {
+            (Names::Certain, discarding) => {
+                *discarding = Some(super::ledger::Discarding::Each(names.collect()))
             }
-            if ledger.statements.named.remove(name).is_some() {
-                self.flush_run();
-                wire::put_frame(self.out, b'C', &[b"S", name, b"\0"]);
-                wire::put_frame(self.out, b'P', &[name, b"\0\0\0\0"]);
-                self.line.exchange.sent_ahead(Owed::CloseOurs);
-                self.line.exchange.sent_ahead(Owed::ParseOurs(NO_STATEMENT));
-                self.line.strays.push(name.clone());
-            }
+            // Several are bound before the first runs.
+            (_, Some(super::ledger::Discarding::Each(earlier))) => earlier.extend(names),
+            // All are under way.
+            _ => return,
+        }
+        self.line.names = Names::until_told(resettle);
+        self.flush_run();
+        for name in known {
+            wire::put_frame(self.out, b'C', &[b"S", &name, b"\0"]);
+            wire::put_frame(self.out, b'P', &[&name, b"\0\0\0\0"]);
+            self.line.exchange.sent_ahead(Owed::CloseOurs);
+            self.line.exchange.sent_ahead(Owed::ParseOurs(NO_STATEMENT));
+            self.line.strays.push(name);
         }
     }
 
@@ -731,12 +750,6 @@ impl Pass<'_> {
             lent = Lent::Something;
         }
         lent
-    }
-
-    fn shield_statement(&mut self, findings: &Findings) {
-        if !findings.deallocates.is_empty() {
-            self.shield(findings);
-        }
     }
 
     /// Sends a frame of ours ahead of the client's next.

@@ -349,7 +349,7 @@ fn another_sessions_unnamed_statement_is_out_of_reach() {
     bench.receive(&[&answers]).unwrap();
     let settings = Arc::clone(&bench.settings);
     let mut ahead = Vec::new();
-    bench.line.begin(2, &settings, &bench.registry, Passed::AsItIs, &mut ahead);
+    bench.line.begin(2, &settings, &bench.registry, Emptied::No, &mut ahead);
     bench.ledger = None;
     let to_server = bench.send(&[&frames(&[Sent::Bind(""), Sent::Execute, Sent::Sync])]);
     assert_eq!(tags(&to_server), "CBES", "the unnamed statement is closed first");
@@ -373,11 +373,11 @@ fn settings_ride_ahead_and_their_answer_is_swallowed() {
     let asked = vec![("application_name".to_owned(), "a".to_owned())];
     let settings = Arc::new(Settings { plan: 1, startup: None, asked, reported: Vec::new() });
     let mut ahead = Vec::new();
-    bench.line.begin(1, &settings, &bench.registry, Passed::AsItIs, &mut ahead);
+    bench.line.begin(1, &settings, &bench.registry, Emptied::No, &mut ahead);
     assert_eq!(tags(&ahead), "Q");
     ahead.extend(bench.send(&[&frames(&[Sent::Query("select 1")])]));
     assert_eq!(tags(&bench.receive(&[&serve(&ahead)]).unwrap()), "CZ");
     let mut again = Vec::new();
-    bench.line.begin(1, &settings, &bench.registry, Passed::AsItIs, &mut again);
+    bench.line.begin(1, &settings, &bench.registry, Emptied::No, &mut again);
     assert!(again.is_empty(), "they are in force already");
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use super::listening::HandedOver;
 use super::unlinked::{count, dismissed};
-use super::{Admitted, End, Inbox, Lost, Phase, Presence, Session, Turn};
+use super::{Admitted, End, Inbox, Lost, Phase, Presence, Session, Turn, Wish};
 use crate::config::PoolMode;
 use crate::postgres::backend::PgBackend;
 use crate::postgres::connect::send_cancel;
@@ -38,6 +38,11 @@ type Side = Result<Moved, End>;
 impl Session {
     /// One look at both directions, and the release when all is over.
     pub(super) fn linked(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        if self.cancels_unsent() {
+            self.release();
+            self.refuse_cancelled();
+            return Turn::Again;
+        }
         let moved = match self.both_sides(cx, buffer) {
             Ok(moved) => moved,
             // Whoever has said goodbye may close before the last answer.
@@ -67,6 +72,7 @@ impl Session {
             self.hear_farewell()?;
             self.refuse_block()?;
         }
+        self.ask_truth(cx);
         if replies == Moved::Yes && self.is_over() {
             // The client's next request is another transaction: it begins with a checkout of its own.
             self.count();
@@ -174,6 +180,9 @@ impl Session {
 
     /// Passes on what is in the inbox, if enough is there and the server may have it.
     fn inbox_on(&mut self) -> Side {
+        if self.cancels_unsent() {
+            return Ok(Moved::Yes);
+        }
         let Phase::Linked(lease) = &self.phase else { return Ok(Moved::No) };
         if lease.to_server.len() > TO_SERVER_BYTES || !self.takes_requests() {
             return Ok(Moved::No);
@@ -265,7 +274,6 @@ impl Session {
         }
         if self.ledger.is_some() {
             self.learn();
-            self.ask_truth(cx);
         }
         Ok(())
     }
@@ -294,6 +302,13 @@ impl Session {
 
     /// Asks the server what the session has left, when that is due; the client's next words go behind the question.
     fn ask_truth(&mut self, cx: &mut Context<'_>) {
+        if self.ledger.as_ref().is_none_or(|ledger| !ledger.has_suspects()) {
+            return;
+        }
+        // A cancel request under way would hit the question.
+        if self.rare.as_ref().is_some_and(|rare| rare.cancelling.is_some()) {
+            return;
+        }
         let Phase::Linked(lease) = &mut self.phase else { return };
         let backend: &mut PgBackend = lease;
         if !backend.to_client.is_empty() || backend.line.farewell().is_some() {
@@ -422,11 +437,16 @@ impl Session {
     /// A cancel request under way, and the clock of a server that doesn't answer us.
     fn poll_rare(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let Some(rare) = &mut self.rare else { return Ok(()) };
+        if std::mem::take(&mut rare.wish) == Wish::Cancel {
+            self.cancel_at_server();
+        }
+        let Some(rare) = &mut self.rare else { return Ok(()) };
         if let Some(cancelling) = &mut rare.cancelling
             && cancelling.as_mut().poll(cx).is_ready()
         {
             rare.cancelling = None;
         }
+        let Some(rare) = &mut self.rare else { return Ok(()) };
         if let Some(question) = &mut rare.question
             && question.as_mut().poll(cx).is_ready()
         {
@@ -463,11 +483,14 @@ impl Session {
     /// Asks the server to cancel what runs for this client; the lease stays until that is done.
     pub(super) fn cancel_at_server(&mut self) {
         let Phase::Linked(lease) = &self.phase else { return };
-        if !lease.line.exchange.owes_client() {
+        let exchange = &lease.line.exchange;
+        let waits = exchange.owes_client() || self.inbox.is_some();
+        if !waits || self.rare.as_ref().is_some_and(|rare| rare.cancelling.is_some()) {
             return;
         }
         let rare = self.rare.get_or_insert_default();
-        if rare.cancelling.is_some() {
+        if exchange.end_of_ours().is_some() || !exchange.owes_client() {
+            rare.wish = Wish::Cancel;
             return;
         }
         let pool = Arc::clone(&self.pool);
@@ -479,10 +502,12 @@ impl Session {
         }));
     }
 
-    /// Whether the connection can go back: nothing owed, nothing unsent, nothing kept.
+    /// Whether the connection can go back: nothing owed, nothing unsent, nothing kept. Not before what it was taken for has
+    /// passed: the server's answer to our settings is no reason.
     fn is_over(&self) -> bool {
         let Phase::Linked(lease) = &self.phase else { return false };
-        lease.line.is_over() && self.is_at_rest() && !self.keeps_connection()
+        let used = lease.line.has_passed() || self.inbox.is_none();
+        used && lease.line.is_over() && self.is_at_rest() && !self.keeps_connection()
     }
 
     /// Whether the connection is the client's until it leaves.
@@ -579,6 +604,14 @@ impl Session {
         lease.line.exchange.is_over() && lease.line.at_boundary() && self.is_at_rest()
     }
 
+    /// Whether a request that the client wants cancelled is still here, and needs no more than to be refused.
+    fn cancels_unsent(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.wish == Wish::Cancel)
+            && self.inbox.is_some()
+            && self.may_step_back()
+            && !self.keeps_connection()
+    }
+
     fn release(&mut self) {
         if let Phase::Linked(mut lease) = self.enter(Phase::Idle) {
             lease.unpin();
@@ -593,7 +626,7 @@ impl Session {
             }
         }
         if let Some(rare) = &mut self.rare {
-            (rare.permit, rare.hold) = (None, None);
+            (rare.permit, rare.hold, rare.wish) = (None, None, Wish::None);
         }
         self.leave_channels();
         // A request that came too late for the one it meant must not hit the next.

@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll};
 
-use super::{End, Lost, Phase, Session, Turn};
+use super::{End, Lost, Phase, Session, Turn, Wish};
 use crate::pool::Lease;
 use crate::postgres::backend::PgConnect;
 use crate::postgres::exchange::Status;
@@ -70,7 +70,7 @@ impl Session {
         if let Some(rare) = &mut self.rare {
             // The key of a connection that is no more hits nobody.
             (rare.cancelling, rare.stall, rare.silence, rare.question) = (None, None, None, None);
-            rare.hold = None;
+            (rare.hold, rare.wish) = (None, Wish::None);
             (rare.permit, rare.admission, rare.admission_ends) = (None, None, None);
         }
         self.cancel.clear();

@@ -175,9 +175,9 @@ impl Session {
     pub(super) fn link(&mut self, mut lease: Lease<PgConnect>) -> Turn {
         let backend = &mut *lease;
         let connector = self.pool.connector();
-        let (registry, passed) = (connector.registry(), connector.passing());
+        let (registry, emptied) = (connector.registry(), connector.empties());
         let session = self.cancel.pid();
-        backend.line.begin(session, &self.settings, registry, passed, backend.to_server.bytes());
+        backend.line.begin(session, &self.settings, registry, emptied, backend.to_server.bytes());
         if let Some(rare) = &mut self.rare
             && rare.permit.is_some()
         {
@@ -228,12 +228,15 @@ impl Session {
     pub(super) fn cancel_requested(&mut self) {
         match &self.phase {
             Phase::Idle => {}
-            Phase::Waiting(_) | Phase::Barred(_) => {
-                let words = "canceling statement due to user request";
-                self.refuse_with(&ErrorFields::error("57014", words));
-            }
+            Phase::Waiting(_) | Phase::Barred(_) => self.refuse_cancelled(),
             Phase::Linked(_) => self.cancel_at_server(),
         }
+    }
+
+    /// Cancels a request that no server has seen.
+    pub(super) fn refuse_cancelled(&mut self) {
+        let words = "canceling statement due to user request";
+        self.refuse_with(&ErrorFields::error("57014", words));
     }
 }
 
