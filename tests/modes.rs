@@ -13,7 +13,7 @@ const MODE: &str = "TIDEGATE_POSTGRES_POOL_MODE";
 #[test]
 fn session_mode_keeps_the_connection_until_the_client_leaves() {
     let server = Postgres::start();
-    let setup = Setup::new().postgres(&server).pool_size(1).wait_ms(300);
+    let setup = Setup::new().postgres(&server).pool_size(1).wait_ms(2_000);
     let gate = setup.env(MODE, "session").start();
     let mut first = gate.client();
     let pid = first.backend();
@@ -61,7 +61,7 @@ fn a_mode_may_be_for_one_user_of_one_database() {
         ("app@other=session", false),
         ("app@app=transaction *@*=session", false),
     ] {
-        let setup = Setup::new().postgres(&server).pool_size(1).wait_ms(1_500);
+        let setup = Setup::new().postgres(&server).pool_size(1).wait_ms(2_000);
         let gate = setup.env(MODE, modes).start();
         let mut first = gate.client();
         first.backend();
