@@ -27,7 +27,7 @@ fn ends_at_the_deadline(gate: &mut Tidegate, told: Instant) {
     let took = told.elapsed();
     assert_eq!(status.code(), Some(0));
     assert!(took > DRAIN / 2, "it ended after {took:?}");
-    assert!(took < DRAIN + Duration::from_millis(150), "it ended after {took:?}");
+    assert!(took < DRAIN + Duration::from_millis(500), "it ended after {took:?}");
     assert!(gate.output().contains("sessions unfinished"), "{}", gate.output());
 }
 
@@ -94,7 +94,7 @@ fn a_redis_client_cut_off_inside_a_reply_gets_no_words_in_it() {
     let mut rest = Vec::new();
     let _reset = std::io::Read::read_to_end(&mut client.stream(), &mut rest);
     assert!(gate.wait(Duration::from_secs(15)).is_some());
-    assert!(told.elapsed() < DRAIN + Duration::from_millis(150), "{:?}", told.elapsed());
+    assert!(told.elapsed() < DRAIN + Duration::from_millis(500), "{:?}", told.elapsed());
     assert!(rest.len() > 100_000 && rest.len() < 39_000_000, "{} bytes", rest.len());
     assert!(!rest.ends_with(b"\n"), "something follows inside the value");
 }

@@ -61,7 +61,7 @@ fn a_mode_may_be_for_one_user_of_one_database() {
         ("app@other=session", false),
         ("app@app=transaction *@*=session", false),
     ] {
-        let setup = Setup::new().postgres(&server).pool_size(1).wait_ms(1_500);
+        let setup = Setup::new().postgres(&server).pool_size(1).wait_ms(2_000);
         let gate = setup.env(MODE, modes).start();
         let mut first = gate.client();
         first.backend();

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,8 +11,12 @@ use rustix::process::{Pid, Signal, kill_process};
 pub struct Process {
     child: Child,
     output: Arc<Mutex<Vec<u8>>>,
+    collectors: [JoinHandle<()>; 2],
     last_words: Signal,
 }
+
+/// Longest time for the last words of a process that has ended to arrive: a child of its own may hold the pipes open.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Process {
     /// Starts `command` with no standard input; standard output and error are kept. `last_words`
@@ -20,9 +25,11 @@ impl Process {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let output = Arc::default();
-        collect(child.stdout.take().expect("piped"), &output);
-        collect(child.stderr.take().expect("piped"), &output);
-        Self { child, output, last_words }
+        let collectors = [
+            collect(child.stdout.take().expect("piped"), &output),
+            collect(child.stderr.take().expect("piped"), &output),
+        ];
+        Self { child, output, collectors, last_words }
     }
 
     pub fn pid(&self) -> u32 {
@@ -54,16 +61,25 @@ impl Process {
         })
     }
 
+    /// Waits for the end, and for all that it wrote.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         let started = Instant::now();
         loop {
             if let Some(status) = self.exited() {
+                self.hear_out();
                 return Some(status);
             }
             if started.elapsed() > limit {
                 return None;
             }
             std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn hear_out(&self) {
+        let ended = Instant::now();
+        while ended.elapsed() < LAST_WORDS && !self.collectors.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -76,12 +92,12 @@ impl Drop for Process {
     }
 }
 
-fn collect(mut pipe: impl Read + Send + 'static, output: &Arc<Mutex<Vec<u8>>>) {
+fn collect(mut pipe: impl Read + Send + 'static, output: &Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
     let output = Arc::clone(output);
     std::thread::spawn(move || {
         let mut chunk = [0; 4096];
         while let Ok(read @ 1..) = pipe.read(&mut chunk) {
             output.lock().expect("not poisoned").extend_from_slice(&chunk[..read]);
         }
-    });
+    })
 }
