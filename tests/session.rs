@@ -66,16 +66,18 @@ fn after(stage: &mut Stage, change: &[&str], probe: &str) -> (String, String) {
     for sql in change {
         session.query(sql).expect_no_error();
     }
-    stage.elsewhere(&mut session, &last);
-    let seen = session.one(probe);
-    // Each on a connection of its own.
+    // Each stranger on a connection of its own, before the session comes back to any.
     for stranger in &mut stage.blockers {
         stranger.query("begin").expect_no_error();
     }
     let foreign = stage.blockers.each_mut().map(|stranger| stranger.one(probe));
-    for stranger in &mut stage.blockers {
-        stranger.query("commit").expect_no_error();
+    if stage.blockers[0].backend() == last {
+        stage.blockers.swap(0, 1);
     }
+    let [free, held] = &mut stage.blockers;
+    free.query("commit").expect_no_error();
+    let seen = session.one(probe);
+    held.query("commit").expect_no_error();
     assert_eq!(foreign[0], foreign[1], "a stranger sees the same everywhere: {change:?}");
     let [foreign, _] = foreign;
     (seen, foreign)
