@@ -642,7 +642,13 @@ fn what_a_session_has_drawn_in_its_transaction_is_its_own() {
 /// Where sessions ask for what a sequence gave, a connection is nobody else's for a while after it gave something.
 #[test]
 fn what_was_drawn_may_be_asked_for_though_others_come() {
-    let mut stage = Stage::new();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // Time enough on a slow machine.
+    std::fs::write(file.path(), "[postgres]\nsequence_hold_ms = 3000\n").unwrap();
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).config(file.path()).start();
+    let blockers = [gate.client(), gate.client()];
+    let mut stage = Stage { server, gate, blockers };
     stage.server.superuser().query("create sequence s; grant all on s to app").expect_no_error();
     let mut session = stage.gate.client();
     assert_eq!(session.query("select currval('s')").codes(), ["55000"]);
