@@ -474,3 +474,19 @@ fn what_else_is_asked_takes_no_channel_away() {
     server.direct().query("notify b, 'x'").expect_no_error();
     assert_eq!(next(&mut session), pair("b", "x"));
 }
+
+/// Leave to listen is no leave to pin.
+#[test]
+fn who_may_listen_may_not_pin_the_last_connection() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(3).wait_ms(1_500).start();
+    let [mut session, mut pinned] = [client(&gate), client(&gate)];
+    pinned.query("create temp table mine (n int)").expect_no_error();
+    session.query("begin").expect_no_error();
+    session.query("listen news").expect_no_error();
+    session.send(&query("create temp table mine (n int)"));
+    let words = session.last_words();
+    let told = words.last().map(Frame::refusal).unwrap_or_default();
+    assert_eq!((told.severity.as_str(), told.code.as_str()), ("FATAL", "53300"), "{words:?}");
+    assert_eq!(client(&gate).one("select 1"), "1");
+}

@@ -66,16 +66,18 @@ fn after(stage: &mut Stage, change: &[&str], probe: &str) -> (String, String) {
     for sql in change {
         session.query(sql).expect_no_error();
     }
-    stage.elsewhere(&mut session, &last);
-    let seen = session.one(probe);
-    // Each on a connection of its own.
+    // Each stranger on a connection of its own, before the session comes back to any.
     for stranger in &mut stage.blockers {
         stranger.query("begin").expect_no_error();
     }
     let foreign = stage.blockers.each_mut().map(|stranger| stranger.one(probe));
-    for stranger in &mut stage.blockers {
-        stranger.query("commit").expect_no_error();
+    if stage.blockers[0].backend() == last {
+        stage.blockers.swap(0, 1);
     }
+    let [free, held] = &mut stage.blockers;
+    free.query("commit").expect_no_error();
+    let seen = session.one(probe);
+    held.query("commit").expect_no_error();
     assert_eq!(foreign[0], foreign[1], "a stranger sees the same everywhere: {change:?}");
     let [foreign, _] = foreign;
     (seen, foreign)
@@ -659,7 +661,13 @@ fn what_a_session_has_drawn_in_its_transaction_is_its_own() {
 /// Where sessions ask for what a sequence gave, a connection is nobody else's for a while after it gave something.
 #[test]
 fn what_was_drawn_may_be_asked_for_though_others_come() {
-    let mut stage = Stage::new();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // Time enough on a slow machine.
+    std::fs::write(file.path(), "[postgres]\nsequence_hold_ms = 3000\n").unwrap();
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).config(file.path()).start();
+    let blockers = [gate.client(), gate.client()];
+    let mut stage = Stage { server, gate, blockers };
     stage.server.superuser().query("create sequence s; grant all on s to app").expect_no_error();
     let mut session = stage.gate.client();
     assert_eq!(session.query("select currval('s')").codes(), ["55000"]);

@@ -157,6 +157,7 @@ mod tests {
     #[test]
     fn small_frames_are_bounded() {
         let fits = |tag, body| client_body_fits(Header { tag, body });
+        // The length counts itself.
         assert_eq!(fits(b'D', 9_996), Some(true));
         assert_eq!(fits(b'D', 9_997), Some(false));
         assert_eq!(fits(b'S', 1), Some(false));

@@ -82,6 +82,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::super::super::statements::ServerStatements;
+    use super::super::Gate;
     use super::*;
 
     fn body(channel: &str, payload: &str) -> Vec<u8> {
@@ -95,11 +96,21 @@ mod tests {
             |line: &mut Line, channel, payload| line.is_for_client(None, &body(channel, payload));
         assert!(hears(&mut line, "news", "1"));
         line.hand_over("marker", "7:1", &mut Vec::new());
+        assert_eq!(line.gate(), Gate::Shut);
         assert!(hears(&mut line, "news", "2"), "the hub does not bring it yet");
         assert!(!hears(&mut line, "marker", "8:1"), "another session's marker");
         assert!(hears(&mut line, "news", "3"), "which is not ours");
         assert!(!hears(&mut line, "marker", "7:1"));
         assert!(!hears(&mut line, "news", "4"), "the hub brings it");
         assert!(!hears(&mut line, "marker", "8:2"));
+        // An UNLISTEN of ours must not take what the client asks for meanwhile.
+        assert!(!line.end_handover(&mut Vec::new()), "the marker's query has no answer yet");
+        line.exchange.replied(b'Z', b'I').unwrap();
+        assert_eq!(line.gate(), Gate::Shut);
+        assert!(line.end_handover(&mut Vec::new()));
+        line.exchange.replied(b'Z', b'I').unwrap();
+        assert_eq!(line.gate(), Gate::Shut);
+        line.handover_answered();
+        assert_eq!(line.gate(), Gate::Open);
     }
 }
