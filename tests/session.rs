@@ -5,7 +5,10 @@
 mod support;
 
 use support::eventually;
-use support::pg::{Connection, Login, bind, describe_portal, execute, parse, query, sync};
+use support::pg::{
+    Connection, Login, bind, close_statement, describe_portal, describe_statement, execute, parse,
+    query, sync,
+};
 use support::postgres::Postgres;
 use support::tidegate::{Setup, Tidegate};
 
@@ -692,4 +695,76 @@ fn what_was_drawn_may_be_asked_for_though_others_come() {
     let run = |sql: &str| [parse("", sql), bind("", "", &[]), execute("", 0)].concat();
     let reply = session.exchange(&[run("select 1"), run("select currval('s')"), sync()]);
     assert_eq!(reply.codes(), ["55000"]);
+}
+
+/// Drivers read rows by what they were told when they had the statement described. When its table changes, the server
+/// refuses it, and they prepare it again: rows of another kind must never come instead.
+#[test]
+fn rows_are_never_of_another_kind_than_the_client_was_told() {
+    let mut stage = Stage::new();
+    let mut owner = stage.server.direct();
+    owner.query("create table m (a int); insert into m values (1)").expect_no_error();
+    let text = "select * from m";
+    for (name, shared) in [("", "alone"), ("q", "alone"), ("q", "with another")] {
+        owner.query("alter table m alter a type int using a::float::int").expect_no_error();
+        let mut session = stage.gate.client();
+        let mut other = stage.gate.client();
+        let run = [bind("", name, &[]), execute("", 0), sync()];
+        let prepare = [parse(name, text), describe_statement(name), sync()];
+        session.exchange(&prepare).expect_no_error();
+        assert_eq!(session.exchange(&run).shape(), "2DCZ");
+        // The change is met where the statement is known, or by a connection that parses it for the first time.
+        let last = if name.is_empty() { String::new() } else { session.backend() };
+        owner.query("alter table m alter a type float4").expect_no_error();
+        if shared == "with another" {
+            other.exchange(&prepare).expect_no_error();
+            assert_eq!(other.exchange(&run).rows()[0][0].as_deref(), Some("1"));
+        }
+        if !name.is_empty() {
+            stage.elsewhere(&mut session, &last);
+        }
+        for _ in 0..3 {
+            let refused = session.exchange(&run);
+            assert_eq!(refused.codes(), ["0A000"], "{name}, {shared}: {refused:?}");
+            let error = refused.frames.iter().find(|frame| frame.tag == b'E').unwrap();
+            let routine = b"\0RRevalidateCachedQuery\0";
+            assert!(error.body.windows(routine.len()).any(|field| field == routine), "{error:?}");
+        }
+        let again = [close_statement(name), parse(name, text), describe_statement(name), sync()];
+        session.exchange(&again).expect_no_error();
+        for _ in 0..2 {
+            let reply = session.exchange(&run);
+            assert_eq!(reply.shape(), "2DCZ", "{:?}", reply.errors());
+            let last = session.backend();
+            stage.elsewhere(&mut session, &last);
+            if name.is_empty() {
+                session.exchange(&prepare).expect_no_error();
+            }
+        }
+        // Who asks for a description each time gets the new rows without an error, as they come.
+        let described = [bind("", name, &[]), describe_portal(""), execute("", 0), sync()];
+        owner.query("alter table m alter a type text").expect_no_error();
+        assert_eq!(other.exchange(&[parse("d", text), sync()]).shape(), "1Z");
+        let described_d = [bind("", "d", &[]), describe_portal(""), execute("", 0), sync()];
+        assert_eq!(other.exchange(&described_d).shape(), "2TDCZ");
+        if !name.is_empty() {
+            assert_eq!(session.exchange(&described).shape(), "2TDCZ");
+        }
+    }
+}
+
+/// What another session drew is out of reach in the middle of a pipeline, too, for the first who ever asks.
+#[test]
+fn the_first_to_ask_in_a_pipeline_gets_nothing_of_others() {
+    let stage = Stage::new();
+    stage.server.superuser().query("create sequence s; grant all on s to app").expect_no_error();
+    let run = |sql: &str| [parse("", sql), bind("", "", &[]), execute("", 0)].concat();
+    let mut blocker = stage.gate.client();
+    blocker.query("begin").expect_no_error();
+    let mut other = stage.gate.client();
+    let value = other.one("select nextval('s')");
+    let mut session = stage.gate.client();
+    let reply = session.exchange(&[run("select 1"), run("select currval('s')"), sync()]);
+    assert_eq!(reply.codes(), ["55000"], "{value} is another's: {:?}", reply.rows());
+    assert_eq!(session.query("select lastval()").codes(), ["55000"]);
 }

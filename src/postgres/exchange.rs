@@ -46,8 +46,12 @@ pub enum Owed {
     CloseEvicted(u64),
     /// A Bind.
     Bind,
-    /// A Describe of a statement or a portal.
-    Describe,
+    /// A Describe of a statement, or of a portal made of one: the statement's number, if it is known.
+    Describe(Option<u64>),
+    /// A Describe of ours.
+    DescribeOurs(u64),
+    /// A Bind that the server was made to refuse, and why.
+    Refused(Refusal),
     /// An Execute.
     Execute,
     /// A Sync.
@@ -70,6 +74,15 @@ pub enum Owed {
     Function,
     /// A CopyDone or CopyFail that was sent before the server said it is copying.
     CopyEnd,
+}
+
+/// Why a Bind is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The statement's rows don't look as the client was told.
+    Plan,
+    /// It would read what a sequence gave to another session.
+    Sequence,
 }
 
 /// The transaction status of the last ReadyForQuery.
@@ -189,7 +202,13 @@ impl Exchange {
     pub fn owes_client(&self) -> bool {
         let ours = |owed: &Owed| {
             is_query_of_ours(owed)
-                || matches!(owed, Owed::ParseOurs(_) | Owed::CloseOurs | Owed::CloseEvicted(_))
+                || matches!(
+                    owed,
+                    Owed::ParseOurs(_)
+                        | Owed::DescribeOurs(_)
+                        | Owed::CloseOurs
+                        | Owed::CloseEvicted(_)
+                )
         };
         self.owed.iter().any(|owed| !ours(owed))
     }
@@ -223,6 +242,7 @@ impl Exchange {
     pub fn end_of_ours(&self) -> Option<u8> {
         match self.owed.front()? {
             Owed::ParseOurs(_) => Some(b'1'),
+            Owed::DescribeOurs(_) => Some(b'n'),
             Owed::CloseOurs | Owed::CloseEvicted(_) => Some(b'3'),
             front => is_query_of_ours(front).then_some(b'Z'),
         }
@@ -252,6 +272,23 @@ impl Exchange {
     #[must_use]
     pub fn hears_truth(&self) -> bool {
         matches!(self.owed.front(), Some(Owed::Truth))
+    }
+
+    /// The statement that the reply which comes now may describe.
+    #[must_use]
+    pub fn describes(&self) -> Option<&Owed> {
+        self.owed
+            .front()
+            .filter(|front| matches!(front, Owed::Describe(Some(_)) | Owed::DescribeOurs(_)))
+    }
+
+    /// Why the request in front is refused, if that was our doing.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self.owed.front() {
+            Some(Owed::Refused(why)) => Some(*why),
+            _ => None,
+        }
     }
 
     /// Whether the reply that comes now is to a query of the handover.
@@ -389,8 +426,10 @@ impl Exchange {
             (Owed::CloseNamed(_) | Owed::CloseUnnamed(_) | Owed::ClosePlain, b'3') => {
                 (Verdict::Relay, true)
             }
-            (Owed::Bind, b'2') | (Owed::Describe, b'T' | b'n') => (Verdict::Relay, true),
-            (Owed::Describe, b't') => (Verdict::Relay, false),
+            (Owed::Bind, b'2') | (Owed::Describe(_), b'T' | b'n') => (Verdict::Relay, true),
+            (Owed::Describe(_), b't') => (Verdict::Relay, false),
+            (Owed::DescribeOurs(_), b'T' | b'n') => (Verdict::Swallow, true),
+            (Owed::DescribeOurs(_), b't') => (Verdict::Swallow, false),
             (Owed::Execute, b'C' | b'I' | b's') => (Verdict::Relay, true),
             (Owed::Execute, b'D' | b'H' | b'W' | b'd' | b'c') => (Verdict::Relay, false),
             (Owed::Query, b'T' | b'D' | b'C' | b'I' | b'H' | b'W' | b'd' | b'c')

@@ -10,6 +10,7 @@ mod replies;
 mod reports;
 mod requests;
 mod sequences;
+mod shapes;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -20,12 +21,13 @@ use super::exchange::{Exchange, Owed, Verdict};
 use super::message::{self, ErrorFields};
 use super::settings::{Applied, Settings};
 use super::sql::Lexer;
-use super::statements::{Registry, ServerStatements};
+use super::statements::{Registry, ServerStatements, Shape};
 use super::truth::{self, Truth};
 use super::wire::{self, Head, Header};
 use handover::Handover;
 use reports::Reports;
 use sequences::{Before, Sequences};
+use shapes::{Bound, Checking};
 
 pub use ledger::{Asked, Ledger};
 pub use loss::{Aftermath, Late, Loss, Pace, Transaction, lose};
@@ -86,6 +88,10 @@ pub struct Line {
     names: Names,
     pinning: Pinning,
     passed: Passed,
+    /// How the rows of the unnamed statement look, once that was described.
+    unnamed_shape: Option<Shape>,
+    bound: Bound,
+    checking: Checking,
     sequences: Sequences,
     reports: Reports,
     handover: Handover,
@@ -301,6 +307,9 @@ impl Line {
             names: Names::Certain,
             pinning: Pinning::Unasked,
             passed: Passed::Nothing,
+            unnamed_shape: None,
+            bound: Bound::default(),
+            checking: Checking::No,
             sequences: Sequences::default(),
             reports: Reports::at_login(parameters),
             handover: Handover::None,
@@ -441,6 +450,9 @@ impl Line {
             Gate::Open if self.retry == Retry::Due || self.wants().is_some() => Gate::Shut,
             Gate::Open if self.handover != Handover::None => Gate::Shut,
             Gate::Open if self.names == Names::Awaited && self.exchange.owed() > 0 => Gate::Shut,
+            Gate::Open if self.checking == Checking::Awaited && self.exchange.owed() > 0 => {
+                Gate::Shut
+            }
             gate => gate,
         }
     }
@@ -460,6 +472,7 @@ impl Line {
         }
         self.retry = Retry::No;
         self.names = Names::Certain;
+        (self.checking, self.bound, self.unnamed_shape) = (Checking::No, Bound::default(), None);
         self.pinning = Pinning::Unasked;
         self.passed = Passed::Nothing;
         self.handover = Handover::None;

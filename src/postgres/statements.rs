@@ -4,7 +4,7 @@
 //! them names of its own, which are never used twice there, so that no client's name can collide with them.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -222,6 +222,17 @@ fn is_of_its_moment(body: &[u8]) -> bool {
     })
 }
 
+/// How the rows of a statement look, as the server describes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// There are none.
+    NoRows,
+    /// A fingerprint of the columns' names and types.
+    Columns(u64),
+    /// The description is too long to be read.
+    Long,
+}
+
 /// A session's statements by the names the client gave them.
 #[derive(Debug, Default)]
 pub struct SessionStatements {
@@ -229,13 +240,50 @@ pub struct SessionStatements {
     pub named: HashMap<Box<[u8]>, Arc<Statement>, RandomState>,
     /// The unnamed one.
     pub unnamed: Option<Arc<Statement>>,
+    /// What the client was told of the rows of statements, by their numbers.
+    told: HashMap<u64, Shape, RandomState>,
 }
+
+/// Statements of which more is remembered than there are names, before what has no name any more is forgotten.
+const TOLD_SPARE: usize = 64;
 
 impl SessionStatements {
     /// Forgets them all.
     pub fn clear(&mut self) {
         self.named = HashMap::default();
         self.unnamed = None;
+        self.told = HashMap::default();
+    }
+
+    /// What the client was told of a statement's rows.
+    #[must_use]
+    pub fn told(&self, statement: u64) -> Option<Shape> {
+        self.told.get(&statement).copied()
+    }
+
+    /// The client is told. What is too long to be compared it counts as never told.
+    pub fn note_told(&mut self, statement: u64, shape: Shape) {
+        if self.told.len() > 2 * self.named.len() + TOLD_SPARE {
+            let named: HashSet<u64, RandomState> =
+                self.named.values().map(|statement| statement.id).collect();
+            self.told.retain(|id, _| named.contains(id));
+        }
+        if shape == Shape::Long {
+            self.told.remove(&statement);
+        } else {
+            self.told.insert(statement, shape);
+        }
+    }
+
+    /// Whether a statement that gets a name may be one that the session has already: not if the client was told of its rows,
+    /// which may look otherwise to whoever names it now.
+    pub fn may_share(&mut self, statement: u64) -> bool {
+        let told = self.told.contains_key(&statement);
+        let named = told && self.named.values().any(|known| known.id == statement);
+        if told && !named {
+            self.told.remove(&statement);
+        }
+        !named
     }
 }
 
@@ -255,6 +303,8 @@ struct Parsed {
     used: u64,
     /// Kept, so that the next session with the same text finds it though no session has it now.
     _statement: Arc<Statement>,
+    /// How its rows look here, once the server has said so: it never changes, or the server refuses it.
+    shape: Option<Shape>,
 }
 
 /// A server-side name, written out.
@@ -322,9 +372,22 @@ impl ServerStatements {
         self.clock += 1;
         self.next += 1;
         let kept = Arc::clone(statement);
-        let parsed = Parsed { number: self.next, used: self.clock, _statement: kept };
+        let parsed = Parsed { number: self.next, used: self.clock, _statement: kept, shape: None };
         self.parsed.insert(statement.id, parsed);
         (ServerName::new(self.nonce, self.next), evicted)
+    }
+
+    /// How the rows of a statement look here, if that was described.
+    #[must_use]
+    pub fn shape_of(&self, id: u64) -> Option<Shape> {
+        self.parsed.get(&id)?.shape
+    }
+
+    /// The server has described a statement.
+    pub fn note_shape(&mut self, id: u64, shape: Shape) {
+        if let Some(parsed) = self.parsed.get_mut(&id) {
+            parsed.shape = Some(shape);
+        }
     }
 
     /// The server doesn't have it after all.

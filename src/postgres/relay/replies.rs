@@ -1,11 +1,12 @@
 //! Server to client: answers to what tidegate added are swallowed, the rest passes as it is.
 
-use super::super::exchange::{Desync, Outcome, Owed, Status, Verdict};
+use super::super::exchange::{Desync, Outcome, Owed, Refusal, Status, Verdict};
 use super::super::message::ErrorFields;
 use super::super::sql::Suspects;
 use super::super::statements::SessionStatements;
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
 use super::reports::{Left, Whose};
+use super::shapes::{self, Told};
 use super::{Gate, Ledger, Line, News, Plans, Retry, Row, Unnamed};
 
 /// Longest error that is awaited whole, in bytes.
@@ -16,6 +17,20 @@ const GATHERED_NOTIFICATION_BYTES: u32 = 16 * 1024;
 
 /// Longest report of a setting that is awaited whole, in bytes.
 const GATHERED_REPORT_BYTES: u32 = 16 * 1024;
+
+/// Longest description of parameters that is held back until it is known whether its statement is void.
+const HELD_PARAMETERS_BYTES: u32 = 8 * 1024;
+
+/// A description of a statement's parameters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parameters {
+    /// None, or one that the client may have.
+    Sure,
+    /// What follows it is not here yet.
+    Unsure,
+    /// The statement is void: its flight goes again, and brings another.
+    OfVoid,
+}
 
 /// What [`replies`] did with the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +70,7 @@ pub fn replies(
             Head::Frame(header) => header,
         };
         let whole = buffer.len() - read >= header.frame();
-        if !whole && is_understood(header, ledger.as_deref()) {
+        if !whole && is_understood(line, header, ledger.as_deref()) {
             return Ok(Given { relay: write, rest: read });
         }
         let body_end = (read + header.frame()).min(buffer.len());
@@ -70,7 +85,22 @@ pub fn replies(
             line.farewell = Some(Box::new(ErrorFields::parse(body)));
             return Ok(Given { relay: write, rest: buffer.len() });
         }
+        let parameters = match line.parameters(header, &buffer[read..]) {
+            Parameters::Unsure => return Ok(Given { relay: write, rest: read }),
+            sure => sure,
+        };
+        let refusal = line.exchange.refusal().filter(|_| header.tag == b'E' && whole);
         let verdict = reply(line, ledger, header, body)?;
+        if let Some(words) = refusal.map(refusal_words).filter(|words| words.len() <= body.len()) {
+            // The server's own error is longer: its place is large enough.
+            let mut frame = Vec::new();
+            wire::put_frame(&mut frame, b'E', &[words]);
+            buffer[write..write + frame.len()].copy_from_slice(&frame);
+            write += frame.len();
+            read += header.frame();
+            line.tells(b'E');
+            continue;
+        }
         let verdict = match verdict {
             Verdict::RelayAs(tag) => {
                 buffer[read] = tag;
@@ -78,7 +108,9 @@ pub fn replies(
             }
             other => other,
         };
-        let verdict = if line.has_told(buffer[read], verdict) { Verdict::Swallow } else { verdict };
+        let void = parameters == Parameters::OfVoid;
+        let twice = void || line.has_told(buffer[read], verdict);
+        let verdict = if twice { Verdict::Swallow } else { verdict };
         if verdict != Verdict::Swallow {
             write = keep(buffer, read, write, HEADER_BYTES);
             line.tells(buffer[read]);
@@ -96,8 +128,31 @@ impl Line {
             (_, b'N' | b'S' | b'A') => {}
             // That a statement is parsed it need not hear twice.
             (Retry::Possible, b'1') => self.told_parses += 1,
-            (Retry::Possible | Retry::IfUnrun, _) => self.retry = Retry::No,
+            (Retry::Possible | Retry::IfUnrun, _) => {
+                (self.retry, self.told_parses) = (Retry::No, 0);
+            }
             _ => {}
+        }
+    }
+
+    /// What becomes of a description of parameters at the start of `bytes`, if its flight may go again. What follows it comes
+    /// with it.
+    fn parameters(&self, header: Header, bytes: &[u8]) -> Parameters {
+        let held = header.tag == b't' && header.body <= HELD_PARAMETERS_BYTES;
+        if !held || self.retry != Retry::Possible {
+            return Parameters::Sure;
+        }
+        let behind = bytes.get(header.frame()..).unwrap_or_default();
+        match wire::head(behind) {
+            Head::Short => Parameters::Unsure,
+            Head::Frame(next) if next.tag == b'E' && next.body <= GATHERED_ERROR_BYTES => {
+                match behind.get(HEADER_BYTES..next.frame()) {
+                    None => Parameters::Unsure,
+                    Some(error) if is_void(error) => Parameters::OfVoid,
+                    Some(_) => Parameters::Sure,
+                }
+            }
+            _ => Parameters::Sure,
         }
     }
 
@@ -121,8 +176,9 @@ fn keep(buffer: &mut [u8], read: usize, write: usize, length: usize) -> usize {
 }
 
 /// Whether a reply must be whole to be understood.
-fn is_understood(header: Header, ledger: Option<&Ledger>) -> bool {
+fn is_understood(line: &Line, header: Header, ledger: Option<&Ledger>) -> bool {
     match header.tag {
+        b'T' => header.body <= shapes::GATHERED_BYTES && line.exchange.describes().is_some(),
         b'Z' => true,
         b'C' => ledger.is_some_and(Ledger::minds_tags) && header.body < 64,
         b'E' => header.body <= GATHERED_ERROR_BYTES,
@@ -139,6 +195,16 @@ fn reply(
     body: &[u8],
 ) -> Result<Verdict, Desync> {
     let status = if header.tag == b'Z' && header.body == 1 { body.first() } else { None };
+    match line.exchange.describes() {
+        Some(&Owed::Describe(Some(id))) if matches!(header.tag, b'T' | b'n') => {
+            line.described(ledger, (id, Told::Client), (header.tag, header.body, body));
+        }
+        Some(&Owed::DescribeOurs(id)) if matches!(header.tag, b'T' | b'n') => {
+            line.described(ledger, (id, Told::Us), (header.tag, header.body, body));
+        }
+        _ => {}
+    }
+    let of_refusal = line.exchange.refusal().is_some();
     let of_truth = line.exchange.hears_truth();
     let of_handover = line.exchange.hands_over();
     let (mut verdict, outcome) = line.exchange.replied(header.tag, status.copied().unwrap_or(0))?;
@@ -165,9 +231,7 @@ fn reply(
             if let Some(ledger) = ledger.as_deref_mut().filter(|_| header.tag == b'E') {
                 ledger.undone();
             }
-            // A statement is gone that our map still has, or its plan is void: parse all anew.
-            let gone = [&b"\0C26000\0"[..], b"\0C0A000\0"];
-            if gone.iter().any(|code| memchr::memmem::find(body, code).is_some()) {
+            if header.tag == b'E' && !of_refusal && is_void(body) {
                 line.retire_statements();
                 line.plans = Plans::Void;
                 if line.retry == Retry::Possible && line.exchange.take_sync_over() {
@@ -192,6 +256,26 @@ fn reply(
         _ => {}
     }
     Ok(verdict)
+}
+
+/// Whether a statement is gone that our map still has, or its plan is void: all are to be parsed anew.
+fn is_void(error: &[u8]) -> bool {
+    let has = |field: &[u8]| memchr::memmem::find(error, field).is_some();
+    has(b"\0C26000\0") || has(b"\0C0A000\0") && has(b"\0RRevalidateCachedQuery\0")
+}
+
+/// The body of the error that a client gets for a Bind which the server was made to refuse. Drivers know the first by its
+/// code and routine, and prepare the statement again.
+fn refusal_words(refusal: Refusal) -> &'static [u8] {
+    match refusal {
+        Refusal::Plan => {
+            b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0Fplancache.c\0\
+              RRevalidateCachedQuery\0\0"
+        }
+        Refusal::Sequence => {
+            b"SERROR\0VERROR\0C55000\0Mthis session has no value of a sequence yet\0Fsequence.c\0\0"
+        }
+    }
 }
 
 /// Whether an error is the last that is heard of the server: its severity as it is never translated.

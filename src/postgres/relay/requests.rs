@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::super::exchange::{Named, Owed, Status};
+use super::super::exchange::{Named, Owed, Refusal, Status};
 use super::super::settings::{self, Applied, Settings};
 use super::super::sql::{self, Findings, Lexer, SettingName, Suspects};
 use super::super::statements::{Full, Registry, ServerName, Statement};
 use super::super::wire::{self, HEADER_BYTES, Header};
+use super::shapes::Checking;
 use super::{
     Leave, Ledger, Line, Names, Pace, Pinning, Resettle, Retry, Suspicion, Unnamed, Violation,
     client_header,
@@ -101,6 +102,7 @@ pub fn requests(
         copied: 0,
         output: Output::Input,
         flight: Flight::Plain,
+        sight: Sight::Clear,
     };
     let (need, goodbye) = pass.run()?;
     let Pass { at, output, .. } = pass;
@@ -127,6 +129,25 @@ struct Pass<'a> {
     copied: usize,
     output: Output,
     flight: Flight,
+    sight: Sight,
+}
+
+/// Whether the client will read rows by what it was told of them before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    Clear,
+    /// It will: sent again, a statement must not bring others.
+    Blind,
+}
+
+/// How a statement's rows look.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Looks {
+    /// As the client was told, if it was.
+    AsTold,
+    Otherwise,
+    /// The server is being asked.
+    Awaited,
 }
 
 /// What the input holds, as far as it matters for sending it again.
@@ -188,10 +209,10 @@ impl Pass<'_> {
         let whole = self.at == self.input.len() && self.line.client_rest == 0;
         let short = self.input.len() <= RETRY_BYTES;
         if fresh && whole && short && !spent {
-            self.line.retry = match self.flight {
-                Flight::NamedAndSynced => Retry::Possible,
-                Flight::Synced => Retry::IfUnrun,
-                Flight::Plain | Flight::Named | Flight::Other => return,
+            self.line.retry = match (self.flight, self.sight) {
+                (Flight::NamedAndSynced, Sight::Clear) => Retry::Possible,
+                (Flight::Synced | Flight::NamedAndSynced, _) => Retry::IfUnrun,
+                (Flight::Plain | Flight::Named | Flight::Other, _) => return,
             };
             self.line.flight.clear();
             self.line.flight.extend_from_slice(self.input);
@@ -404,6 +425,7 @@ impl Pass<'_> {
             self.lend(&now.findings, Resettle::AtSync);
             self.uses_sequences(suspects);
             self.line.unnamed = Unnamed::Session;
+            self.line.unnamed_shape = None;
             self.line.exchange.sent(Owed::ParseUnnamed(before));
             self.pass(header);
             return Ok(Step::Passed);
@@ -426,8 +448,9 @@ impl Pass<'_> {
             Ok(registry.lone(rest, quoting))
         };
         let mut statement = interned.map_err(|Full| Violation::TooManyStatements)?;
-        if !statement.findings.executes.is_empty() {
-            // The name means this session's statement.
+        let shares = ledger.statements.may_share(statement.id);
+        if !shares || !statement.findings.executes.is_empty() {
+            // What it executes is this session's; and what the client was told of a name is not known of another.
             statement = registry.lone(rest, quoting);
         }
         if Self::bars(self.line, &statement.findings, self.around) {
@@ -498,6 +521,7 @@ impl Pass<'_> {
             return Ok(Step::Wait(header.frame().min(here + 1)));
         };
         let statement = self.understood(name);
+        let mut refusal = None;
         if let Some(statement) = &statement {
             let quoting = self.around.settings.quoting();
             let findings = self.around.registry.findings(statement, quoting);
@@ -512,33 +536,117 @@ impl Pass<'_> {
             if Self::bars(self.line, &findings, self.around) {
                 return Ok(Step::Wait(HEADER_BYTES));
             }
+            let looks = self.looks_as_told(name, statement, portal, header);
+            if looks == Looks::Awaited {
+                return Ok(Step::Wait(HEADER_BYTES));
+            }
+            if looks == Looks::Otherwise {
+                refusal = Some(Refusal::Plan);
+            } else if self.leaks_a_value(&findings) {
+                refusal = Some(Refusal::Sequence);
+            }
             self.leaves(&findings, Resettle::AtSync);
             self.names_of_settings(&findings, header, body);
             self.shield(&findings, Resettle::AtSync);
         }
-        match statement.filter(|_| !name.is_empty()) {
+        self.line.bound.statement = statement.as_ref().map(|statement| statement.id);
+        self.line.bound.portal = portal.into();
+        match statement.filter(|_| !name.is_empty() || refusal.is_some()) {
             None => {
                 self.line.exchange.sent(Owed::Bind);
                 self.pass(header);
             }
-            Some(statement) => {
-                let server = self.server_name(&statement);
-                let names_len = portal.len() + name.len() + 2;
-                let rest = wire::widen(header.body) - names_len;
-                let server = server.with_zero();
-                self.flush_run();
-                wire::put_header(self.out, b'B', portal.len() + 1 + server.len() + rest);
-                self.out.extend_from_slice(portal);
-                self.out.push(0);
-                self.out.extend_from_slice(server);
-                self.line.exchange.sent(Owed::Bind);
-                self.at += HEADER_BYTES + names_len;
-                self.copied = self.at;
-                self.line.client_rest = u32::try_from(rest).unwrap_or_default();
-                self.pass_rest();
-            }
+            Some(statement) => self.bind_as(header, (portal, name), &statement, refusal),
         }
         Ok(Step::Passed)
+    }
+
+    /// Passes a Bind on with the server's name for its statement; with none, if it is to be refused.
+    fn bind_as(
+        &mut self,
+        header: Header,
+        (portal, name): (&[u8], &[u8]),
+        statement: &Arc<Statement>,
+        refusal: Option<Refusal>,
+    ) {
+        let server = match refusal {
+            Some(_) => self.line.statements.name_of_none(),
+            None => self.server_name(statement),
+        };
+        let names_len = portal.len() + name.len() + 2;
+        let rest = wire::widen(header.body) - names_len;
+        let server = server.with_zero();
+        self.flush_run();
+        wire::put_header(self.out, b'B', portal.len() + 1 + server.len() + rest);
+        self.out.extend_from_slice(portal);
+        self.out.push(0);
+        self.out.extend_from_slice(server);
+        self.line.exchange.sent(refusal.map_or(Owed::Bind, Owed::Refused));
+        self.at += HEADER_BYTES + names_len;
+        self.copied = self.at;
+        self.line.client_rest = u32::try_from(rest).unwrap_or_default();
+        self.pass_rest();
+    }
+
+    /// Whether a client that was told how a statement's rows look gets such rows. If nobody knows, the server is asked.
+    fn looks_as_told(
+        &mut self,
+        name: &[u8],
+        statement: &Arc<Statement>,
+        portal: &[u8],
+        header: Header,
+    ) -> Looks {
+        self.line.checking = Checking::No;
+        let ledger = self.ledger.as_ref();
+        let Some(told) = ledger.and_then(|ledger| ledger.statements.told(statement.id)) else {
+            return Looks::AsTold;
+        };
+        if self.is_described_next(portal, header) {
+            return Looks::AsTold;
+        }
+        self.sight = Sight::Blind;
+        let shape = if name.is_empty() {
+            self.line.unnamed_shape
+        } else {
+            self.line.statements.shape_of(statement.id)
+        };
+        match shape {
+            Some(shape) if shape == told => return Looks::AsTold,
+            Some(_) => return Looks::Otherwise,
+            None => {}
+        }
+        let owed = Owed::DescribeOurs(statement.id);
+        if name.is_empty() {
+            self.inject(b'D', &[b"S\0"], owed);
+        } else {
+            let server = self.server_name(statement);
+            self.inject(b'D', &[b"S", server.with_zero()], owed);
+        }
+        self.put(b'H', &[]);
+        self.line.checking = Checking::Awaited;
+        Looks::Awaited
+    }
+
+    /// Whether the frame behind a Bind asks for a description of its portal.
+    fn is_described_next(&self, portal: &[u8], bind: Header) -> bool {
+        let Some(behind) = self.input.get(self.at + bind.frame()..) else { return false };
+        let Ok(Some(header)) = client_header(behind) else { return false };
+        let body = behind.get(HEADER_BYTES..header.frame());
+        let described = body.and_then(|body| body.strip_prefix(b"P")).and_then(wire::cstr);
+        header.tag == b'D' && described.is_some_and(|(name, _)| name == portal)
+    }
+
+    /// Whether a statement would read what a sequence gave to another session, where that can't be discarded ahead of it.
+    fn leaks_a_value(&self, findings: &Findings) -> bool {
+        findings.suspects.intersects(Suspects::SEQUENCE_READ)
+            && self.line.sequences.would_leak()
+            && !self.is_between()
+            && self.line.exchange.status() != Status::Failed
+    }
+
+    /// Whether a Query of ours may go here: inside a flight of the extended protocol it would end the implicit transaction.
+    fn is_between(&self) -> bool {
+        !self.line.exchange.wants_sync() && self.line.client_rest == 0
     }
 
     /// Settings that a Bind's parameters name.
@@ -558,6 +666,12 @@ impl Pass<'_> {
     fn describe(&mut self, header: Header, body: &[u8]) {
         let name = body.strip_prefix(b"S").and_then(wire::cstr).map(|(name, _)| name);
         let statement = name.and_then(|name| self.understood(name));
+        let portal = body.strip_prefix(b"P").and_then(wire::cstr).map(|(name, _)| name);
+        let described = match portal {
+            Some(portal) if *self.line.bound.portal == *portal => self.line.bound.statement,
+            Some(_) => None,
+            None => statement.as_ref().map(|statement| statement.id),
+        };
         match statement.filter(|_| name.is_some_and(|name| !name.is_empty())) {
             None => self.pass(header),
             Some(statement) => {
@@ -566,7 +680,7 @@ impl Pass<'_> {
                 self.put(b'D', &[b"S", server.with_zero()]);
             }
         }
-        self.line.exchange.sent(Owed::Describe);
+        self.line.exchange.sent(Owed::Describe(described));
     }
 
     fn close(&mut self, header: Header, body: &[u8]) {
@@ -608,6 +722,7 @@ impl Pass<'_> {
         if self.line.unnamed == Unnamed::Foreign {
             match &statement {
                 Some(known) => {
+                    self.line.unnamed_shape = None;
                     self.inject(b'P', &[b"\0", &known.body], Owed::ParseOurs(NO_STATEMENT));
                 }
                 // The server's own words say that there is none.
@@ -681,9 +796,7 @@ impl Pass<'_> {
     fn uses_sequences(&mut self, suspects: Suspects) {
         if suspects.intersects(Suspects::SEQUENCE_READ) {
             self.around.registry.sequence_read();
-            // Inside a flight of the extended protocol a Query of ours would end the implicit transaction.
-            let between = !self.line.exchange.wants_sync() && self.line.client_rest == 0;
-            let able = between && self.line.exchange.status() != Status::Failed;
+            let able = self.is_between() && self.line.exchange.status() != Status::Failed;
             if self.line.sequences.reads() && able {
                 self.flush_run();
                 self.line.discard_sequences(self.out);

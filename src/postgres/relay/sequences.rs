@@ -67,6 +67,11 @@ impl Sequences {
         !drawn && self.whose == Whose::Foreign
     }
 
+    /// Whether the session would be told what was given to another, if it asked now.
+    pub(super) fn would_leak(&self) -> bool {
+        self.draw != Draw::Drawn && self.whose == Whose::Foreign
+    }
+
     /// Others' values are discarded; tells whether there may have been any.
     pub(super) fn clean(&mut self) -> bool {
         std::mem::take(&mut self.whose) == Whose::Foreign
