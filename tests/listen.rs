@@ -147,6 +147,11 @@ fn a_transaction_decides_what_is_listened_to() {
     assert_eq!(session.query("unlisten a; select 1/0").codes(), ["22012"]);
     assert!(!silent(&mut session, "a"), "the error took it back");
     assert_eq!(next(&mut session), pair("proof", "y"));
+    session.send(&[query("select 1/0"), query("unlisten a")].concat());
+    assert_eq!(session.reply().codes(), ["22012"]);
+    session.reply().expect_no_error();
+    assert!(silent(&mut session, "a"), "an error before it does not");
+    session.query("listen a").expect_no_error();
     for sql in ["begin", "unlisten a", "commit"] {
         session.query(sql).expect_no_error();
     }

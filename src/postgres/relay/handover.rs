@@ -26,7 +26,7 @@ impl Line {
     pub fn hand_over(&mut self, channel: &str, payload: &str, out: &mut Vec<u8>) {
         let words = format!("LISTEN {channel}; NOTIFY {channel}, '{payload}'");
         out.extend_from_slice(&message::query(&words));
-        self.exchange.sent_query(Owed::HandOver);
+        self.sent_ours(Owed::HandOver);
         self.handover = Handover::Marked(format!("{channel}\0{payload}\0").into_bytes().into());
     }
 
@@ -36,7 +36,7 @@ impl Line {
             return false;
         }
         out.extend_from_slice(&message::query("UNLISTEN *"));
-        self.exchange.sent_query(Owed::HandOver);
+        self.sent_ours(Owed::HandOver);
         self.handover = Handover::Ending;
         true
     }
@@ -45,8 +45,14 @@ impl Line {
     pub(super) fn is_for_client(&mut self, ledger: Option<&Ledger>, body: &[u8]) -> bool {
         match &self.handover {
             Handover::Marked(marker) => {
-                if body.get(4..) == Some(marker) {
+                let told = body.get(4..).unwrap_or_default();
+                if told == &**marker {
                     self.handover = Handover::Heard;
+                    return false;
+                }
+                // Another session's marker.
+                let channel = marker.split_inclusive(|byte| *byte == 0).next();
+                if channel.is_some_and(|channel| told.starts_with(channel)) {
                     return false;
                 }
             }
@@ -72,5 +78,21 @@ impl Line {
     pub(super) fn handover_failed(&mut self) {
         self.handover = Handover::None;
         self.news = Some(News::Kept);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::statements::ServerStatements;
+    use super::*;
+
+    #[test]
+    fn no_marker_reaches_a_client() {
+        let mut line = Line::new(ServerStatements::new(1, 8));
+        line.hand_over("tidegate_x", "1:1", &mut Vec::new());
+        assert!(!line.is_for_client(None, b"\0\0\0\x01tidegate_x\x002:1\0"), "another session's");
+        assert!(line.is_for_client(None, b"\0\0\0\x01news\0before\0"));
+        assert!(!line.is_for_client(None, b"\0\0\0\x01tidegate_x\x001:1\0"));
+        assert!(!line.is_for_client(None, b"\0\0\0\x01news\0behind\0"), "the hub brings it");
     }
 }

@@ -65,7 +65,18 @@ pub fn replies(
             line.farewell = Some(Box::new(ErrorFields::parse(body)));
             return Ok(Given { relay: write, rest: buffer.len() });
         }
+        let is_error = header.tag == b'E' && whole;
+        let renamed_before = if is_error { renamed(line, ledger, body) } else { None };
         let verdict = reply(line, ledger, header, body)?;
+        // Names may come back with what the error has undone.
+        let renamed_after = || if is_error { renamed(line, ledger, body) } else { None };
+        let renamed = renamed_before.or_else(renamed_after);
+        if let Some(frame) = renamed.filter(|_| verdict == Verdict::Relay) {
+            buffer[write..write + frame.len()].copy_from_slice(&frame);
+            write += frame.len();
+            read += header.frame();
+            continue;
+        }
         if let Verdict::RelayAs(tag) = verdict {
             buffer[read] = tag;
         }
@@ -81,6 +92,28 @@ pub fn replies(
         line.server_rest = header.body;
         line.server_rest_verdict = verdict;
     }
+}
+
+/// An error that names a statement as the server knows it, as a frame that names it as the client does; no longer than
+/// it was.
+fn renamed(line: &Line, ledger: &Option<Box<Ledger>>, body: &[u8]) -> Option<Vec<u8>> {
+    let (found, number) = line.statements.name_in(body)?;
+    let name = line.client_name(ledger.as_deref()?, number)?;
+    let new = [&body[..found.start], name, &body[found.end..]].concat();
+    let new = if new.len() > body.len() { without_place(&new) } else { new };
+    let mut frame = Vec::with_capacity(HEADER_BYTES + new.len());
+    wire::put_frame(&mut frame, b'E', &[&new]);
+    (new.len() <= body.len()).then_some(frame)
+}
+
+/// An error without the place in the server's source that raised it.
+fn without_place(body: &[u8]) -> Vec<u8> {
+    let fields = body.split_inclusive(|byte| *byte == 0);
+    fields
+        .filter(|field| !matches!(field.first(), Some(b'F' | b'L' | b'R')))
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// Moves `length` bytes from `read` to `write`; gives where the next go.
@@ -132,8 +165,9 @@ fn reply(
                 ledger.undone();
             }
             // A statement is gone that our map still has, or its plan is void: parse all anew.
-            let gone = [&b"\0C26000\0"[..], b"\0C0A000\0"];
-            if gone.iter().any(|code| memchr::memmem::find(body, code).is_some()) {
+            let has = |code: &[u8]| memchr::memmem::find(body, code).is_some();
+            let of_ours = || line.statements.name_in(body).is_some();
+            if has(b"\0C0A000\0") || has(b"\0C26000\0") && of_ours() {
                 line.retire_statements();
                 line.plans = Plans::Void;
                 if line.retry == Retry::Possible && line.exchange.take_sync_over() {
@@ -171,13 +205,17 @@ pub(super) fn undo(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
     while let Some(owed) = lost.pop() {
         match owed {
             Owed::ParseNamed(named) => {
-                line.statements.forget(named.statement.id);
+                let number = line.statements.forget(named.statement.id);
                 statements.named.remove(&named.name);
+                // Requests under way may name it.
+                if let Some(number) = number.filter(|_| line.exchange.owed() > 0) {
+                    line.remember(number, &named.name);
+                }
             }
             Owed::ParseKnown(named) => {
                 statements.named.remove(&named.name);
             }
-            Owed::ParseOurs(id) => line.statements.forget(id),
+            Owed::ParseOurs(id) => drop(line.statements.forget(id)),
             // The one that failed has still dropped what was there before.
             Owed::ParseUnnamed(before) => {
                 statements.unnamed = if lost.is_empty() { None } else { before };

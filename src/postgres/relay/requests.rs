@@ -291,6 +291,17 @@ impl Pass<'_> {
         true
     }
 
+    /// Whether an UNLISTEN must wait for the answers before it: an error among them takes back what is noted by then.
+    fn must_wait_to_unlisten(&mut self, findings: &Findings, tag: u8) -> bool {
+        if findings.unlistens.is_empty() || self.line.exchange.owed() == 0 {
+            return false;
+        }
+        if self.line.names == Names::Certain {
+            self.line.names = Names::Doubtful;
+        }
+        self.must_wait_for_names(tag)
+    }
+
     /// Lets a frame pass as it is, as far as it is here.
     fn pass(&mut self, header: Header) {
         self.at += HEADER_BYTES;
@@ -307,8 +318,8 @@ impl Pass<'_> {
         self.line.resettle = Resettle::No;
         let startup = self.around.settings.asked_at_startup();
         self.flush_run();
-        if settings::put_anew(&[], startup, self.out) != Applied::Unchanged {
-            self.line.exchange.sent_query(Owed::Resettle);
+        if settings::put_back(startup, self.out) != Applied::Unchanged {
+            self.line.sent_ours(Owed::Resettle);
         }
     }
 
@@ -330,7 +341,9 @@ impl Pass<'_> {
             let body = &input[body_at..self.at + whole];
             let text = body.strip_suffix(b"\0").unwrap_or(body);
             let findings = sql::read(text, quoting);
-            if Self::bars(self.line, &findings, self.around.listening) {
+            if self.must_wait_to_unlisten(&findings, b'Q')
+                || Self::bars(self.line, &findings, self.around.listening)
+            {
                 return Step::Wait(HEADER_BYTES);
             }
             self.leaves(&findings, Resettle::Now);
@@ -466,10 +479,16 @@ impl Pass<'_> {
             {
                 return Ok(Step::Wait(whole));
             }
-            if Self::bars(self.line, &statement.findings, self.around.listening) {
+            if self.must_wait_to_unlisten(&statement.findings, b'B')
+                || Self::bars(self.line, &statement.findings, self.around.listening)
+            {
                 return Ok(Step::Wait(HEADER_BYTES));
             }
             self.leaves(&statement.findings, Resettle::AtSync);
+            if name.is_empty() {
+                // A Query of ours may have dropped it.
+                self.understood(name);
+            }
             self.names_of_settings(&statement.findings, header, body);
             self.shield_statement(&statement.findings);
         }
@@ -609,8 +628,13 @@ impl Pass<'_> {
         ledger.suspect(findings);
         if suspects.intersects(ALL_GONE) {
             // The server's are gone if it works, and parsed anew if it doesn't; the session's only if it works.
-            self.line.statements.clear();
             let named = &ledger.statements.named;
+            for (name, statement) in named {
+                if let Some(number) = self.line.statements.number_of(statement.id) {
+                    self.line.remember(number, name);
+                }
+            }
+            self.line.statements.clear();
             let names =
                 named.iter().map(|(name, statement)| (name.clone(), statement.id)).collect();
             ledger.discarding = Some(names);
