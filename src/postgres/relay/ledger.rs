@@ -155,8 +155,11 @@ impl Ledger {
             suspects.insert(Suspects::SETTING);
         }
         if findings.suspects.intersects(RELEASING) {
-            suspects.insert(self.pins.without(truth::unaskable(self.pins)));
-            if self.pins.intersects(Suspects::PREPARE) {
+            // What is being asked about may be gone by the time the answer comes, too.
+            let mut known = self.pins;
+            known.insert(self.asking);
+            suspects.insert(known.without(truth::unaskable(known)));
+            if known.intersects(Suspects::PREPARE) {
                 // A statement that SQL prepared may have changed some.
                 suspects.insert(Suspects::SETTING);
             }
@@ -270,6 +273,18 @@ mod tests {
         assert_eq!(ledger.put_question(&mut out), Asked::No);
         ledger.suspect(&finds(Suspects::RELEASE));
         assert_eq!(ledger.put_question(&mut out), Asked::Yes);
+        ledger.told(Some(Suspects::NONE));
+        assert!(ledger.is_free());
+    }
+
+    #[test]
+    fn what_is_released_while_it_is_asked_about_is_asked_about_again() {
+        let mut ledger = Ledger::default();
+        ledger.suspect(&finds(Suspects::ADVISORY_LOCK));
+        assert_eq!(ledger.put_question(&mut Vec::new()), Asked::Yes);
+        ledger.suspect(&finds(Suspects::RELEASE));
+        ledger.told(Some(Suspects::ADVISORY_LOCK));
+        assert_eq!(ledger.put_question(&mut Vec::new()), Asked::Yes);
         ledger.told(Some(Suspects::NONE));
         assert!(ledger.is_free());
     }
