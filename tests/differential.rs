@@ -445,6 +445,17 @@ fn statement_scripts() -> Vec<Script> {
             ]),
         ),
         (
+            "errors call a statement by the client's name",
+            all(vec![
+                ask(&[parse("s", "select $1::int * 2"), sync()]),
+                ask(&[bind("", "s", &["1", "2"]), execute("", 0), close_statement("s"), sync()]),
+                ask_for(
+                    2,
+                    &[parse("v", "selec"), sync(), bind("", "v", &[]), execute("", 0), sync()],
+                ),
+            ]),
+        ),
+        (
             "never parsed",
             all(vec![
                 ask(&[bind("", "ghost", &[]), execute("", 0), sync()]),

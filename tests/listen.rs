@@ -6,7 +6,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -165,6 +165,11 @@ fn a_transaction_decides_what_is_listened_to() {
     assert_eq!(session.query("unlisten a; select 1/0").codes(), ["22012"]);
     assert!(!silent(&mut session, "a"), "the error took it back");
     assert_eq!(next(&mut session), pair("proof", "y"));
+    session.send(&[query("select 1/0"), query("unlisten a")].concat());
+    assert_eq!(session.reply().codes(), ["22012"]);
+    session.reply().expect_no_error();
+    assert!(silent(&mut session, "a"), "an error before it does not");
+    session.query("listen a").expect_no_error();
     for sql in ["begin", "unlisten a", "commit"] {
         session.query(sql).expect_no_error();
     }
@@ -384,7 +389,10 @@ fn who_listens_again_hears_everything_once() {
     for _ in 0..100 {
         let reply = session.query("listen news");
         reply.frames.iter().filter(|frame| frame.tag == b'A').for_each(&mut hear);
-        while let Some(frame) = session.frame_within(Duration::from_millis(5)) {
+        let until = Instant::now() + Duration::from_millis(5);
+        while Instant::now() < until
+            && let Some(frame) = session.frame_within(Duration::from_millis(5))
+        {
             hear(&frame);
         }
     }
@@ -480,8 +488,9 @@ fn what_else_is_asked_takes_no_channel_away() {
 fn who_may_listen_may_not_pin_the_last_connection() {
     let server = Postgres::start();
     let gate = Setup::new().postgres(&server).pool_size(3).wait_ms(1_500).start();
-    let [mut session, mut pinned] = [client(&gate), client(&gate)];
+    let [mut session, mut pinned, mut listens] = [client(&gate), client(&gate), client(&gate)];
     pinned.query("create temp table mine (n int)").expect_no_error();
+    listens.query("listen other").expect_no_error();
     session.query("begin").expect_no_error();
     session.query("listen news").expect_no_error();
     session.send(&query("create temp table mine (n int)"));

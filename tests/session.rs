@@ -264,6 +264,104 @@ fn reset_leads_to_what_the_client_gave_at_startup() {
 /// pgcat #903, pgbouncer #655, #976: WITH HOLD cursors, temporary tables, session locks and SQL's PREPARE stayed with the
 /// connection, where their session did not find them and others did.
 #[test]
+fn a_custom_setting_of_the_startup_outlives_other_changes() {
+    let mut stage = Stage::new();
+    let login = Login::app().with("options", "-c app.tenant=acme");
+    let mut session = stage.gate.try_client(&login).unwrap();
+    session.query("set work_mem = '5MB'").expect_no_error();
+    let last = session.backend();
+    let mut stranger = stage.gate.client();
+    let seen = "select coalesce(current_setting('app.tenant', true), '')";
+    for _ in 0..2 {
+        let foreign = stranger.backend();
+        assert_eq!(stranger.one(seen), "", "nobody else has it");
+        stage.elsewhere(&mut stranger, &foreign);
+    }
+    stage.elsewhere(&mut session, &last);
+    for _ in 0..2 {
+        assert_eq!(session.one(seen), "acme");
+        let last = session.backend();
+        stage.elsewhere(&mut session, &last);
+    }
+}
+
+#[test]
+fn a_reset_leaves_alone_what_the_session_has_set_since() {
+    let mut stage = Stage::new();
+    stage
+        .server
+        .superuser()
+        .query("create role other nologin; grant other to app")
+        .expect_no_error();
+    let login = Login::app().with("timezone", "Asia/Tokyo").with("options", "-c app.tenant=acme");
+    let mut session = stage.gate.try_client(&login).unwrap();
+    session
+        .query("set timezone = 'UTC'; set app.tenant = 'mine'; set role other")
+        .expect_no_error();
+    for reset in ["reset role", "reset work_mem", "set work_mem to default"] {
+        session.query(reset).expect_no_error();
+        let last = session.backend();
+        stage.elsewhere(&mut session, &last);
+        assert_eq!(session.one("show timezone"), "UTC", "{reset}");
+        assert_eq!(session.one("show app.tenant"), "mine", "{reset}");
+        assert_eq!(session.one("select current_user"), "app", "{reset}");
+    }
+    session.query("reset timezone").expect_no_error();
+    assert_eq!(session.one("show timezone"), "Asia/Tokyo");
+    session.query("reset app.tenant").expect_no_error();
+    assert_eq!(session.one("show app.tenant"), "acme");
+}
+
+/// What SET TRANSACTION says is over with its transaction, though the server goes on calling it the session's.
+#[test]
+fn what_a_transaction_is_like_is_no_setting_of_the_session() {
+    let mut stage = Stage::new();
+    let mut session = stage.gate.client();
+    for sql in ["begin", "set transaction isolation level serializable", "commit"] {
+        session.query(sql).expect_no_error();
+    }
+    session.query("set default_transaction_isolation = 'serializable'").expect_no_error();
+    let last = session.backend();
+    stage.elsewhere(&mut session, &last);
+    assert_eq!(session.one("show transaction_isolation"), "serializable");
+    session.query("reset default_transaction_isolation").expect_no_error();
+    let last = session.backend();
+    stage.elsewhere(&mut session, &last);
+    assert_eq!(session.one("show transaction_isolation"), "read committed");
+}
+
+/// The question about what a session has left is a Query, and a Query takes the server's unnamed statement away.
+#[test]
+fn the_unnamed_statement_survives_our_questions() {
+    let stage = Stage::new();
+    let mut session = stage.gate.client();
+    session.query("create temp table keeps_it (n int)").expect_no_error();
+    session.exchange(&[
+        parse("q", "set work_mem = '5MB'"),
+        bind("", "q", &[]),
+        execute("", 0),
+        parse("", "select 'mine'"),
+        sync(),
+    ]);
+    let reply = session.exchange(&[bind("", "", &[]), execute("", 0), sync()]);
+    assert_eq!(reply.expect_no_error().rows(), [[Some("mine".to_owned())]]);
+}
+
+/// A session that keeps its connection for what a sequence gave may pin it, too, without waiting for itself.
+#[test]
+fn leave_to_keep_a_sequence_is_leave_to_pin() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(500).start();
+    let mut session = gate.client();
+    session.query("create sequence s").expect_no_error();
+    session.query("select nextval('s'), currval('s')").expect_no_error();
+    session.query("select nextval('s')").expect_no_error();
+    session.query("begin").expect_no_error();
+    session.query("create temp table mine (n int)").expect_no_error();
+    session.query("commit").expect_no_error();
+}
+
+#[test]
 fn what_stays_on_the_server_pins_until_it_is_gone() {
     let mut stage = Stage::new();
     for (make, look, expected, release) in [

@@ -398,6 +398,8 @@ impl Exchange {
         let front = self.owed.front();
         let verdict = match tag {
             // Notices, settings and notifications come at any time.
+            // What a statement is warned of, its client has heard when it was parsed first.
+            b'N' if matches!(front, Some(Owed::ParseOurs(_))) => Verdict::Swallow,
             b'N' if front.is_some_and(is_query_of_ours) => Verdict::Swallow,
             b'S' if matches!(
                 front,

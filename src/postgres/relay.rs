@@ -36,6 +36,9 @@ pub use requests::{Goodbye, Listening, Output, Surroundings, Taken, requests};
 pub use sequences::Draw;
 pub use waiting::{Stance, Waiting, Work, is_rollback, waiting};
 
+/// Most names kept of statements that are gone.
+const GHOSTS: usize = 64;
+
 /// Fails, and leaves a failed transaction: PostgreSQL documentation, "Message Flow", multiple statements in a simple
 /// query. The server's log shows the name.
 const FAILING: &str =
@@ -71,6 +74,8 @@ pub struct Line {
     lexer: Option<Box<Lexer>>,
     /// Names clients used that may exist on the server and must not when the next session comes.
     strays: Vec<Box<[u8]>>,
+    /// What the client called statements that are gone, by the numbers of their names on the server.
+    ghosts: Vec<(u64, Box<[u8]>)>,
     /// Why the server ends the connection, once it has said so.
     farewell: Option<Box<ErrorFields>>,
     pace: Pace,
@@ -294,6 +299,7 @@ impl Line {
             server_row: Row::Other,
             lexer: None,
             strays: Vec::new(),
+            ghosts: Vec::new(),
             farewell: None,
             pace: Pace::InTurn,
             answer: truth::Answer::default(),
@@ -359,6 +365,23 @@ impl Line {
         std::mem::replace(&mut self.plans, Plans::Good) == Plans::Void
     }
 
+    /// Keeps what the client called a statement, for errors that requests under way may still bring.
+    fn remember(&mut self, number: u64, name: &[u8]) {
+        if self.ghosts.len() < GHOSTS {
+            self.ghosts.push((number, name.into()));
+        }
+    }
+
+    /// What the client calls the statement whose name on the server has this number.
+    fn client_name<'a>(&'a self, ledger: &'a Ledger, number: u64) -> Option<&'a [u8]> {
+        let id = self.statements.numbered(number);
+        let mut named = ledger.statements.named.iter();
+        let known = named.find(|(_, statement)| Some(statement.id) == id).map(|(name, _)| name);
+        let mut ghosts = self.ghosts.iter().rev();
+        let ghost = || ghosts.find(|(ghost, _)| *ghost == number).map(|(_, name)| name);
+        known.or_else(ghost).map(|name| &**name)
+    }
+
     /// Forgets what is parsed; the server's statements are closed before the next session comes.
     fn retire_statements(&mut self) {
         let names = self.statements.retire();
@@ -370,7 +393,15 @@ impl Line {
         let Some(ledger) = ledger.as_deref_mut().filter(|ledger| ledger.has_suspects()) else {
             return Asked::No;
         };
-        if !self.is_over() || ledger.put_question(out) == Asked::No {
+        if !self.is_over() {
+            return Asked::No;
+        }
+        // What the session has anyway is no longer among its settings if it is not asked about.
+        if let Some(applied) = &self.applied {
+            let known = applied.asked.iter().chain(applied.asked_at_startup());
+            known.for_each(|(name, _)| ledger.custom(name));
+        }
+        if ledger.put_question(out) == Asked::No {
             return Asked::No;
         }
         if ledger.asks_for_routines() {
@@ -378,8 +409,14 @@ impl Line {
             self.names = Names::Awaited;
         }
         self.answer = truth::Answer::default();
-        self.exchange.sent_query(Owed::Truth);
+        self.sent_ours(Owed::Truth);
         Asked::Yes
+    }
+
+    /// A Query of ours goes out behind something of the session's: it drops the unnamed statement on the server.
+    fn sent_ours(&mut self, owed: Owed) {
+        self.exchange.sent_query(owed);
+        self.unnamed = Unnamed::Foreign;
     }
 
     /// What was learnt of the session since this was last asked.
@@ -480,6 +517,7 @@ impl Line {
         self.unnamed = Unnamed::Foreign;
         self.resettle = Resettle::No;
         self.news = None;
+        self.ghosts.clear();
         for name in std::mem::take(&mut self.strays) {
             wire::put_frame(out, b'C', &[b"S", &name, b"\0"]);
             self.exchange.sent_ahead(Owed::CloseOurs);

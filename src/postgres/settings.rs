@@ -133,6 +133,47 @@ pub fn put_anew(from: &[(String, String)], to: &[(String, String)], out: &mut Ve
     put(gone.collect(), to.iter().collect(), out)
 }
 
+/// Appends the Query that brings those of `startup` back that a RESET has taken: what the session has changed since stays.
+pub fn put_back(startup: &[(String, String)], out: &mut Vec<u8>) -> Applied {
+    if startup.is_empty() {
+        return Applied::Unchanged;
+    }
+    let mut sorted: Vec<_> = startup.iter().collect();
+    sorted.sort_by_key(|(name, _)| rank(name));
+    let mut text = String::new();
+    for (name, value) in sorted {
+        text.push_str("SELECT pg_catalog.set_config(");
+        put_text(&mut text, name);
+        text.push(',');
+        put_text(&mut text, value);
+        text.push_str(",false)");
+        put_whether_reset(&mut text, name);
+        text.push(';');
+    }
+    text.push('\0');
+    wire::put_frame(out, b'Q', &[text.as_bytes()]);
+    Applied::AwaitReply
+}
+
+/// Appends the condition that the session has not set this. No catalog lists names with a dot, nor identities.
+fn put_whether_reset(text: &mut String, name: &str) {
+    if name.contains('.') || changes_identity(name) {
+        let nothing = if name == "role" { "'none'" } else { "''" };
+        text.push_str(" WHERE coalesce(pg_catalog.current_setting(");
+        put_text(text, name);
+        text.push_str(",true),");
+        text.push_str(nothing);
+        text.push_str(") OPERATOR(pg_catalog.=) ");
+        text.push_str(nothing);
+        return;
+    }
+    text.push_str(
+        " FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) OPERATOR(pg_catalog.=) ",
+    );
+    put_text(text, name);
+    text.push_str(" AND source OPERATOR(pg_catalog.<>) 'session'");
+}
+
 /// Appends the Query that changes `from` into `to`.
 pub fn put_change(
     from: &[(String, String)],

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -313,6 +314,8 @@ pub struct ServerName([u8; Self::BYTES]);
 
 impl ServerName {
     const BYTES: usize = 36;
+    /// What all names of one connection begin with.
+    const PREFIX: usize = 20;
 
     fn new(nonce: u64, number: u64) -> Self {
         let mut name = *b"tg_0000000000000000_000000000000000\0";
@@ -390,9 +393,32 @@ impl ServerStatements {
         }
     }
 
-    /// The server doesn't have it after all.
-    pub fn forget(&mut self, id: u64) {
-        self.parsed.remove(&id);
+    /// The server doesn't have it after all; gives the number of its name.
+    pub fn forget(&mut self, id: u64) -> Option<u64> {
+        self.parsed.remove(&id).map(|parsed| parsed.number)
+    }
+
+    /// The number of the name of a statement it has.
+    #[must_use]
+    pub fn number_of(&self, id: u64) -> Option<u64> {
+        self.parsed.get(&id).map(|parsed| parsed.number)
+    }
+
+    /// The statement whose name has this number.
+    #[must_use]
+    pub fn numbered(&self, number: u64) -> Option<u64> {
+        self.parsed.iter().find(|(_, parsed)| parsed.number == number).map(|(id, _)| *id)
+    }
+
+    /// Where a text holds a name of ours, and its number.
+    #[must_use]
+    pub fn name_in(&self, text: &[u8]) -> Option<(Range<usize>, u64)> {
+        let known = ServerName::new(self.nonce, 0);
+        let prefix = &known.without_zero()[..ServerName::PREFIX];
+        let start = memchr::memmem::find(text, prefix)?;
+        let end = start + known.without_zero().len();
+        let digits = std::str::from_utf8(text.get(start + prefix.len()..end)?).ok()?;
+        Some((start..end, u64::from_str_radix(digits, 16).ok()?))
     }
 
     /// Their plans may be void: forgets them all, and gives their names, so that they can be closed.
@@ -498,5 +524,10 @@ mod tests {
     fn names_are_terminated_and_tell_their_parts() {
         let name = ServerName::new(0xab, 0x1f);
         assert_eq!(name.with_zero(), b"tg_00000000000000ab_00000000000001f\0");
+        let server = ServerStatements::new(0xab, 1);
+        let text = b"a tg_00000000000000ab_00000000000001f b";
+        assert_eq!(server.name_in(text), Some((2..37, 0x1f)));
+        assert_eq!(server.name_in(&text[..36]), None);
+        assert_eq!(ServerStatements::new(0xac, 1).name_in(text), None);
     }
 }

@@ -12,6 +12,10 @@ use super::wire;
 /// Most bytes of an answer.
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
+/// Settings that say what the running transaction is like: no session keeps them.
+const OF_A_TRANSACTION: [&str; 3] =
+    ["transaction_deferrable", "transaction_isolation", "transaction_read_only"];
+
 /// What may be asked of a server about a session.
 const ASKABLE: [(Suspects, &str, &str); 4] = [
     (
@@ -122,6 +126,11 @@ fn put_settings(custom: &[String], text: &mut String) {
     text.push_str("SELECT 'setting', name, ");
     put_hex(text, "setting");
     text.push_str(" FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'");
+    for name in OF_A_TRANSACTION {
+        text.push_str(" AND name OPERATOR(pg_catalog.<>) '");
+        text.push_str(name);
+        text.push('\'');
+    }
     // No catalog lists these.
     for name in
         ["role", "session_authorization"].into_iter().chain(custom.iter().map(String::as_str))

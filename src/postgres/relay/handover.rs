@@ -26,7 +26,7 @@ impl Line {
     pub fn hand_over(&mut self, channel: &str, payload: &str, out: &mut Vec<u8>) {
         let words = format!("LISTEN {channel}; NOTIFY {channel}, '{payload}'");
         out.extend_from_slice(&message::query(&words));
-        self.exchange.sent_query(Owed::HandOver);
+        self.sent_ours(Owed::HandOver);
         self.handover = Handover::Marked(format!("{channel}\0{payload}\0").into_bytes().into());
     }
 
@@ -36,7 +36,7 @@ impl Line {
             return false;
         }
         out.extend_from_slice(&message::query("UNLISTEN *"));
-        self.exchange.sent_query(Owed::HandOver);
+        self.sent_ours(Owed::HandOver);
         self.handover = Handover::Ending;
         true
     }
@@ -46,7 +46,8 @@ impl Line {
         let channel = body.get(4..).and_then(wire::cstr).map(|(channel, _)| channel);
         match &self.handover {
             Handover::Marked(marker) => {
-                if body.get(4..) == Some(marker) {
+                let told = body.get(4..).unwrap_or_default();
+                if told == &**marker {
                     self.handover = Handover::Heard;
                     return false;
                 }

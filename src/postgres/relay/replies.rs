@@ -89,12 +89,12 @@ pub fn replies(
             Parameters::Unsure => return Ok(Given { relay: write, rest: read }),
             sure => sure,
         };
-        let refusal = line.exchange.refusal().filter(|_| header.tag == b'E' && whole);
-        let verdict = reply(line, ledger, header, body)?;
-        if let Some(words) = refusal.map(refusal_words).filter(|words| words.len() <= body.len()) {
-            // The server's own error is longer: its place is large enough.
-            let mut frame = Vec::new();
-            wire::put_frame(&mut frame, b'E', &[words]);
+        let errors = if header.tag == b'E' && whole { Errors::Mended } else { Errors::None };
+        let (verdict, other) = reply_or_other(line, ledger, (header, body), errors)?;
+        if let Some(frame) = other.filter(|frame| frame.len() <= header.frame())
+            && verdict == Verdict::Relay
+        {
+            // No longer than the server's own: there is room for it.
             buffer[write..write + frame.len()].copy_from_slice(&frame);
             write += frame.len();
             read += header.frame();
@@ -119,6 +119,31 @@ pub fn replies(
         line.server_rest = header.body;
         line.server_rest_verdict = verdict;
     }
+}
+
+/// Whether a reply is a whole error, which may have to be another for the client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Errors {
+    None,
+    Mended,
+}
+
+/// As [`reply`], with what the client gets instead of an error that is of our making, or says our names.
+fn reply_or_other(
+    line: &mut Line,
+    ledger: &mut Option<Box<Ledger>>,
+    (header, body): (Header, &[u8]),
+    errors: Errors,
+) -> Result<(Verdict, Option<Vec<u8>>), Desync> {
+    if errors == Errors::None {
+        return Ok((reply(line, ledger, header, body)?, None));
+    }
+    let refused = line.exchange.refusal().map(refused);
+    let renamed_before = renamed(line, ledger, body);
+    let verdict = reply(line, ledger, header, body)?;
+    // Names may come back with what the error has undone.
+    let other = refused.or(renamed_before).or_else(|| renamed(line, ledger, body));
+    Ok((verdict, other))
 }
 
 impl Line {
@@ -148,12 +173,19 @@ impl Line {
             Head::Frame(next) if next.tag == b'E' && next.body <= GATHERED_ERROR_BYTES => {
                 match behind.get(HEADER_BYTES..next.frame()) {
                     None => Parameters::Unsure,
-                    Some(error) if is_void(error) => Parameters::OfVoid,
+                    Some(error) if self.is_void(error) => Parameters::OfVoid,
                     Some(_) => Parameters::Sure,
                 }
             }
             _ => Parameters::Sure,
         }
+    }
+
+    /// Whether a statement is gone that our map still has, or its plan is void: all are to be parsed anew.
+    fn is_void(&self, error: &[u8]) -> bool {
+        let has = |field: &[u8]| memchr::memmem::find(error, field).is_some();
+        has(b"\0C0A000\0") && has(b"\0RRevalidateCachedQuery\0")
+            || has(b"\0C26000\0") && self.statements.name_in(error).is_some()
     }
 
     /// Whether the client has had this answer when its flight was sent first.
@@ -165,6 +197,28 @@ impl Line {
         }
         false
     }
+}
+
+/// An error that names a statement as the server knows it, as a frame that names it as the client does; no longer than
+/// it was.
+fn renamed(line: &Line, ledger: &Option<Box<Ledger>>, body: &[u8]) -> Option<Vec<u8>> {
+    let (found, number) = line.statements.name_in(body)?;
+    let name = line.client_name(ledger.as_deref()?, number)?;
+    let new = [&body[..found.start], name, &body[found.end..]].concat();
+    let new = if new.len() > body.len() { without_place(&new) } else { new };
+    let mut frame = Vec::with_capacity(HEADER_BYTES + new.len());
+    wire::put_frame(&mut frame, b'E', &[&new]);
+    (new.len() <= body.len()).then_some(frame)
+}
+
+/// An error without the place in the server's source that raised it.
+fn without_place(body: &[u8]) -> Vec<u8> {
+    let fields = body.split_inclusive(|byte| *byte == 0);
+    fields
+        .filter(|field| !matches!(field.first(), Some(b'F' | b'L' | b'R')))
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// Moves `length` bytes from `read` to `write`; gives where the next go.
@@ -231,7 +285,7 @@ fn reply(
             if let Some(ledger) = ledger.as_deref_mut().filter(|_| header.tag == b'E') {
                 ledger.undone();
             }
-            if header.tag == b'E' && !of_refusal && is_void(body) {
+            if header.tag == b'E' && !of_refusal && line.is_void(body) {
                 line.retire_statements();
                 line.plans = Plans::Void;
                 if line.retry == Retry::Possible && line.exchange.take_sync_over() {
@@ -258,16 +312,10 @@ fn reply(
     Ok(verdict)
 }
 
-/// Whether a statement is gone that our map still has, or its plan is void: all are to be parsed anew.
-fn is_void(error: &[u8]) -> bool {
-    let has = |field: &[u8]| memchr::memmem::find(error, field).is_some();
-    has(b"\0C26000\0") || has(b"\0C0A000\0") && has(b"\0RRevalidateCachedQuery\0")
-}
-
-/// The body of the error that a client gets for a Bind which the server was made to refuse. Drivers know the first by its
+/// The error that a client gets for a Bind which the server was made to refuse, as a frame. Drivers know the first by its
 /// code and routine, and prepare the statement again.
-fn refusal_words(refusal: Refusal) -> &'static [u8] {
-    match refusal {
+fn refused(why: Refusal) -> Vec<u8> {
+    let words: &[u8] = match why {
         Refusal::Plan => {
             b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0Fplancache.c\0\
               RRevalidateCachedQuery\0\0"
@@ -275,7 +323,10 @@ fn refusal_words(refusal: Refusal) -> &'static [u8] {
         Refusal::Sequence => {
             b"SERROR\0VERROR\0C55000\0Mthis session has no value of a sequence yet\0Fsequence.c\0\0"
         }
-    }
+    };
+    let mut frame = Vec::new();
+    wire::put_frame(&mut frame, b'E', &[words]);
+    frame
 }
 
 /// Whether an error is the last that is heard of the server: its severity as it is never translated.
@@ -301,8 +352,14 @@ fn undo_one(
     before: &[Owed],
 ) {
     match &owed {
-        Owed::ParseNamed(named) => line.statements.forget(named.statement.id),
-        Owed::ParseOurs(id) => line.statements.forget(*id),
+        Owed::ParseNamed(named) => {
+            let number = line.statements.forget(named.statement.id);
+            // Requests under way may name it.
+            if let Some(number) = number.filter(|_| line.exchange.owed() > 0) {
+                line.remember(number, &named.name);
+            }
+        }
+        Owed::ParseOurs(id) => drop(line.statements.forget(*id)),
         Owed::CloseEvicted(number) => {
             let name = line.statements.name(*number);
             line.strays.push(name.without_zero().into());

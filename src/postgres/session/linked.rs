@@ -545,7 +545,10 @@ impl Session {
         let Some(leave) = lease.line.wants() else { return Ok(Moved::No) };
         let rare = self.rare.get_or_insert_default();
         let admitted = match (&mut rare.admission, leave) {
-            (None, Leave::Pin) => self.pool.try_pin().map(Admitted::Pin),
+            // It may have leave already, to keep its connection for what a sequence gave.
+            (None, Leave::Pin) => {
+                rare.permit.take().or_else(|| self.pool.try_pin()).map(Admitted::Pin)
+            }
             (None, Leave::Listen) => self.pool.connector().hub().is_up().then_some(Admitted::Hub),
             (Some(admission), _) => match admission.as_mut().poll(cx) {
                 Poll::Pending => None,
