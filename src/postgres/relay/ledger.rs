@@ -35,12 +35,12 @@ pub struct Ledger {
 }
 
 /// What takes names of statements away if it works: its command tags tell.
-#[derive(Debug)]
-pub(super) enum Discarding {
-    /// DISCARD ALL or DEALLOCATE ALL: these, with their statements.
-    All(Vec<(Box<[u8]>, u64)>),
-    /// A DEALLOCATE of each.
-    Each(VecDeque<Box<[u8]>>),
+#[derive(Debug, Default)]
+pub(super) struct Discarding {
+    /// By a DEALLOCATE of each, in this order.
+    pub(super) each: VecDeque<Box<[u8]>>,
+    /// By DISCARD ALL or DEALLOCATE ALL, with their statements.
+    pub(super) all: Vec<(Box<[u8]>, u64)>,
 }
 
 /// Whether what may have been left behind stays if the connection is lost now.

@@ -392,29 +392,28 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
     if tag == b"ROLLBACK\0" {
         ledger.undone();
     }
+    let Some(discarding) = &mut ledger.discarding else { return };
     let named = &mut ledger.statements.named;
-    let all = match (&mut ledger.discarding, tag) {
-        (Some(super::ledger::Discarding::Each(names)), b"DEALLOCATE\0") => {
-            if let Some(name) = names.pop_front() {
+    match tag {
+        b"DEALLOCATE\0" => {
+            if let Some(name) = discarding.each.pop_front() {
                 named.remove(&name);
             }
-            if names.is_empty() {
-                ledger.discarding = None;
-            }
-            return;
         }
-        (Some(super::ledger::Discarding::All(names)), b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") => {
-            for (name, id) in names.drain(..) {
+        b"DISCARD ALL\0" | b"DEALLOCATE ALL\0" => {
+            for (name, id) in discarding.all.drain(..) {
                 if named.get(&name).is_some_and(|statement| statement.id == id) {
                     named.remove(&name);
                 }
             }
-            ledger.discarding = None;
-            tag == b"DISCARD ALL\0"
         }
         _ => return,
-    };
-    if all {
+    }
+    let over = discarding.each.is_empty() && discarding.all.is_empty();
+    if over {
+        ledger.discarding = None;
+    }
+    if tag == b"DISCARD ALL\0" {
         ledger.discarded();
         line.news = Some(News::Discarded);
         line.applied = None;

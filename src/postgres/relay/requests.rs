@@ -474,7 +474,10 @@ impl Pass<'_> {
             self.line.statements.clear();
             let names =
                 named.iter().map(|(name, statement)| (name.clone(), statement.id)).collect();
-            ledger.discarding = Some(super::ledger::Discarding::All(names));
+            if self.line.names == Names::Certain {
+                ledger.discarding = None;
+            }
+            ledger.discarding.get_or_insert_default().all = names;
             self.line.names = Names::until_told(resettle);
         }
     }

@@ -8,7 +8,7 @@ use super::super::super::sql::{Findings, SettingName, Suspects};
 use super::super::super::statements::{Full, ServerName, Statement};
 use super::super::super::wire::{self, HEADER_BYTES, Header};
 use super::super::shapes::Checking;
-use super::super::{Names, Resettle, Unnamed, Violation, client_header, ledger};
+use super::super::{Names, Resettle, Unnamed, Violation, client_header};
 use super::{
     BIND_NAMES_BYTES, Flight, Lent, Looks, NO_STATEMENT, Pass, Sight, Step, is_parse_rest,
 };
@@ -364,16 +364,12 @@ impl Pass<'_> {
         if known.is_empty() {
             return;
         }
-        let names = findings.deallocates.iter().cloned();
-        match (self.line.names, &mut ledger.discarding) {
-            (Names::Certain, discarding) => {
-                *discarding = Some(ledger::Discarding::Each(names.collect()))
-            }
-            // Several are bound before the first runs.
-            (_, Some(ledger::Discarding::Each(earlier))) => earlier.extend(names),
-            // All are under way.
-            _ => return,
+        if self.line.names == Names::Certain {
+            ledger.discarding = None;
         }
+        // Several may be bound before the first runs.
+        let each = &mut ledger.discarding.get_or_insert_default().each;
+        each.extend(findings.deallocates.iter().cloned());
         self.line.names = Names::until_told(resettle);
         self.flush_run();
         for name in known {
