@@ -782,6 +782,30 @@ fn copy_scripts() -> Vec<Script> {
             ]),
         ),
         (
+            "COPY in, sent blindly, and a transaction behind it that no Sync ends",
+            all(vec![
+                vec![
+                    Send(
+                        [
+                            query("copy t from stdin"),
+                            copy_data(b"40\tforty\n"),
+                            copy_done(),
+                            parse("", "begin"),
+                            bind("", "", &[]),
+                            execute("", 0),
+                            flush(),
+                        ]
+                        .concat(),
+                    ),
+                    Until('Z'),
+                    Until('C'),
+                ],
+                queries(&["select 1"]),
+                ask(&[sync()]),
+                queries(&["select count(*) from t", "rollback", "select 2"]),
+            ]),
+        ),
+        (
             "COPY in, given up",
             all(vec![
                 start("copy t from stdin"),

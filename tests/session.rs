@@ -236,6 +236,7 @@ fn reset_leads_to_what_the_client_gave_at_startup() {
         "reset all",
         "discard all",
         "set timezone to default; set work_mem to default",
+        "set time zone local; reset work_mem",
     ] {
         let mut session = stage.gate.try_client(&login).unwrap();
         session.query("set timezone = 'UTC'; set work_mem = '9MB'").expect_no_error();

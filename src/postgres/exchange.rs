@@ -191,10 +191,7 @@ impl Exchange {
     /// Whether a ReadyForQuery is owed.
     #[must_use]
     pub fn owes_ready(&self) -> bool {
-        let ready = |owed: &Owed| {
-            matches!(owed, Owed::Sync | Owed::Query | Owed::Function) || is_query_of_ours(owed)
-        };
-        self.owed.iter().any(ready)
+        self.owed.iter().any(ends_flight)
     }
 
     /// Whether a reply is owed that the client waits for.
@@ -223,12 +220,9 @@ impl Exchange {
     /// ReadyForQuery.
     #[must_use]
     pub fn is_last_flight(&self) -> bool {
-        let ends = |owed: &&Owed| {
-            matches!(owed, Owed::Sync | Owed::Query | Owed::Function) || is_query_of_ours(owed)
-        };
         let runs =
             |owed: &Owed| !is_query_of_ours(owed) && !matches!(owed, Owed::Sync | Owed::CopyEnd);
-        !self.owed.iter().skip_while(|owed| !ends(owed)).skip(1).any(runs)
+        !self.owed.iter().skip_while(|owed| !ends_flight(owed)).skip(1).any(runs)
     }
 
     /// Whether the server is being brought into a failed transaction.
@@ -464,7 +458,7 @@ impl Exchange {
         while self.mode == Mode::CopyIn && self.owed.len() > 1 {
             match self.owed.remove(1) {
                 // Ignored while copying; the client's real one is still to come.
-                Some(Owed::Sync) => self.synced = Synced::No,
+                Some(Owed::Sync) => {}
                 Some(Owed::CopyEnd) => self.mode = Mode::Answering,
                 // Any other frame ends the copy with an error and is used up by that.
                 Some(other) => {
@@ -474,9 +468,9 @@ impl Exchange {
                 None => {}
             }
         }
-        if matches!(self.owed.front(), Some(Owed::Query)) || self.owed.iter().any(is_sync) {
-            self.synced = Synced::Yes;
-        }
+        // What is left decides, to its end: what stands behind the last Sync or Query leaves a transaction open.
+        let mut last = self.owed.iter().rev().filter(|owed| !matches!(owed, Owed::CopyEnd));
+        self.synced = if last.next().is_some_and(ends_flight) { Synced::Yes } else { Synced::No };
         Ok(Verdict::Relay)
     }
 
@@ -542,6 +536,11 @@ fn is_query_of_ours(owed: &Owed) -> bool {
             | Owed::HandOver
             | Owed::Spare
     )
+}
+
+/// Whether the answer to it ends with a ReadyForQuery.
+fn ends_flight(owed: &Owed) -> bool {
+    matches!(owed, Owed::Sync | Owed::Query | Owed::Function) || is_query_of_ours(owed)
 }
 
 fn is_sync(owed: &Owed) -> bool {
@@ -718,6 +717,31 @@ mod tests {
         exchange.sent_sync();
         replies(&mut exchange, "GCZ");
         assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn what_was_sent_behind_a_blind_copy_leaves_its_transaction_open() {
+        for extended in [false, true] {
+            let mut exchange = Exchange::default();
+            if extended {
+                exchange.sent(Owed::Execute);
+            } else {
+                exchange.sent_query(Owed::Query);
+            }
+            exchange.sent_copy_end();
+            if extended {
+                exchange.sent_sync();
+            }
+            exchange.sent(Owed::ParsePlain);
+            exchange.sent(Owed::Bind);
+            exchange.sent(Owed::Execute);
+            replies(&mut exchange, "GCZ12C");
+            assert_eq!(exchange.owed(), 0);
+            assert!(exchange.wants_sync() && !exchange.is_over(), "its BEGIN may have run");
+            exchange.sent_sync();
+            replies(&mut exchange, "z");
+            assert!(!exchange.is_over());
+        }
     }
 
     #[test]

@@ -204,7 +204,10 @@ fn without_temp(frame: &Frame) -> Frame {
 
 fn without_place(frame: &Frame) -> Frame {
     let fields = frame.body.split(|&byte| byte == 0);
-    let kept = fields.filter(|field| !matches!(field.first(), Some(b'F' | b'L' | b'R')));
+    // What waits for a lock waits in the parser where the statement is parsed anew.
+    let locked = frame.tag == b'E' && frame.refusal().code == "55P03";
+    let place = |first: u8| matches!(first, b'F' | b'L' | b'R') || locked && first == b'P';
+    let kept = fields.filter(|field| !field.first().is_some_and(|first| place(*first)));
     let body = kept.flat_map(|field| [field, b"\0"].concat()).collect::<Vec<_>>();
     let body = without_name(body);
     let body = without_row(&body);

@@ -109,7 +109,6 @@ pub const SAVEPOINTS: &[&str] = &[
     "release a",
     "release b",
     "set transaction read only",
-    "set transaction isolation level serializable",
     "set constraints all deferred",
     "set constraints once immediate",
     "begin",

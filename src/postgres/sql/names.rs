@@ -135,7 +135,8 @@ fn set(rest: &[Token<'_>], named: &mut Named) {
     };
     name(rest, named);
     let value = rest.iter().take_while(|token| **token != Token::Sign(b';'));
-    if value.clone().any(|token| is(token, "default")) {
+    let zone_of_login = |rest: &[Token<'_>]| matches!(rest, [time, zone, local, ..] if is(time, "time") && is(zone, "zone") && is(local, "local"));
+    if value.clone().any(|token| is(token, "default")) || zone_of_login(rest) {
         named.resets = Resets::Yes;
     }
 }
@@ -419,9 +420,12 @@ mod tests {
 
     #[test]
     fn default_and_null_reset() {
-        for text in
-            ["set x to default", "set session a.b = DEFAULT", "select set_config('x', null, false)"]
-        {
+        for text in [
+            "set x to default",
+            "set session a.b = DEFAULT",
+            "set session time zone local",
+            "select set_config('x', null, false)",
+        ] {
             assert_eq!(read(text.as_bytes(), Quoting::Standard).resets, Resets::Yes, "{text}");
         }
         assert_eq!(read(b"set x = 1; select 'default'", Quoting::Standard).resets, Resets::No);
