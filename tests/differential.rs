@@ -423,6 +423,17 @@ fn statement_scripts() -> Vec<Script> {
             ]),
         ),
         (
+            "the same name again and again, and for a text with a fault",
+            all(vec![
+                ask(&[parse("s", "select 1"), sync()]),
+                ask(&[parse("s", "select 2"), sync()]),
+                ask(&[parse("s", "select 3"), sync()]),
+                ask(&[parse("s", "selec"), sync()]),
+                ask(&[parse("s", "select * from nowhere"), sync()]),
+                ask(&[bind("", "s", &[]), execute("", 0), sync()]),
+            ]),
+        ),
+        (
             "executed by SQL",
             all(vec![
                 ask(&[parse("s", "select $1::int * 3"), sync()]),

@@ -20,7 +20,8 @@
 //! transactions; the direct side does the same here. Nor is asked what a connection's past decides: settings that can't
 //! change once temporary tables were used, the order of rows in a table, whether `pg_temp` is there while it is empty.
 //!
-//! Left out, too, because the pool is known to differ: one name for a statement of the protocol and one of SQL; names that a
+//! Left out, too, because the pool is known to differ: LISTEN behind the beginning of its transaction, where a session that
+//! listens already hears what others notified since; one name for a statement of the protocol and one of SQL; names that a
 //! flight takes, gives up and takes anew in several transactions; a look at settings behind a RESET in the same transaction's
 //! flight, where the client gave some at startup, and SET TRANSACTION ISOLATION LEVEL behind a RESET there. Which of several refusals a failed transaction gives is not compared, and a
 //! setting may be reported behind the ReadyForQuery instead of before it (`late_reports` counts that).

@@ -212,6 +212,10 @@ impl Run<'_> {
         if pair.direct.status == 'E' && ends_in_flush(segments) {
             return Ok(Ran::Skipped);
         }
+        if pair.direct.status != 'I' && listens(segments) {
+            // Who listens already hears what others said since its transaction began, too.
+            return Ok(Ran::Skipped);
+        }
         if executes_what_was_bound(segments) && (pair.direct.status != 'T' || segments.len() > 1) {
             return Ok(Ran::Skipped);
         }
@@ -578,6 +582,16 @@ impl Run<'_> {
 fn only_outside(segments: &[Segment]) -> bool {
     segments.iter().flatten().any(|message| {
         matches!(message, Message::Bind { statement, .. } if super::generator::of_changed_table(statement).is_some())
+    })
+}
+
+/// Whether it says LISTEN.
+fn listens(segments: &[Segment]) -> bool {
+    segments.iter().flatten().any(|message| match message {
+        Message::Query(sql) | Message::Parse(_, sql) => {
+            sql.to_ascii_lowercase().replace("unlisten", "").contains("listen")
+        }
+        _ => false,
     })
 }
 

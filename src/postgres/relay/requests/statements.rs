@@ -49,7 +49,11 @@ impl Pass<'_> {
         }
         if ledger.statements.named.contains_key(name) {
             // Give the server a statement of this name, so that its own words refuse the second.
-            self.line.strays.push(name.into());
+            if !self.line.strays.iter().any(|stray| **stray == *name) {
+                self.line.strays.push(name.into());
+            }
+            // It may have one from the time before.
+            self.inject(b'C', &[b"S", name, b"\0"], Owed::CloseOurs);
             self.inject(b'P', &[name, b"\0\0\0\0"], Owed::ParseOurs(NO_STATEMENT));
             self.line.exchange.sent(Owed::ParsePlain);
             self.pass(header);
