@@ -3,13 +3,13 @@
 
 mod support;
 
-use support::eventually;
-use support::pg::{Connection, bind, execute, parse, sync};
+use support::pg::{bind, execute, parse, sync};
 use support::postgres::Postgres;
+use support::stage::Stage;
 use support::tidegate::{Setup, Tidegate};
 
 /// A server with functions whose bodies nobody can read, before a pool of two.
-fn stage(variable: &str, value: &str) -> (Postgres, Tidegate) {
+fn before_hiders(variable: &str, value: &str) -> Stage {
     let server = Postgres::start();
     let mut owner = server.direct();
     for (name, statement) in [
@@ -25,57 +25,35 @@ fn stage(variable: &str, value: &str) -> (Postgres, Tidegate) {
         owner.query(&sql).expect_no_error();
     }
     let gate = Setup::new().postgres(&server).pool_size(2).env(variable, value).start();
-    (server, gate)
-}
-
-/// Takes both connections, so that the next to come gets the one the session did not have.
-fn elsewhere(gate: &Tidegate, session: &mut Connection, last: &str) {
-    let mut blockers = [gate.client(), gate.client()];
-    let pids = blockers.each_mut().map(|blocker| {
-        blocker.query("begin").expect_no_error();
-        blocker.backend()
-    });
-    for (blocker, pid) in blockers.iter_mut().zip(pids) {
-        if pid != last {
-            blocker.query("commit").expect_no_error();
-        }
-    }
-    assert_ne!(session.backend(), last, "another backend serves it");
-}
-
-fn pinned(gate: &Tidegate, expected: f64) {
-    eventually("so many are pinned", || {
-        let now = gate.postgres_metric("tidegate_server_connections", &[("state", "pinned")]);
-        (now == expected).then_some(())
-    });
+    Stage::with(server, gate)
 }
 
 #[test]
 fn always_asking_finds_what_functions_hide() {
-    let (_server, gate) = stage("TIDEGATE_POSTGRES_PROBE", "always");
-    let mut session = gate.client();
+    let mut stage = before_hiders("TIDEGATE_POSTGRES_PROBE", "always");
+    let mut session = stage.gate.client();
     let last = session.backend();
     session.query("select hide_setting()").expect_no_error();
-    elsewhere(&gate, &mut session, &last);
+    stage.moves(&mut session, &last);
     assert_eq!(session.one("show work_mem"), "5MB");
-    let mut stranger = gate.client();
+    let mut stranger = stage.gate.client();
     for _ in 0..4 {
         assert_eq!(stranger.one("show work_mem"), "4MB");
         let last = stranger.backend();
-        elsewhere(&gate, &mut stranger, &last);
+        stage.moves(&mut stranger, &last);
     }
     for (make, look, seen, release) in [
         ("select hide_lock()", "select pg_advisory_unlock(5)", "t", "select 1"),
         ("select hide_table()", "select count(*) from hidden", "0", "select hide_release()"),
     ] {
         session.query(make).expect_no_error();
-        pinned(&gate, 1.0);
+        stage.until_pinned(1.0);
         let mine = session.backend();
         assert_eq!(stranger.query("select 1; select pg_sleep(0)").codes(), [""; 0]);
         assert_ne!(stranger.backend(), mine);
         assert_eq!(session.one(look), seen, "{make}");
         session.query(release).expect_no_error();
-        pinned(&gate, 0.0);
+        stage.until_pinned(0.0);
     }
 }
 
@@ -98,7 +76,8 @@ fn what_functions_say_they_set_follows_the_session() {
     ] {
         owner.query(sql).expect_no_error();
     }
-    let gate = Setup::new().postgres(&server).pool_size(2).start();
+    let gate = Tidegate::before(&server, 2);
+    let mut stage = Stage::with(server, gate);
     for (change, look, seen) in [
         ("select set_tenant('blue')", "app.tenant", "blue"),
         ("select set_memory()", "work_mem", "7MB"),
@@ -107,13 +86,13 @@ fn what_functions_say_they_set_follows_the_session() {
         ("call by_procedure()", "app.proc", "p"),
         ("insert into fires values (41)", "app.fired", "41"),
     ] {
-        let mut session = gate.client();
+        let mut session = stage.gate.client();
         let last = session.backend();
         session.query(change).expect_no_error();
         let look = format!("select coalesce(current_setting('{look}', true), '')");
-        elsewhere(&gate, &mut session, &last);
+        stage.moves(&mut session, &last);
         assert_eq!(session.one(&look), seen, "{change}");
-        let mut strangers = [gate.client(), gate.client()];
+        let mut strangers = [stage.gate.client(), stage.gate.client()];
         for stranger in &mut strangers {
             stranger.query("begin").expect_no_error();
             assert_ne!(stranger.one(&look), seen, "{change}");
@@ -131,13 +110,14 @@ fn a_setting_that_the_server_reports_is_noticed_whoever_changed_it() {
                 $$ begin execute 'se' || 't timezone = ''Asia/Tokyo'''; end $$",
         )
         .expect_no_error();
-    let gate = Setup::new().postgres(&server).pool_size(2).start();
-    let mut session = gate.client();
+    let gate = Tidegate::before(&server, 2);
+    let mut stage = Stage::with(server, gate);
+    let mut session = stage.gate.client();
     let last = session.backend();
     session.query("select hide()").expect_no_error();
-    elsewhere(&gate, &mut session, &last);
+    stage.moves(&mut session, &last);
     assert_eq!(session.one("show timezone"), "Asia/Tokyo");
-    let mut strangers = [gate.client(), gate.client()];
+    let mut strangers = [stage.gate.client(), stage.gate.client()];
     for stranger in &mut strangers {
         stranger.query("begin").expect_no_error();
         assert_ne!(stranger.one("show timezone"), "Asia/Tokyo");
@@ -147,8 +127,9 @@ fn a_setting_that_the_server_reports_is_noticed_whoever_changed_it() {
 #[test]
 fn a_function_made_over_the_pool_is_known_at_once() {
     let server = Postgres::start();
-    let gate = Setup::new().postgres(&server).pool_size(2).start();
-    let mut session = gate.client();
+    let gate = Tidegate::before(&server, 2);
+    let mut stage = Stage::with(server, gate);
+    let mut session = stage.gate.client();
     let prepared = [parse("s", "select set_late($1)"), sync()];
     session
         .query("create function set_late(text) returns void language sql as $$ select $$")
@@ -163,7 +144,7 @@ fn a_function_made_over_the_pool_is_known_at_once() {
     // The statement was prepared before the function set anything.
     session.exchange(&[bind("", "s", &["mine"]), execute("", 0), sync()]).expect_no_error();
     let last = session.backend();
-    elsewhere(&gate, &mut session, &last);
+    stage.moves(&mut session, &last);
     assert_eq!(session.one("show app.late"), "mine");
     // Made and called in one transaction: nobody else sees what it left.
     session
@@ -173,9 +154,9 @@ fn a_function_made_over_the_pool_is_known_at_once() {
         )
         .expect_no_error();
     let last = session.backend();
-    elsewhere(&gate, &mut session, &last);
+    stage.moves(&mut session, &last);
     assert_eq!(session.one("show work_mem"), "9MB");
-    let mut strangers = [gate.client(), gate.client()];
+    let mut strangers = [stage.gate.client(), stage.gate.client()];
     for stranger in &mut strangers {
         stranger.query("begin").expect_no_error();
         assert_eq!(stranger.one("show work_mem"), "4MB");
@@ -184,11 +165,11 @@ fn a_function_made_over_the_pool_is_known_at_once() {
 
 #[test]
 fn a_strict_pool_passes_on_nothing_that_functions_hide() {
-    let (server, gate) = stage("TIDEGATE_POSTGRES_STRICT", "1");
+    let stage = before_hiders("TIDEGATE_POSTGRES_STRICT", "1");
     for hide in ["hide_setting()", "hide_name()", "hide_lock()", "hide_table()"] {
-        let mut session = gate.client();
+        let mut session = stage.gate.client();
         session.query(&format!("select {hide}")).expect_no_error();
-        let mut blockers = [gate.client(), gate.client()];
+        let mut blockers = [stage.gate.client(), stage.gate.client()];
         for blocker in &mut blockers {
             blocker.query("begin").expect_no_error();
             let left = blocker.query(
@@ -200,14 +181,14 @@ fn a_strict_pool_passes_on_nothing_that_functions_hide() {
             let row: Vec<&str> = row.iter().map(|value| value.as_deref().unwrap()).collect();
             assert_eq!(row, ["4MB", "", "0", "0"], "{hide}");
         }
-        assert_eq!(server.sessions_of("app"), 2);
+        assert_eq!(stage.server.sessions_of("app"), 2);
     }
 }
 
 #[test]
 fn a_strict_pool_keeps_what_a_session_set() {
-    let (_server, gate) = stage("TIDEGATE_POSTGRES_STRICT", "1");
-    let mut sessions = [gate.client(), gate.client(), gate.client()];
+    let stage = before_hiders("TIDEGATE_POSTGRES_STRICT", "1");
+    let mut sessions = [stage.gate.client(), stage.gate.client(), stage.gate.client()];
     for (n, session) in sessions.iter_mut().enumerate() {
         session.query(&format!("set work_mem = '{}MB'", n + 10)).expect_no_error();
         session.query(&format!("set app.who = 'session {n}'")).expect_no_error();

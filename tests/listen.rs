@@ -499,3 +499,18 @@ fn who_may_listen_may_not_pin_the_last_connection() {
     assert_eq!((told.severity.as_str(), told.code.as_str()), ("FATAL", "53300"), "{words:?}");
     assert_eq!(client(&gate).one("select 1"), "1");
 }
+
+/// Nothing can listen there, and nobody may try for ever.
+#[test]
+fn a_standby_refuses_listen_in_its_own_words() {
+    let server = Postgres::standby();
+    let gate = Setup::new().postgres(&server).pool_size(3).wait_ms(20_000).start();
+    let mut session = client(&gate);
+    for _ in 0..3 {
+        assert_eq!(session.query("listen news").codes(), ["25006"]);
+        assert_eq!(session.one("select pg_is_in_recovery()"), "t");
+    }
+    settle(&gate);
+    let closed = gate.page().sum("tidegate_server_closed_total", &[("protocol", "postgres")]);
+    assert!(closed == 0.0, "{closed} connections were closed");
+}

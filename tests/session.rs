@@ -6,61 +6,12 @@ mod support;
 
 use support::eventually;
 use support::pg::{
-    Connection, Login, bind, close_statement, describe_portal, describe_statement, execute, parse,
-    query, sync,
+    Connection, Login, bind, close_statement, describe_portal, describe_statement, execute, flush,
+    parse, query, sync,
 };
 use support::postgres::Postgres;
+use support::stage::Stage;
 use support::tidegate::{Setup, Tidegate};
-
-/// Two server connections, and two clients that can hold both.
-struct Stage {
-    server: Postgres,
-    gate: Tidegate,
-    blockers: [Connection; 2],
-}
-
-impl Stage {
-    fn new() -> Self {
-        let server = Postgres::start();
-        let gate = Tidegate::before(&server, 2);
-        let blockers = [gate.client(), gate.client()];
-        Self { server, gate, blockers }
-    }
-
-    /// Has the session's next transaction begin on another backend than its last; gives its pid. That both backends can
-    /// be had meanwhile proves that the session holds none.
-    fn elsewhere(&mut self, session: &mut Connection, last: &str) -> String {
-        for blocker in &mut self.blockers {
-            blocker.query("begin").expect_no_error();
-        }
-        let mut kept = Vec::new();
-        let mut freed = Vec::new();
-        for blocker in &mut self.blockers {
-            if blocker.backend() == last {
-                kept.push(blocker);
-            } else {
-                freed.push(blocker);
-            }
-        }
-        for blocker in freed {
-            blocker.query("commit").expect_no_error();
-        }
-        let now = session.backend();
-        for blocker in kept {
-            blocker.query("commit").expect_no_error();
-        }
-        assert_ne!(now, last, "another backend serves it");
-        now
-    }
-
-    fn pinned(&self) -> f64 {
-        self.gate.postgres_metric("tidegate_server_connections", &[("state", "pinned")])
-    }
-
-    fn until_unpinned(&self) {
-        eventually("no connection is pinned", || (self.pinned() == 0.0).then_some(()));
-    }
-}
 
 /// What a session and a stranger see of `probe` after `change`, on another backend than the change ran on.
 fn after(stage: &mut Stage, change: &[&str], probe: &str) -> (String, String) {
@@ -248,7 +199,7 @@ fn reset_leads_to_what_the_client_gave_at_startup() {
         for _ in 0..2 {
             assert_eq!(session.one("show timezone"), "Asia/Tokyo", "{reset}");
             assert_eq!(session.one("show work_mem"), "6MB", "{reset}");
-            stage.elsewhere(&mut session, &last);
+            stage.moves(&mut session, &last);
         }
         // Within a transaction, too, and undone with it.
         session.query("set timezone = 'UTC'").expect_no_error();
@@ -264,6 +215,70 @@ fn reset_leads_to_what_the_client_gave_at_startup() {
 
 /// pgcat #903, pgbouncer #655, #976: WITH HOLD cursors, temporary tables, session locks and SQL's PREPARE stayed with the
 /// connection, where their session did not find them and others did.
+/// RESET ALL does not reset who the session is: a role that was laid down must not come back with it.
+#[test]
+fn only_a_reset_of_the_role_leads_back_to_the_role_of_the_startup() {
+    let server = Postgres::start();
+    let make = "create role other nologin; grant other to app; alter role app superuser";
+    server.superuser().query(make).expect_no_error();
+    let gate = Tidegate::before(&server, 2);
+    let mut stage = Stage::with(server, gate);
+    let login = Login::app().with("options", "-c role=other -c work_mem=6MB");
+    for words in [
+        "set role none; reset all",
+        "set role none|reset work_mem",
+        "set session authorization app|reset all",
+        "set role none|reset role",
+        "set role none|set role to default",
+        "set role none|select set_config('role', null, false)",
+        "set session authorization other|reset session authorization",
+        "set session authorization other|set session authorization default",
+        "set role none|discard all",
+    ] {
+        let mut direct = Connection::open(stage.server.port(), &login);
+        let mut session = stage.gate.try_client(&login).unwrap();
+        let last = session.backend();
+        for words in words.split('|') {
+            direct.query(words).expect_no_error();
+            session.query(words).expect_no_error();
+        }
+        let who = "select current_user || ' ' || session_user || ' ' || current_setting('role') \
+                   || ' ' || current_setting('work_mem')";
+        let expected = direct.one(who);
+        assert_eq!(session.one(who), expected, "{words}");
+        stage.moves(&mut session, &last);
+        assert_eq!(session.one(who), expected, "{words}");
+    }
+}
+
+/// An error took away the answer that a statement of the session waited for; the next words must not wait for it.
+#[test]
+fn what_an_error_took_away_is_not_waited_for() {
+    let mut stage = Stage::new();
+    let mut session = stage.gate.client();
+    let prepare = [parse("s", "select 1"), describe_statement("s"), sync()];
+    session.exchange(&prepare).expect_no_error();
+    let last = session.backend();
+    let [holds, _] = &mut stage.blockers;
+    holds.query("begin").expect_no_error();
+    assert_ne!(
+        session.backend(),
+        last,
+        "nobody has parsed it there: how its rows look must be asked"
+    );
+    session.query("begin").expect_no_error();
+    session.send(&[execute("none", 0), bind("", "s", &[]), flush()].concat());
+    assert_eq!(session.frame().refusal().code, "34000");
+    session.exchange(&[sync()]);
+    let labels = [("peer", "server"), ("direction", "sent")];
+    let passed = || stage.gate.postgres_metric("tidegate_bytes_total", &labels);
+    let before = passed();
+    session.send(&close_statement("any"));
+    eventually("the server has it", || (passed() > before).then_some(()));
+    assert_eq!(session.exchange(&[sync()]).shape(), "3Z");
+    session.query("rollback").expect_no_error();
+}
+
 #[test]
 fn a_custom_setting_of_the_startup_outlives_other_changes() {
     let mut stage = Stage::new();
@@ -276,13 +291,13 @@ fn a_custom_setting_of_the_startup_outlives_other_changes() {
     for _ in 0..2 {
         let foreign = stranger.backend();
         assert_eq!(stranger.one(seen), "", "nobody else has it");
-        stage.elsewhere(&mut stranger, &foreign);
+        stage.moves(&mut stranger, &foreign);
     }
-    stage.elsewhere(&mut session, &last);
+    stage.moves(&mut session, &last);
     for _ in 0..2 {
         assert_eq!(session.one(seen), "acme");
         let last = session.backend();
-        stage.elsewhere(&mut session, &last);
+        stage.moves(&mut session, &last);
     }
 }
 
@@ -302,7 +317,7 @@ fn a_reset_leaves_alone_what_the_session_has_set_since() {
     for reset in ["reset role", "reset work_mem", "set work_mem to default"] {
         session.query(reset).expect_no_error();
         let last = session.backend();
-        stage.elsewhere(&mut session, &last);
+        stage.moves(&mut session, &last);
         assert_eq!(session.one("show timezone"), "UTC", "{reset}");
         assert_eq!(session.one("show app.tenant"), "mine", "{reset}");
         assert_eq!(session.one("select current_user"), "app", "{reset}");
@@ -323,11 +338,11 @@ fn what_a_transaction_is_like_is_no_setting_of_the_session() {
     }
     session.query("set default_transaction_isolation = 'serializable'").expect_no_error();
     let last = session.backend();
-    stage.elsewhere(&mut session, &last);
+    stage.moves(&mut session, &last);
     assert_eq!(session.one("show transaction_isolation"), "serializable");
     session.query("reset default_transaction_isolation").expect_no_error();
     let last = session.backend();
-    stage.elsewhere(&mut session, &last);
+    stage.moves(&mut session, &last);
     assert_eq!(session.one("show transaction_isolation"), "read committed");
 }
 
@@ -405,8 +420,8 @@ fn what_stays_on_the_server_pins_until_it_is_gone() {
         }
         assert_eq!(session.one(look), expected, "{make}");
         session.query(release).expect_no_error();
-        stage.until_unpinned();
-        stage.elsewhere(&mut session, &mine);
+        stage.until_pinned(0.0);
+        stage.moves(&mut session, &mine);
     }
 }
 
@@ -423,8 +438,8 @@ fn nothing_left_is_no_pin() {
         let mut session = stage.gate.client();
         let last = session.backend();
         session.query(make).expect_no_error();
-        stage.elsewhere(&mut session, &last);
-        stage.until_unpinned();
+        stage.moves(&mut session, &last);
+        stage.until_pinned(0.0);
     }
 }
 
@@ -440,7 +455,7 @@ fn a_client_that_goes_leaves_nothing_behind() {
         let mut session = stage.gate.client();
         session.query(make).expect_no_error();
         session.hang_up();
-        stage.until_unpinned();
+        stage.until_pinned(0.0);
         for blocker in &mut stage.blockers {
             blocker.query("begin").expect_no_error();
             let left = "select (select count(*) from pg_class where relnamespace = pg_my_temp_schema()) \
@@ -512,7 +527,7 @@ fn currval_is_never_another_sessions() {
     for _ in 0..4 {
         let first = other.backend();
         other.query("select nextval('s')").expect_no_error();
-        last = stage.elsewhere(&mut other, &first);
+        last = stage.moves(&mut other, &first);
         other.query("select nextval('s')").expect_no_error();
     }
     // The first time anybody asks, by whatever protocol.
@@ -521,7 +536,7 @@ fn currval_is_never_another_sessions() {
         let asked = [parse("", ask), bind("", "", &[]), execute("", 0), sync()];
         assert_eq!(session.exchange(&asked).codes(), ["55000"]);
     }
-    stage.elsewhere(&mut session, &last);
+    stage.moves(&mut session, &last);
     assert_eq!(session.query("begin").status(), 'T');
     assert_eq!(session.query("select currval('s')").codes(), ["55000"]);
     session.query("rollback").expect_no_error();
@@ -537,9 +552,9 @@ fn currval_is_never_another_sessions() {
     for _ in 0..2 {
         let last = third.backend();
         assert_eq!(third.query("select currval('s')").codes(), ["55000"]);
-        stage.elsewhere(&mut third, &last);
+        stage.moves(&mut third, &last);
     }
-    stage.until_unpinned();
+    stage.until_pinned(0.0);
 }
 
 #[test]
@@ -554,13 +569,13 @@ fn a_bound_set_config_follows_the_session() {
         sync(),
     ]);
     reply.expect_no_error();
-    let last = stage.elsewhere(&mut session, &last);
+    let last = stage.moves(&mut session, &last);
     assert_eq!(session.one("show app.user_id"), "it's Jürgen \\");
     let mut stranger = stage.gate.client();
     for _ in 0..2 {
         let seen = stranger.one("select coalesce(current_setting('app.user_id', true), '')");
         assert_eq!(seen, "", "nobody else sees it");
-        stage.elsewhere(&mut stranger, &last);
+        stage.moves(&mut stranger, &last);
     }
 }
 
@@ -609,7 +624,7 @@ fn a_changed_table_costs_a_prepared_statement_nothing() {
     // Both backends have it.
     let first = session.backend();
     session.exchange(&run).expect_no_error();
-    let second = stage.elsewhere(&mut session, &first);
+    let second = stage.moves(&mut session, &first);
     session.exchange(&run).expect_no_error();
     for (alter, columns) in [
         ("alter table m alter a type bigint", 1),
@@ -621,7 +636,7 @@ fn a_changed_table_costs_a_prepared_statement_nothing() {
             let reply = session.exchange(&run);
             assert_eq!(reply.shape(), "2DCZ", "{alter}: {:?}", reply.errors());
             assert_eq!(reply.rows()[0].len(), columns, "{alter}");
-            stage.elsewhere(&mut session, last);
+            stage.moves(&mut session, last);
         }
     }
     // One that comes new and brings the same statement gets it parsed before it fails: it hears of that once.
@@ -779,17 +794,17 @@ fn what_was_drawn_may_be_asked_for_though_others_come() {
         blocker.query("begin").expect_no_error();
         assert_eq!(session.one("select currval('s')"), drawn);
         blocker.query("commit").expect_no_error();
-        stage.until_unpinned();
+        stage.until_pinned(0.0);
         let last = session.backend();
-        stage.elsewhere(&mut session, &last);
+        stage.moves(&mut session, &last);
     }
     // In the middle of a flight, too, others' values are out of reach.
     let mut other = stage.gate.client();
     for _ in 0..2 {
         let last = other.backend();
         other.query("select nextval('s')").expect_no_error();
-        stage.until_unpinned();
-        stage.elsewhere(&mut other, &last);
+        stage.until_pinned(0.0);
+        stage.moves(&mut other, &last);
     }
     let run = |sql: &str| [parse("", sql), bind("", "", &[]), execute("", 0)].concat();
     let reply = session.exchange(&[run("select 1"), run("select currval('s')"), sync()]);
@@ -820,7 +835,7 @@ fn rows_are_never_of_another_kind_than_the_client_was_told() {
             assert_eq!(other.exchange(&run).rows()[0][0].as_deref(), Some("1"));
         }
         if !name.is_empty() {
-            stage.elsewhere(&mut session, &last);
+            stage.moves(&mut session, &last);
         }
         for _ in 0..3 {
             let refused = session.exchange(&run);
@@ -835,7 +850,7 @@ fn rows_are_never_of_another_kind_than_the_client_was_told() {
             let reply = session.exchange(&run);
             assert_eq!(reply.shape(), "2DCZ", "{:?}", reply.errors());
             let last = session.backend();
-            stage.elsewhere(&mut session, &last);
+            stage.moves(&mut session, &last);
             if name.is_empty() {
                 session.exchange(&prepare).expect_no_error();
             }

@@ -53,6 +53,8 @@ pub(super) enum Phase {
     Lost,
     /// There will be none.
     Closed,
+    /// There would be one, but the server refuses to listen.
+    Refused,
 }
 
 /// What a session wants of it.

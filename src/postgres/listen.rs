@@ -5,7 +5,7 @@
 //! reaches the session over its own connection and what comes behind it over this one, each exactly once. Source:
 //! PostgreSQL documentation, "NOTIFY": one order for all, own notifications included.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The reason of the hub's pin.
 const REASON: &str = "listen";
 
-/// Starts to listen, if nothing does, and waits until that works; `false` if it can't. Cancel safe. Call it inside the
-/// runtime.
+/// Starts to listen, if nothing does, and waits until that is decided; `false`: there is no connection to be had. Where the
+/// server refuses, as a standby does, the session's own LISTEN may go on to hear so. Cancel safe. Call it inside the runtime.
 pub fn wait_up(pool: &Arc<PgPool>) -> impl Future<Output = bool> + Send + use<> {
     let station = pool.connector().hub().station(start(pool));
     let phase = station.as_ref().map(|station| station.phase.clone());
@@ -87,6 +87,14 @@ enum Hears {
     All,
 }
 
+/// Whether somebody was listened for before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    First,
+    /// After a loss.
+    Again,
+}
+
 /// Why the hub stops to serve.
 enum Stop {
     Lost,
@@ -97,14 +105,9 @@ type Open = (Lease<PgConnect>, PinPermit);
 
 impl Task {
     async fn run(mut self) {
-        let mut first = true;
-        loop {
-            let Some((mut lease, permit)) = self.open(first).await else { return };
-            if self.listen_again(&mut lease, first).await.is_err() {
-                lease.close(REASON);
-                continue;
-            }
-            first = false;
+        let mut start = Start::First;
+        while let Some((mut lease, permit)) = self.open(start).await {
+            start = Start::Again;
             self.phase.send_replace(Phase::Up);
             lease.pin(REASON);
             let stop = self.serve(&mut lease).await;
@@ -135,29 +138,43 @@ impl Task {
         self.owed.drain(..).flatten().for_each(tell);
     }
 
-    /// A connection to listen on; `None`: there is none, and nobody is left who needs one.
-    async fn open(&mut self, first: bool) -> Option<Open> {
+    /// A connection that listens; `None`: there is none, and nobody is left who needs one.
+    async fn open(&mut self, start: Start) -> Option<Open> {
         loop {
-            let opening = open(Arc::clone(&self.pool));
-            let mut opening = pin!(opening);
-            let opened = loop {
-                tokio::select! {
-                    opened = &mut opening => break opened,
-                    Some(order) = self.orders.recv(), if !first => self.take_unheard(order),
-                }
-            };
-            let closed = match opened {
+            let why = match self.try_open(start).await {
                 Ok(open) => return Some(open),
-                Err(NotOpen::Closed) => true,
-                Err(NotOpen::NotNow) => false,
+                Err(why) => why,
             };
-            if closed || first || self.channels.is_empty() {
+            if why == NotOpen::Closed || start == Start::First || self.channels.is_empty() {
                 self.pool.connector().hub().vacate(|| Need::Gone);
-                self.phase.send_replace(Phase::Closed);
+                let refused = why == NotOpen::Refused;
+                self.phase.send_replace(if refused { Phase::Refused } else { Phase::Closed });
                 return None;
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    async fn try_open(&mut self, start: Start) -> Result<Open, NotOpen> {
+        let opening = open(Arc::clone(&self.pool));
+        let mut opening = pin!(opening);
+        let (mut lease, permit) = loop {
+            tokio::select! {
+                opened = &mut opening => break opened?,
+                Some(order) = self.orders.recv(), if start == Start::Again => self.take_unheard(order),
+            }
+        };
+        let why = match self.listen_on(&mut lease, start).await {
+            Ok(()) => return Ok((lease, permit)),
+            Err(why) => why,
+        };
+        // A refusal does the connection no harm.
+        if why == NotOpen::Refused && clean(&self.pool, &mut lease).await {
+            lease.give_back();
+        } else {
+            lease.close(REASON);
+        }
+        Err(why)
     }
 
     /// An order while there is no connection.
@@ -171,8 +188,8 @@ impl Task {
         }
     }
 
-    /// Listens to all that somebody wants to hear, after a loss.
-    async fn listen_again(&mut self, backend: &mut PgBackend, first: bool) -> std::io::Result<()> {
+    /// Listens to all that somebody wants to hear.
+    async fn listen_on(&mut self, backend: &mut PgBackend, start: Start) -> Result<(), NotOpen> {
         let mut words = format!("LISTEN {}; SET client_encoding TO 'UTF8'", self.marker());
         for channel in self.channels.keys() {
             words.push_str("; LISTEN ");
@@ -181,29 +198,41 @@ impl Task {
         let words = message::query(&words);
         let asked = backend.ask(&words);
         let limit = self.pool.settings().connect_timeout;
-        let answer = tokio::time::timeout(limit, asked).await??;
-        if answer.error.is_some() {
-            return Err(std::io::ErrorKind::InvalidData.into());
+        let Ok(Ok(answer)) = tokio::time::timeout(limit, asked).await else {
+            return Err(NotOpen::NotNow);
+        };
+        if let Some(error) = answer.error {
+            let pool = &self.pool.settings().name;
+            tracing::debug!(
+                pool,
+                code = error.code,
+                error = error.message,
+                "the server refuses LISTEN"
+            );
+            return Err(NotOpen::Refused);
         }
-        if first {
-            return Ok(());
+        if start == Start::Again {
+            self.state_gap();
+            tracing::info!(pool = self.pool.settings().name, "listening again");
         }
+        Ok(())
+    }
+
+    /// Tells everybody that something may be missing, once each.
+    fn state_gap(&mut self) {
         let gap = ErrorFields::new(
             Severity::Warning,
             "01000",
             "notifications may have been missed: the server connection that listens for this pool was lost and replaced",
         );
         let gap = message::notice_frame(&gap);
-        let mut told: Vec<i32> = Vec::new();
+        let mut told: HashSet<i32> = HashSet::new();
         for (session, listener) in self.channels.values_mut().flatten() {
             listener.hears = Hears::All;
-            if !told.contains(session) {
-                told.push(*session);
+            if told.insert(*session) {
                 listener.mailbox.push(&gap);
             }
         }
-        tracing::info!(pool = self.pool.settings().name, "listening again");
-        Ok(())
     }
 
     fn marker(&self) -> &str {
@@ -396,11 +425,14 @@ fn tell(waiting: oneshot::Sender<()>) {
 }
 
 /// Why there is no connection to listen on.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum NotOpen {
     /// There will be none.
     Closed,
     /// It could not be had in time.
     NotNow,
+    /// There is one, but the server refuses to listen.
+    Refused,
 }
 
 /// A connection to listen on, without anything of sessions before.

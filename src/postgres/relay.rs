@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use super::exchange::{Exchange, Owed, Verdict};
 use super::message::{self, ErrorFields};
-use super::settings::{Applied, Settings};
+use super::settings::{Applied, Reset, Settings};
 use super::sql::Lexer;
 use super::statements::{Registry, ServerStatements, Shape};
 use super::truth::{self, Truth};
@@ -83,6 +83,7 @@ pub struct Line {
     answer: truth::Answer,
     news: Option<News>,
     resettle: Resettle,
+    reset: Reset,
     /// The client's bytes of the latest flight, while they may have to be sent again.
     flight: Vec<u8>,
     retry: Retry,
@@ -305,6 +306,7 @@ impl Line {
             answer: truth::Answer::default(),
             news: None,
             resettle: Resettle::No,
+            reset: Reset::default(),
             flight: Vec::new(),
             retry: Retry::No,
             told_parses: 0,
@@ -515,7 +517,7 @@ impl Line {
         self.handover = Handover::None;
         self.pace = Pace::InTurn;
         self.unnamed = Unnamed::Foreign;
-        self.resettle = Resettle::No;
+        (self.resettle, self.reset) = (Resettle::No, Reset::default());
         self.news = None;
         self.ghosts.clear();
         for name in std::mem::take(&mut self.strays) {

@@ -133,12 +133,23 @@ pub fn put_anew(from: &[(String, String)], to: &[(String, String)], out: &mut Ve
     put(gone.collect(), to.iter().collect(), out)
 }
 
+/// What a RESET may have taken back to what the server's login gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reset {
+    /// Settings, but not who the session is.
+    #[default]
+    Settings,
+    /// Who the session is, too.
+    Identity,
+}
+
 /// Appends the Query that brings those of `startup` back that a RESET has taken: what the session has changed since stays.
-pub fn put_back(startup: &[(String, String)], out: &mut Vec<u8>) -> Applied {
-    if startup.is_empty() {
+pub fn put_back(startup: &[(String, String)], reset: Reset, out: &mut Vec<u8>) -> Applied {
+    let taken = |name: &str| reset == Reset::Identity || !changes_identity(name);
+    let mut sorted: Vec<_> = startup.iter().filter(|(name, _)| taken(name)).collect();
+    if sorted.is_empty() {
         return Applied::Unchanged;
     }
-    let mut sorted: Vec<_> = startup.iter().collect();
     sorted.sort_by_key(|(name, _)| rank(name));
     let mut text = String::new();
     for (name, value) in sorted {

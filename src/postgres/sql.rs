@@ -55,6 +55,8 @@ impl Suspects {
     pub const RELEASE: Self = Self(1 << 17);
     /// A RESET: back to what the connection had at login.
     pub const RESET: Self = Self(1 << 13);
+    /// As [`Suspects::RESET`], of the role or the session's user. RESET ALL does not reset these.
+    pub const RESET_IDENTITY: Self = Self(1 << 12);
     /// DISCARD ALL, which takes all of the above away.
     pub const DISCARD_ALL: Self = Self(1 << 14);
     /// DEALLOCATE ALL.
@@ -111,6 +113,7 @@ impl Suspects {
     #[must_use]
     pub fn pins(self) -> Self {
         let passing = Self::RESET.0
+            | Self::RESET_IDENTITY.0
             | Self::DISCARD_ALL.0
             | Self::DEALLOCATE_ALL.0
             | Self::UNLISTEN.0
@@ -270,6 +273,7 @@ enum Place {
 enum Verb {
     Other,
     Set,
+    Reset,
     Discard,
     Deallocate,
     Declare,
@@ -316,8 +320,11 @@ pub fn read(text: &[u8], quoting: Quoting, routines: Option<&Arc<Routines>>) -> 
     if findings.settings == [SettingName::Unknown] {
         let named = names::read(text, quoting);
         findings.settings = named.names;
-        if named.resets == Resets::Yes {
+        if named.resets != Resets::No {
             findings.suspects.insert(Suspects::RESET);
+        }
+        if named.resets == Resets::Identity {
+            findings.suspects.insert(Suspects::RESET_IDENTITY);
         }
     }
     if !by_calls.is_empty() {
@@ -618,6 +625,9 @@ impl Lexer {
         if self.before == Before::Execute && self.block.is_none() {
             self.findings.executes.push(word.into());
         }
+        if self.verb == Verb::Reset && self.index == 1 && names::is_identity(word) {
+            self.suspect(Suspects::RESET_IDENTITY);
+        }
         if self.verb == Verb::Unlisten && self.index == 1 {
             self.findings.unlistens.push(Unlisten::Channel(word.into()));
         }
@@ -695,6 +705,7 @@ impl Lexer {
     fn first(&mut self, word: &[u8]) {
         self.verb = match word {
             b"set" => Verb::Set,
+            b"reset" => Verb::Reset,
             b"discard" => Verb::Discard,
             b"deallocate" => Verb::Deallocate,
             b"declare" => Verb::Declare,
@@ -794,6 +805,10 @@ mod tests {
             ("SET \"app.user\" = 1", Suspects::SETTING),
             ("SET TIME ZONE 'UTC'", Suspects::SETTING),
             ("reset all", Suspects::RESET),
+            ("reset role", both(Suspects::RESET, Suspects::RESET_IDENTITY)),
+            ("reset \"role\"", both(Suspects::RESET, Suspects::RESET_IDENTITY)),
+            ("reset session authorization", both(Suspects::RESET, Suspects::RESET_IDENTITY)),
+            ("reset work_mem; set role x", both(Suspects::RESET, Suspects::SETTING)),
             ("select set_config('a', $1, $2)", Suspects::SETTING),
             ("select set_config('a', 'true', false)", Suspects::SETTING),
             ("select set_config('a', true::text, f(true))", Suspects::SETTING),

@@ -80,6 +80,16 @@ impl Postgres {
         Self::prepare(Version::chosen())
     }
 
+    /// A server that only reads: a standby whose primary is nowhere to be found.
+    pub fn standby() -> Self {
+        let mut server = Self::stopped();
+        let signal = server.data.path().join("standby.signal");
+        File::create(&signal).expect("the data directory can be written");
+        hand_over(&signal);
+        server.resume();
+        server
+    }
+
     fn prepare(version: Version) -> Self {
         let programs = Programs::of(version);
         let data = copy_of_template(version, &programs);

@@ -1,5 +1,6 @@
 //! Two server connections, and two clients that can hold both: so a test can move a session from one to the other.
 
+use super::eventually;
 use super::pg::Connection;
 use super::postgres::Postgres;
 use super::tidegate::Tidegate;
@@ -14,8 +15,28 @@ impl Stage {
     pub fn new() -> Self {
         let server = Postgres::start();
         let gate = Tidegate::before(&server, 2);
+        Self::with(server, gate)
+    }
+
+    /// With a gate that has two connections to the server.
+    pub fn with(server: Postgres, gate: Tidegate) -> Self {
         let blockers = [gate.client(), gate.client()];
         Self { server, gate, blockers }
+    }
+
+    pub fn pinned(&self) -> f64 {
+        self.gate.postgres_metric("tidegate_server_connections", &[("state", "pinned")])
+    }
+
+    pub fn until_pinned(&self, count: f64) {
+        eventually("so many connections are pinned", || (self.pinned() == count).then_some(()));
+    }
+
+    /// Has the session's next transaction begin on another server connection than its last; gives its pid.
+    pub fn moves(&mut self, session: &mut Connection, last: &str) -> String {
+        let (_, now) = self.elsewhere(last, || session.backend());
+        assert_ne!(now, last, "another server connection serves it");
+        now
     }
 
     /// Runs `work` where only the server connection other than `last` is to be had, which proves that the session holds

@@ -3,10 +3,11 @@
 mod statements;
 
 use super::super::exchange::{Owed, Status};
-use super::super::settings::{self, Applied, Settings};
+use super::super::settings::{self, Applied, Reset, Settings};
 use super::super::sql::{self, Findings, Lexer, Suspects};
 use super::super::statements::Registry;
 use super::super::wire::{self, HEADER_BYTES, Header};
+use super::shapes::Checking;
 use super::{
     Leave, Ledger, Line, Names, Pace, Pinning, Resettle, Retry, Suspicion, Unnamed, Violation,
     client_header,
@@ -91,6 +92,9 @@ pub fn requests(
     out: &mut Vec<u8>,
 ) -> Result<Taken, Violation> {
     let fresh = line.exchange.is_fresh() && line.client_rest == 0;
+    if line.exchange.owed() == 0 {
+        hear_of_names(line, ledger);
+    }
     let mut pass = Pass {
         line,
         ledger,
@@ -113,6 +117,17 @@ pub fn requests(
         pass.copy_run();
     }
     Ok(Taken { consumed: at, output, need, goodbye })
+}
+
+/// Every answer has come, or is lost: nothing is awaited any more. Only a portal may still take names away.
+fn hear_of_names(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
+    line.checking = Checking::No;
+    if matches!(line.names, Names::Doubtful | Names::Awaited) {
+        line.names = Names::Certain;
+        if let Some(ledger) = ledger {
+            ledger.discarding = None;
+        }
+    }
 }
 
 /// One call of [`requests`].
@@ -315,10 +330,7 @@ impl Pass<'_> {
             _ => return false,
         }
         if self.line.exchange.owed() == 0 {
-            self.line.names = Names::Certain;
-            if let Some(ledger) = self.ledger {
-                ledger.discarding = None;
-            }
+            hear_of_names(self.line, self.ledger);
             return false;
         }
         if self.line.names == Names::Doubtful {
@@ -355,8 +367,9 @@ impl Pass<'_> {
         }
         self.line.resettle = Resettle::No;
         let startup = self.around.settings.asked_at_startup();
+        let reset = std::mem::take(&mut self.line.reset);
         self.flush_run();
-        if settings::put_back(startup, self.out) != Applied::Unchanged {
+        if settings::put_back(startup, reset, self.out) != Applied::Unchanged {
             self.line.sent_ours(Owed::Resettle);
         }
     }
@@ -460,6 +473,9 @@ impl Pass<'_> {
             suspects.intersects(Suspects::RESET) || suspects.intersects(Suspects::DISCARD_ALL);
         if resets && !self.around.settings.asked_at_startup().is_empty() {
             self.line.resettle = resettle;
+            if suspects.intersects(OF_IDENTITY) {
+                self.line.reset = Reset::Identity;
+            }
         }
         let ledger = self.ledger.get_or_insert_default();
         ledger.suspect(findings);
@@ -535,6 +551,12 @@ const NO_STATEMENT: u64 = u64::MAX;
 const OF_SEQUENCES: Suspects = {
     let mut both = Suspects::SEQUENCE_READ;
     both.insert(Suspects::SEQUENCE_DRAW);
+    both
+};
+
+const OF_IDENTITY: Suspects = {
+    let mut both = Suspects::RESET_IDENTITY;
+    both.insert(Suspects::DISCARD_ALL);
     both
 };
 

@@ -30,12 +30,14 @@ pub(super) struct Named {
 }
 
 /// Whether a setting may go back to what it was at login.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Resets {
     #[default]
     No,
     /// By DEFAULT or NULL as its new value.
     Yes,
+    /// And it may be the role, or the session's user.
+    Identity,
 }
 
 /// What the query names.
@@ -122,6 +124,11 @@ impl Named {
     }
 }
 
+/// Whether SET, SET SESSION or RESET changes by this word who the session is.
+pub(super) fn is_identity(word: &[u8]) -> bool {
+    matches!(word, b"role" | b"session" | b"authorization" | b"session_authorization")
+}
+
 fn is(token: &Token<'_>, word: &str) -> bool {
     matches!(token, Token::Word(other) if other == word)
 }
@@ -137,7 +144,19 @@ fn set(rest: &[Token<'_>], named: &mut Named) {
     let value = rest.iter().take_while(|token| **token != Token::Sign(b';'));
     let zone_of_login = |rest: &[Token<'_>]| matches!(rest, [time, zone, local, ..] if is(time, "time") && is(zone, "zone") && is(local, "local"));
     if value.clone().any(|token| is(token, "default")) || zone_of_login(rest) {
-        named.resets = Resets::Yes;
+        named.resets = named.resets.max(reset_of(rest.first()));
+    }
+}
+
+/// What goes back when a setting of this name does; by another name than a plain one it may be any.
+fn reset_of(name: Option<&Token<'_>>) -> Resets {
+    match name {
+        Some(Token::Word(name) | Token::Quoted(name) | Token::Text(Some(name)))
+            if !is_identity(name.to_ascii_lowercase().as_bytes()) =>
+        {
+            Resets::Yes
+        }
+        _ => Resets::Identity,
     }
 }
 
@@ -188,7 +207,8 @@ fn call(rest: &[Token<'_>], named: &mut Named) {
         return;
     }
     if value.first().is_some_and(|value| is(value, "null")) {
-        named.resets = Resets::Yes;
+        let name = uncast(name);
+        named.resets = named.resets.max(reset_of(name.first().filter(|_| name.len() == 1)));
     }
     match uncast(name) {
         [Token::Text(Some(name))] => named.add_named(name),
@@ -427,6 +447,15 @@ mod tests {
             "select set_config('x', null, false)",
         ] {
             assert_eq!(read(text.as_bytes(), Quoting::Standard).resets, Resets::Yes, "{text}");
+        }
+        for text in [
+            "set role to default",
+            "set session authorization default",
+            "set x to default; set \"role\" = default; set y to default",
+            "select set_config('Role', null, false)",
+            "select set_config($1, null, false)",
+        ] {
+            assert_eq!(read(text.as_bytes(), Quoting::Standard).resets, Resets::Identity, "{text}");
         }
         assert_eq!(read(b"set x = 1; select 'default'", Quoting::Standard).resets, Resets::No);
     }
