@@ -68,7 +68,8 @@ pub enum Owed {
     HandOver,
     /// A Query of ours that leaves the server in a failed transaction, no part of whose answer is passed on.
     Failing,
-    /// A Query of ours behind a RESET: it brings back what the client gave at startup, and the client hears of it.
+    /// Frames of ours up to a Sync, behind a RESET: they bring back what the client gave at startup, and the client hears
+    /// of it.
     Resettle,
     /// A FunctionCall.
     Function,
@@ -430,6 +431,7 @@ impl Exchange {
             (Owed::Execute, b'D' | b'H' | b'W' | b'd' | b'c') => (Verdict::Relay, false),
             (Owed::Query, b'T' | b'D' | b'C' | b'I' | b'H' | b'W' | b'd' | b'c')
             | (Owed::Function, b'V') => (Verdict::Relay, false),
+            (Owed::Resettle, b'1' | b'2' | b'3') => (Verdict::Swallow, false),
             (ours, b'T' | b'D' | b'C' | b'I') if is_query_of_ours(ours) => {
                 (Verdict::Swallow, false)
             }
@@ -455,11 +457,18 @@ impl Exchange {
             return Err(Desync { tag: b'G' });
         }
         self.mode = Mode::CopyIn;
+        let by_query = matches!(self.owed.front(), Some(Owed::Query));
         while self.mode == Mode::CopyIn && self.owed.len() > 1 {
             match self.owed.remove(1) {
                 // Ignored while copying; the client's real one is still to come.
                 Some(Owed::Sync) => {}
                 Some(Owed::CopyEnd) => self.mode = Mode::Answering,
+                // Its first frame ends the copy. The rest is answered, or skipped up to the Sync.
+                Some(Owed::Resettle) => {
+                    self.mode = Mode::Answering;
+                    let rest = if by_query { Owed::Resettle } else { Owed::Sync };
+                    self.owed.insert(1, rest);
+                }
                 // Any other frame ends the copy with an error and is used up by that.
                 Some(other) => {
                     self.mode = Mode::Answering;
@@ -750,6 +759,20 @@ mod tests {
         exchange.sent_query(Owed::Query);
         exchange.sent_copy_end();
         replies(&mut exchange, "EZ");
+        assert!(exchange.is_over());
+    }
+
+    #[test]
+    fn what_brings_settings_back_ends_a_copy_that_nobody_foresaw() {
+        let mut exchange = Exchange::default();
+        exchange.sent_query(Owed::Query);
+        exchange.sent_query(Owed::Resettle);
+        assert_eq!(replies(&mut exchange, "CGEZ12DC33Z"), "CGEZ");
+        assert!(exchange.is_over());
+        exchange.sent(Owed::Execute);
+        exchange.sent_sync();
+        exchange.sent_query(Owed::Resettle);
+        assert_eq!(replies(&mut exchange, "GEZ"), "GEZ");
         assert!(exchange.is_over());
     }
 

@@ -143,7 +143,11 @@ pub enum Reset {
     Identity,
 }
 
-/// Appends the Query that brings those of `startup` back that a RESET has taken: what the session has changed since stays.
+/// The name of the statement, and of the portal, by which settings are brought back.
+const PUT_BACK: &[u8] = b"tidegate put back\0";
+
+/// Appends what brings those of `startup` back that a RESET has taken: what the session has changed since stays. It is
+/// no Query, which would drop the session's unnamed statement and portal; it answers with one ReadyForQuery.
 pub fn put_back(startup: &[(String, String)], reset: Reset, out: &mut Vec<u8>) -> Applied {
     let taken = |name: &str| reset == Reset::Identity || !changes_identity(name);
     let mut sorted: Vec<_> = startup.iter().filter(|(name, _)| taken(name)).collect();
@@ -153,16 +157,22 @@ pub fn put_back(startup: &[(String, String)], reset: Reset, out: &mut Vec<u8>) -
     sorted.sort_by_key(|(name, _)| rank(name));
     let mut text = String::new();
     for (name, value) in sorted {
-        text.push_str("SELECT pg_catalog.set_config(");
+        text.push_str(if text.is_empty() { "SELECT" } else { " UNION ALL SELECT" });
+        text.push_str(" pg_catalog.set_config(");
         put_text(&mut text, name);
         text.push(',');
         put_text(&mut text, value);
         text.push_str(",false)");
         put_whether_reset(&mut text, name);
-        text.push(';');
     }
-    text.push('\0');
-    wire::put_frame(out, b'Q', &[text.as_bytes()]);
+    // An earlier one may have been left behind by an error.
+    wire::put_frame(out, b'C', &[b"S", PUT_BACK]);
+    wire::put_frame(out, b'P', &[PUT_BACK, text.as_bytes(), b"\0\0\0"]);
+    wire::put_frame(out, b'B', &[PUT_BACK, PUT_BACK, &[0; 6]]);
+    wire::put_frame(out, b'E', &[PUT_BACK, &[0; 4]]);
+    wire::put_frame(out, b'C', &[b"P", PUT_BACK]);
+    wire::put_frame(out, b'C', &[b"S", PUT_BACK]);
+    wire::put_frame(out, b'S', &[]);
     Applied::AwaitReply
 }
 

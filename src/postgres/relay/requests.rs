@@ -370,7 +370,7 @@ impl Pass<'_> {
         let reset = std::mem::take(&mut self.line.reset);
         self.flush_run();
         if settings::put_back(startup, reset, self.out) != Applied::Unchanged {
-            self.line.sent_ours(Owed::Resettle);
+            self.line.exchange.sent_query(Owed::Resettle);
         }
     }
 
