@@ -13,6 +13,9 @@ use super::{
     BIND_NAMES_BYTES, Flight, Lent, Looks, NO_STATEMENT, Pass, Sight, Step, is_parse_rest,
 };
 
+/// A Parse's body behind the name that makes an empty statement.
+const EMPTY_STATEMENT: &[u8] = b"\0\0\0";
+
 impl Pass<'_> {
     pub(super) fn parse(&mut self, header: Header, body: &[u8]) -> Result<Step, Violation> {
         let Some((name, rest)) = wire::cstr(body).filter(|(_, rest)| is_parse_rest(rest)) else {
@@ -26,35 +29,40 @@ impl Pass<'_> {
             self.pass(header);
             return Ok(Step::Passed);
         }
+        if name.is_empty() {
+            Ok(self.parse_unnamed(header, rest))
+        } else {
+            self.parse_under(header, name, rest)
+        }
+    }
+
+    fn parse_unnamed(&mut self, header: Header, rest: &[u8]) -> Step {
+        let ledger = self.ledger.get_or_insert_default();
+        let now = match &ledger.statements.unnamed {
+            Some(same) if *same.body == *rest => Arc::clone(same),
+            _ => self.around.registry.lone(rest, self.around.settings.quoting()),
+        };
+        if Self::bars(self.line, &now.findings, self.around) {
+            return Step::Wait(HEADER_BYTES);
+        }
+        let suspects = now.findings.suspects;
+        let before = ledger.statements.unnamed.replace(Arc::clone(&now));
+        self.lend(&now.findings, Resettle::AtSync);
+        self.uses_sequences(suspects);
+        self.line.unnamed = Unnamed::Session;
+        self.line.unnamed_shape = None;
+        self.line.exchange.sent(Owed::ParseUnnamed(before));
+        self.pass(header);
+        Step::Passed
+    }
+
+    fn parse_under(&mut self, header: Header, name: &[u8], rest: &[u8]) -> Result<Step, Violation> {
         let quoting = self.around.settings.quoting();
         let registry = self.around.registry;
         let ledger = self.ledger.get_or_insert_default();
-        if name.is_empty() {
-            let now = match &ledger.statements.unnamed {
-                Some(same) if *same.body == *rest => Arc::clone(same),
-                _ => registry.lone(rest, quoting),
-            };
-            if Self::bars(self.line, &now.findings, self.around) {
-                return Ok(Step::Wait(HEADER_BYTES));
-            }
-            let suspects = now.findings.suspects;
-            let before = ledger.statements.unnamed.replace(Arc::clone(&now));
-            self.lend(&now.findings, Resettle::AtSync);
-            self.uses_sequences(suspects);
-            self.line.unnamed = Unnamed::Session;
-            self.line.unnamed_shape = None;
-            self.line.exchange.sent(Owed::ParseUnnamed(before));
-            self.pass(header);
-            return Ok(Step::Passed);
-        }
         if ledger.statements.named.contains_key(name) {
-            // Give the server a statement of this name, so that its own words refuse the second.
-            if !self.line.strays.iter().any(|stray| **stray == *name) {
-                self.line.strays.push(name.into());
-            }
-            // It may have one from the time before.
-            self.inject(b'C', &[b"S", name, b"\0"], Owed::CloseOurs);
-            self.inject(b'P', &[name, b"\0\0\0\0"], Owed::ParseOurs(NO_STATEMENT));
+            // So that the server's own words refuse the second.
+            self.give(name, EMPTY_STATEMENT);
             self.line.exchange.sent(Owed::ParsePlain);
             self.pass(header);
             return Ok(Step::Passed);
@@ -82,12 +90,24 @@ impl Pass<'_> {
         self.lend(&statement.findings, Resettle::AtSync);
         if sql_prepares && self.line.exchange.answers() {
             // SQL may have given the name: then the server's own words refuse it.
-            self.inject(b'P', &[name, b"\0\0\0\0"], Owed::ParseOurs(NO_STATEMENT));
+            self.inject(b'P', &[name, b"\0", EMPTY_STATEMENT], Owed::ParseOurs(NO_STATEMENT));
             self.inject(b'C', &[b"S", name, b"\0"], Owed::CloseOurs);
         }
         let named = Box::new(Named { name: name.into(), statement });
         self.parse_named(header, named);
         Ok(Step::Passed)
+    }
+
+    /// Gives the server a statement under the client's own name, whatever it has under that name; it is closed before the
+    /// next session comes.
+    fn give(&mut self, name: &[u8], body: &[u8]) {
+        self.put(b'C', &[b"S", name, b"\0"]);
+        self.put(b'P', &[name, b"\0", body]);
+        self.line.exchange.sent_ahead(Owed::CloseOurs);
+        self.line.exchange.sent_ahead(Owed::ParseOurs(NO_STATEMENT));
+        if !self.line.strays.iter().any(|stray| **stray == *name) {
+            self.line.strays.push(name.into());
+        }
     }
 
     /// A new name of the client's: parsed under a name of ours, unless the server has the statement already.
@@ -375,13 +395,8 @@ impl Pass<'_> {
         let each = &mut ledger.discarding.get_or_insert_default().each;
         each.extend(findings.deallocates.iter().cloned());
         self.line.names = Names::until_told(resettle);
-        self.flush_run();
         for name in known {
-            wire::put_frame(self.out, b'C', &[b"S", &name, b"\0"]);
-            wire::put_frame(self.out, b'P', &[&name, b"\0\0\0\0"]);
-            self.line.exchange.sent_ahead(Owed::CloseOurs);
-            self.line.exchange.sent_ahead(Owed::ParseOurs(NO_STATEMENT));
-            self.line.strays.push(name);
+            self.give(&name, EMPTY_STATEMENT);
         }
     }
 
@@ -394,13 +409,7 @@ impl Pass<'_> {
             let findings =
                 self.around.registry.findings(&statement, self.around.settings.quoting());
             self.leaves(&findings, resettle);
-            self.put(b'C', &[b"S", name, b"\0"]);
-            self.put(b'P', &[name, b"\0", &statement.body]);
-            self.line.exchange.sent_ahead(Owed::CloseOurs);
-            self.line.exchange.sent_ahead(Owed::ParseOurs(NO_STATEMENT));
-            if !self.line.strays.contains(name) {
-                self.line.strays.push(name.clone());
-            }
+            self.give(name, &statement.body);
             lent = Lent::Something;
         }
         lent
