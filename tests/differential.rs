@@ -434,6 +434,13 @@ fn statement_scripts() -> Vec<Script> {
             ]),
         ),
         (
+            "a name that is given up behind what fails, in one write",
+            all(vec![
+                ask(&[parse("s", "select 1"), sync()]),
+                ask_for(2, &[bind("", "s", &["1", "2"]), sync(), close_statement("s"), sync()]),
+            ]),
+        ),
+        (
             "executed by SQL",
             all(vec![
                 ask(&[parse("s", "select $1::int * 3"), sync()]),

@@ -369,9 +369,10 @@ impl Line {
 
     /// Keeps what the client called a statement, for errors that requests under way may still bring.
     fn remember(&mut self, number: u64, name: &[u8]) {
-        if self.ghosts.len() < GHOSTS {
-            self.ghosts.push((number, name.into()));
+        if self.ghosts.len() == GHOSTS {
+            self.ghosts.remove(0);
         }
+        self.ghosts.push((number, name.into()));
     }
 
     /// What the client calls the statement whose name on the server has this number.

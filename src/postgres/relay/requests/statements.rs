@@ -308,7 +308,13 @@ impl Pass<'_> {
             (Some(b""), Some(ledger)) => Owed::CloseUnnamed(ledger.statements.unnamed.take()),
             // Passed on under the client's name, which the server doesn't know: it answers all the same.
             (Some(name), Some(ledger)) => match ledger.statements.named.remove_entry(name) {
-                Some((name, statement)) => Owed::CloseNamed(Box::new(Named { name, statement })),
+                Some((name, statement)) => {
+                    let number = self.line.statements.number_of(statement.id);
+                    if let Some(number) = number.filter(|_| self.line.exchange.owed() > 0) {
+                        self.line.remember(number, &name);
+                    }
+                    Owed::CloseNamed(Box::new(Named { name, statement }))
+                }
                 None => Owed::ClosePlain,
             },
             _ => Owed::ClosePlain,
