@@ -279,15 +279,21 @@ fn a_session_that_goes_is_forgotten() {
     assert!(server.sessions_of("app") <= 2);
 }
 
-/// The hub is lost while it is about to listen for a session: the handover goes on, and nothing waits for ever.
-#[test]
-fn a_hub_lost_in_the_middle_of_a_handover_is_replaced() {
+/// A pool of two, one of them the hub's, which listens to `a` for the session.
+fn before_the_hub() -> (Postgres, Tidegate, Connection, i32) {
     let server = Postgres::start();
     let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(15_000).start();
     let mut session = client(&gate);
     session.query("listen a").expect_no_error();
     settle(&gate);
     let hub = hub_backend(&server, "a");
+    (server, gate, session, hub)
+}
+
+/// The hub is lost while it is about to listen for a session: the handover goes on, and nothing waits for ever.
+#[test]
+fn a_hub_lost_in_the_middle_of_a_handover_is_replaced() {
+    let (server, gate, mut session, hub) = before_the_hub();
     // Its LISTEN gets no answer.
     let stopped = Pid::from_raw(hub).unwrap();
     kill_process(stopped, Signal::STOP).unwrap();
@@ -311,12 +317,7 @@ fn a_hub_lost_in_the_middle_of_a_handover_is_replaced() {
 /// A LISTEN while the hub has no connection, nor can get one before the session gives its own back.
 #[test]
 fn a_session_does_not_keep_the_connection_that_the_hub_waits_for() {
-    let server = Postgres::start();
-    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(15_000).start();
-    let mut session = client(&gate);
-    session.query("listen a").expect_no_error();
-    settle(&gate);
-    let hub = hub_backend(&server, "a");
+    let (server, gate, mut session, hub) = before_the_hub();
     session.query("begin").expect_no_error();
     let mut queued = client(&gate);
     queued.send(&query("begin"));

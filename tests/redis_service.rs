@@ -177,27 +177,6 @@ impl Client {
     }
 }
 
-/// Not a test: serves `TIDEGATE_TEST_UPSTREAM` on `TIDEGATE_TEST_PORT` until killed, for benchmarks and real clients.
-#[test]
-#[ignore = "serves until it is ended"]
-fn serve_until_ended() {
-    let upstream = std::env::var("TIDEGATE_TEST_UPSTREAM").unwrap().parse().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let mut settings = settings(upstream, |settings, upstream| {
-            settings.wait = Duration::from_secs(10);
-            upstream.password = std::env::var("TIDEGATE_TEST_PASSWORD").ok().map(Secret::new);
-            if let Ok(size) = std::env::var("TIDEGATE_TEST_SIZE") {
-                settings.pool_size = size.parse().unwrap();
-            }
-        });
-        settings.limits.client_limit = 20_000;
-        let proxy = Proxy::start(settings).await;
-        println!("serving {}", proxy.address);
-        std::future::pending::<()>().await;
-    });
-}
-
 #[tokio::test]
 async fn replies_keep_the_order_of_a_mixed_pipeline() {
     let server = Server::start(&[]).await;
