@@ -441,6 +441,16 @@ fn statement_scripts() -> Vec<Script> {
             ]),
         ),
         (
+            "the unnamed statement behind an Execute that fails",
+            all(vec![
+                queries(&["begin"]),
+                ask(&[parse("", "create table unnamed ()"), execute("", 0), sync()]),
+                ask(&[describe_statement(""), sync()]),
+                queries(&["rollback"]),
+                ask(&[bind("", "", &[]), execute("", 0), sync()]),
+            ]),
+        ),
+        (
             "executed by SQL",
             all(vec![
                 ask(&[parse("s", "select $1::int * 3"), sync()]),

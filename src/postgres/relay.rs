@@ -36,6 +36,9 @@ pub use requests::{Goodbye, Listening, Output, Surroundings, Taken, requests};
 pub use sequences::Draw;
 pub use waiting::{Stance, Waiting, Work, is_rollback, waiting};
 
+/// The number no statement has: for parses that are kept in no map.
+const NO_STATEMENT: u64 = u64::MAX;
+
 /// Most names kept of statements that are gone.
 const GHOSTS: usize = 64;
 

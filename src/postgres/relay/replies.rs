@@ -7,7 +7,7 @@ use super::super::statements::SessionStatements;
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
 use super::reports::{Left, Whose};
 use super::shapes::{self, Told};
-use super::{Gate, Ledger, Line, News, Plans, Retry, Row, Unnamed};
+use super::{Gate, Ledger, Line, NO_STATEMENT, News, Plans, Retry, Row, Unnamed};
 
 /// Longest error that is awaited whole, in bytes.
 const GATHERED_ERROR_BYTES: u32 = 8 * 1024;
@@ -263,7 +263,7 @@ fn reply(
     let of_handover = line.exchange.hands_over();
     let (mut verdict, outcome) = line.exchange.replied(header.tag, status.copied().unwrap_or(0))?;
     match outcome {
-        Outcome::Went => {}
+        Outcome::Went | Outcome::Lost => {}
         Outcome::OursFailed => line.gate = Gate::Refused,
         Outcome::HandOverFailed => line.handover_failed(),
         Outcome::TruthFailed => line.news = Some(News::Untold),
@@ -272,7 +272,6 @@ fn reply(
                 ledger.suspect_settings();
             }
         }
-        Outcome::Lost => line.unnamed = Unnamed::Foreign,
     }
     match header.tag {
         b'S' => {
@@ -338,9 +337,23 @@ fn is_last(body: &[u8]) -> bool {
 /// Takes back what requests did to the maps that an error took with it.
 pub(super) fn undo(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
     let mut lost = line.exchange.take_lost();
+    if lost.iter().any(may_change_unnamed) {
+        line.unnamed = Unnamed::Foreign;
+    }
     while let Some(owed) = lost.pop() {
         undo_one(line, ledger.as_deref_mut().map(|ledger| &mut ledger.statements), owed, &lost);
     }
+}
+
+/// Whether the server would have another unnamed statement behind it.
+fn may_change_unnamed(owed: &Owed) -> bool {
+    matches!(
+        owed,
+        Owed::ParseUnnamed(_)
+            | Owed::CloseUnnamed(_)
+            | Owed::ParseOurs(NO_STATEMENT)
+            | Owed::CloseOurs
+    )
 }
 
 /// Takes one request back; `before` are those sent before it that are lost, too. The server's side of it holds whoever

@@ -545,9 +545,6 @@ impl Pass<'_> {
     }
 }
 
-/// The number no statement has: for parses that are kept in no map.
-const NO_STATEMENT: u64 = u64::MAX;
-
 const OF_SEQUENCES: Suspects = {
     let mut both = Suspects::SEQUENCE_READ;
     both.insert(Suspects::SEQUENCE_DRAW);

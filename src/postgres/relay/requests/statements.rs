@@ -8,10 +8,8 @@ use super::super::super::sql::{Findings, SettingName, Suspects};
 use super::super::super::statements::{Full, ServerName, Statement};
 use super::super::super::wire::{self, HEADER_BYTES, Header};
 use super::super::shapes::Checking;
-use super::super::{Names, Resettle, Unnamed, Violation, client_header};
-use super::{
-    BIND_NAMES_BYTES, Flight, Lent, Looks, NO_STATEMENT, Pass, Sight, Step, is_parse_rest,
-};
+use super::super::{NO_STATEMENT, Names, Resettle, Unnamed, Violation, client_header};
+use super::{BIND_NAMES_BYTES, Flight, Lent, Looks, Pass, Sight, Step, is_parse_rest};
 
 /// A Parse's body behind the name that makes an empty statement.
 const EMPTY_STATEMENT: &[u8] = b"\0\0\0";
