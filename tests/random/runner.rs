@@ -216,6 +216,14 @@ impl Run<'_> {
             // Who listens already hears what others said since its transaction began, too.
             return Ok(Ran::Skipped);
         }
+        let may_have_failed = match pair.direct.status {
+            'E' => true,
+            'T' => segments.len() > 1,
+            _ => false,
+        };
+        if may_have_failed && describes_a_name(segments) {
+            return Ok(Ran::Skipped);
+        }
         if executes_what_was_bound(segments) && (pair.direct.status != 'T' || segments.len() > 1) {
             return Ok(Ran::Skipped);
         }
@@ -602,6 +610,15 @@ fn executes_what_was_bound(segments: &[Segment]) -> bool {
         let execute = segment.iter().position(|message| matches!(message, Message::Execute(..)));
         execute.is_some_and(|execute| bind.is_none_or(|bind| execute < bind))
     })
+}
+
+/// Whether a named statement is described. In a failed transaction that works where the server has it, and the pool may
+/// have to parse it first.
+fn describes_a_name(segments: &[Segment]) -> bool {
+    segments
+        .iter()
+        .flatten()
+        .any(|message| matches!(message, Message::DescribeStatement(name) if !name.is_empty()))
 }
 
 fn ends_in_flush(segments: &[Segment]) -> bool {
