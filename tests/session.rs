@@ -711,6 +711,25 @@ fn a_name_that_was_refused_is_free_for_the_next_client() {
     next.query("prepare name as select 3").expect_no_error();
 }
 
+/// What takes all statements away takes itself away, too.
+#[test]
+fn a_prepared_deallocate_all_is_gone_for_the_next_client() {
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 1);
+    let text = "deallocate all";
+    let prepare = [parse("s", text), bind("p", "s", &[])].concat();
+    let later = [parse("t", "select 1"), execute("p", 0), sync()].concat();
+    for _ in 0..2 {
+        let mut session = gate.client();
+        session.exchange(&[prepare.clone(), later.clone()]).expect_no_error();
+        assert_eq!(session.exchange(&[describe_statement("t"), sync()]).codes(), ["26000"]);
+        let mut next = gate.client();
+        for (name, sql) in [("s", text), ("t", "select 1")] {
+            next.exchange(&[parse(name, sql), describe_statement(name), sync()]).expect_no_error();
+        }
+    }
+}
+
 /// Nothing runs under another role than the session's.
 #[test]
 fn a_role_that_is_taken_away_ends_its_session_before_it_runs_anything() {

@@ -256,6 +256,12 @@ impl SessionStatements {
         self.told = HashMap::default();
     }
 
+    /// The names, with the numbers of their statements.
+    #[must_use]
+    pub fn names(&self) -> Vec<(Box<[u8]>, u64)> {
+        self.named.iter().map(|(name, statement)| (name.clone(), statement.id)).collect()
+    }
+
     /// What the client was told of a statement's rows.
     #[must_use]
     pub fn told(&self, statement: u64) -> Option<Shape> {

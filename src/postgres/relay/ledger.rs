@@ -40,7 +40,7 @@ pub(super) struct Discarding {
     /// By a DEALLOCATE of each, in this order.
     pub(super) each: VecDeque<Box<[u8]>>,
     /// By DISCARD ALL or DEALLOCATE ALL, with their statements.
-    pub(super) all: Vec<(Box<[u8]>, u64)>,
+    pub(super) all: Option<Vec<(Box<[u8]>, u64)>>,
 }
 
 /// Whether what may have been left behind stays if the connection is lost now.

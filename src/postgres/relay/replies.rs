@@ -414,7 +414,7 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
             }
         }
         b"DISCARD ALL\0" | b"DEALLOCATE ALL\0" => {
-            for (name, id) in discarding.all.drain(..) {
+            for (name, id) in discarding.all.take().unwrap_or_default() {
                 if named.get(&name).is_some_and(|statement| statement.id == id) {
                     named.remove(&name);
                 }
@@ -422,7 +422,7 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
         }
         _ => return,
     }
-    let over = discarding.each.is_empty() && discarding.all.is_empty();
+    let over = discarding.each.is_empty() && discarding.all.is_none();
     if over {
         ledger.discarding = None;
     }

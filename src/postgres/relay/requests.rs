@@ -323,6 +323,7 @@ impl Pass<'_> {
         match (self.line.names, tag) {
             (Names::Certain, _) => return false,
             (Names::Threatened, b'E') => {
+                self.lose_names();
                 self.line.names = Names::Doubtful;
                 return false;
             }
@@ -339,6 +340,17 @@ impl Pass<'_> {
             self.line.names = Names::Awaited;
         }
         true
+    }
+
+    /// A portal runs that may take all names away, those given since it was bound and its own statement's, too.
+    fn lose_names(&mut self) {
+        let Some(ledger) = self.ledger.as_deref_mut() else { return };
+        let Some(discarding) = ledger.discarding.as_mut() else { return };
+        if discarding.all.is_none() {
+            return;
+        }
+        discarding.all = Some(ledger.statements.names());
+        self.line.retire_statements();
     }
 
     /// Whether an UNLISTEN must wait for the answers before it: an error among them takes back what is noted by then.
@@ -488,12 +500,11 @@ impl Pass<'_> {
                 }
             }
             self.line.statements.clear();
-            let names =
-                named.iter().map(|(name, statement)| (name.clone(), statement.id)).collect();
+            let names = ledger.statements.names();
             if self.line.names == Names::Certain {
                 ledger.discarding = None;
             }
-            ledger.discarding.get_or_insert_default().all = names;
+            ledger.discarding.get_or_insert_default().all = Some(names);
             self.line.names = Names::until_told(resettle);
         }
     }
