@@ -451,6 +451,15 @@ fn statement_scripts() -> Vec<Script> {
             ]),
         ),
         (
+            "all names taken away by a statement that is bound wrongly",
+            all(vec![ask(&[
+                parse("s", "discard all"),
+                bind("", "s", &["1"]),
+                execute("", 0),
+                sync(),
+            ])]),
+        ),
+        (
             "executed by SQL",
             all(vec![
                 ask(&[parse("s", "select $1::int * 3"), sync()]),

@@ -414,6 +414,8 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
             }
         }
         b"DISCARD ALL\0" | b"DEALLOCATE ALL\0" => {
+            // There is nothing left to be closed.
+            line.strays.clear();
             for (name, id) in discarding.all.take().unwrap_or_default() {
                 if named.get(&name).is_some_and(|statement| statement.id == id) {
                     named.remove(&name);

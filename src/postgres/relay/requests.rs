@@ -130,6 +130,18 @@ fn hear_of_names(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
     }
 }
 
+/// All names may be taken away: the server's statements are parsed anew, whether it works or not; the session's names go
+/// only if it works.
+fn lose_names(line: &mut Line, ledger: &mut Ledger) {
+    for (name, statement) in &ledger.statements.named {
+        if let Some(number) = line.statements.number_of(statement.id) {
+            line.remember(number, name);
+        }
+    }
+    line.retire_statements();
+    ledger.discarding.get_or_insert_default().all = Some(ledger.statements.names());
+}
+
 /// One call of [`requests`].
 struct Pass<'a> {
     line: &'a mut Line,
@@ -323,7 +335,12 @@ impl Pass<'_> {
         match (self.line.names, tag) {
             (Names::Certain, _) => return false,
             (Names::Threatened, b'E') => {
-                self.lose_names();
+                // Those given since it was bound, too, and its own statement's.
+                if let Some(ledger) = self.ledger
+                    && ledger.discarding.as_ref().is_some_and(|discarding| discarding.all.is_some())
+                {
+                    lose_names(self.line, ledger);
+                }
                 self.line.names = Names::Doubtful;
                 return false;
             }
@@ -340,17 +357,6 @@ impl Pass<'_> {
             self.line.names = Names::Awaited;
         }
         true
-    }
-
-    /// A portal runs that may take all names away, those given since it was bound and its own statement's, too.
-    fn lose_names(&mut self) {
-        let Some(ledger) = self.ledger.as_deref_mut() else { return };
-        let Some(discarding) = ledger.discarding.as_mut() else { return };
-        if discarding.all.is_none() {
-            return;
-        }
-        discarding.all = Some(ledger.statements.names());
-        self.line.retire_statements();
     }
 
     /// Whether an UNLISTEN must wait for the answers before it: an error among them takes back what is noted by then.
@@ -492,19 +498,10 @@ impl Pass<'_> {
         let ledger = self.ledger.get_or_insert_default();
         ledger.suspect(findings);
         if suspects.intersects(ALL_GONE) {
-            // The server's are gone if it works, and parsed anew if it doesn't; the session's only if it works.
-            let named = &ledger.statements.named;
-            for (name, statement) in named {
-                if let Some(number) = self.line.statements.number_of(statement.id) {
-                    self.line.remember(number, name);
-                }
-            }
-            self.line.statements.clear();
-            let names = ledger.statements.names();
             if self.line.names == Names::Certain {
                 ledger.discarding = None;
             }
-            ledger.discarding.get_or_insert_default().all = Some(names);
+            lose_names(self.line, ledger);
             self.line.names = Names::until_told(resettle);
         }
     }
