@@ -423,6 +423,12 @@ fn what_stays_on_the_server_pins_until_it_is_gone() {
         stage.until_pinned(0.0);
         stage.moves(&mut session, &mine);
     }
+    // The protocol's Close takes away what SQL prepared, too.
+    let mut session = stage.gate.client();
+    session.query("prepare q as select 9").expect_no_error();
+    stage.until_pinned(1.0);
+    session.exchange(&[close_statement("q"), sync()]).expect_no_error();
+    stage.until_pinned(0.0);
 }
 
 #[test]

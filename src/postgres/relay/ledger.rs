@@ -205,6 +205,13 @@ impl Ledger {
         }
     }
 
+    /// A statement that SQL prepared may be closed.
+    pub(super) fn suspect_release(&mut self) {
+        if self.leavings().intersects(Suspects::PREPARE) {
+            self.suspects.insert(Suspects::PREPARE);
+        }
+    }
+
     /// A custom setting may be changed.
     pub(super) fn custom(&mut self, name: &str) {
         let name = name.to_ascii_lowercase();

@@ -313,7 +313,11 @@ impl Pass<'_> {
                     }
                     Owed::CloseNamed(Box::new(Named { name, statement }))
                 }
-                None => Owed::ClosePlain,
+                None => {
+                    // SQL may have prepared it.
+                    ledger.suspect_release();
+                    Owed::ClosePlain
+                }
             },
             _ => Owed::ClosePlain,
         };
