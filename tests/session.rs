@@ -907,3 +907,19 @@ fn the_first_to_ask_in_a_pipeline_gets_nothing_of_others() {
     assert_eq!(reply.codes(), ["55000"], "{value} is another's: {:?}", reply.rows());
     assert_eq!(session.query("select lastval()").codes(), ["55000"]);
 }
+
+/// A statement that draws and reads at once has its own value, however it comes and whoever drew before.
+#[test]
+fn what_a_prepared_statement_draws_itself_it_may_read() {
+    for name in ["", "n"] {
+        let stage = Stage::new();
+        let mut other = stage.server.direct();
+        other.query("create table t (id serial)").expect_no_error();
+        let text = "insert into t default values returning currval('t_id_seq')";
+        let mut session = stage.gate.client();
+        session.query("select nextval('t_id_seq')").expect_no_error();
+        let mut asks = stage.gate.client();
+        let run = [parse(name, text), bind("", name, &[]), execute("", 0), sync()];
+        assert_eq!(asks.exchange(&run).expect_no_error().rows(), [[Some("2".to_owned())]]);
+    }
+}

@@ -506,8 +506,15 @@ impl Pass<'_> {
         }
     }
 
-    /// A statement that reads what a sequence gave must not read what it gave to another session.
     fn uses_sequences(&mut self, suspects: Suspects) {
+        self.reads_sequences(suspects);
+        if suspects.intersects(Suspects::SEQUENCE_DRAW) {
+            self.line.sequences.draws();
+        }
+    }
+
+    /// A statement that reads what a sequence gave must not read what it gave to another session.
+    fn reads_sequences(&mut self, suspects: Suspects) {
         if suspects.intersects(Suspects::SEQUENCE_READ) {
             self.around.registry.sequence_read();
             let able = self.is_between() && self.line.exchange.status() != Status::Failed;
@@ -517,9 +524,6 @@ impl Pass<'_> {
                 // A Query drops the unnamed statement.
                 self.line.unnamed = Unnamed::Foreign;
             }
-        }
-        if suspects.intersects(Suspects::SEQUENCE_DRAW) {
-            self.line.sequences.draws();
         }
     }
 

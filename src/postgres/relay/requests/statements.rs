@@ -46,7 +46,7 @@ impl Pass<'_> {
         let suspects = now.findings.suspects;
         let before = ledger.statements.unnamed.replace(Arc::clone(&now));
         self.lend(&now.findings, Resettle::AtSync);
-        self.uses_sequences(suspects);
+        self.reads_sequences(suspects);
         self.line.unnamed = Unnamed::Session;
         self.line.unnamed_shape = None;
         self.line.exchange.sent(Owed::ParseUnnamed(before));
@@ -86,6 +86,8 @@ impl Pass<'_> {
         let sql_prepares = ledger.leavings().intersects(Suspects::PREPARE);
         ledger.statements.named.insert(name.into(), Arc::clone(&statement));
         self.lend(&statement.findings, Resettle::AtSync);
+        // Ahead of the flight others' values can be discarded; behind its first frame it is too late.
+        self.reads_sequences(statement.findings.suspects);
         if sql_prepares && self.line.exchange.answers() {
             // SQL may have given the name: then the server's own words refuse it.
             self.inject(b'P', &[name, b"\0", EMPTY_STATEMENT], Owed::ParseOurs(NO_STATEMENT));
