@@ -4,6 +4,12 @@
 //! What is not in the table might do either, so it gets a backend of its own for its time (safe), and that backend is
 //! reset before anybody else uses it.
 
+mod spec;
+mod table;
+
+pub use spec::{Access, Command, Flags, Way};
+use table::COMMANDS;
+
 /// How a command travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carriage {
@@ -111,13 +117,13 @@ pub enum Step {
     Other,
 }
 
-/// Longest command name in the table, bytes.
-const NAME_LIMIT: usize = 20;
+/// Longest name in the table, bytes.
+const NAME_LIMIT: usize = 32;
 
 const KILL: &str = "ERR tidegate: CLIENT KILL and CLIENT UNBLOCK name connections of the server, which are shared here; \
      send them over a direct connection";
 
-/// Upper-case copy of a short word; empty when it is too long to be any name of the table.
+/// Upper-case copy of a name, or of two with a bar between; empty when it is too long to be any of the table.
 struct Upper {
     bytes: [u8; NAME_LIMIT],
     length: usize,
@@ -125,12 +131,29 @@ struct Upper {
 
 impl Upper {
     fn new(word: &[u8]) -> Self {
-        let mut bytes = [0; NAME_LIMIT];
-        let length = if word.len() <= NAME_LIMIT { word.len() } else { 0 };
-        for (to, from) in bytes.iter_mut().zip(&word[..length]) {
+        let mut upper = Self { bytes: [0; NAME_LIMIT], length: 0 };
+        upper.push(word);
+        upper
+    }
+
+    /// The name of a container's subcommand.
+    fn join(container: &[u8], subcommand: &[u8]) -> Self {
+        let mut upper = Self::new(container);
+        upper.push(b"|");
+        upper.push(subcommand);
+        upper
+    }
+
+    fn push(&mut self, word: &[u8]) {
+        let end = self.length + word.len();
+        let Some(place) = self.bytes.get_mut(self.length..end) else {
+            self.length = 0;
+            return;
+        };
+        for (to, from) in place.iter_mut().zip(word) {
             *to = from.to_ascii_uppercase();
         }
-        Self { bytes, length }
+        self.length = end;
     }
 
     fn as_slice(&self) -> &[u8] {
@@ -138,54 +161,84 @@ impl Upper {
     }
 }
 
+fn find(name: &[u8]) -> Option<&'static Command> {
+    let found = COMMANDS.binary_search_by(|command| command.name.as_bytes().cmp(name));
+    COMMANDS.get(found.ok()?)
+}
+
+/// What the table says of a command, or of its subcommand if it is a container's.
+#[must_use]
+pub fn look_up(words: &[&[u8]]) -> Option<&'static Command> {
+    let (&name, rest) = words.split_first()?;
+    let command = find(Upper::new(name).as_slice())?;
+    let sub = rest.first().and_then(|sub| find(Upper::join(name, sub).as_slice()));
+    Some(sub.unwrap_or(command))
+}
+
 /// How the command with these arguments is carried. `arguments` begins with the name and may be cut short when the
 /// command is too large to be held; what follows decides only for XREAD, XREADGROUP and CLIENT.
 pub fn carriage<'a>(mut arguments: impl Iterator<Item = &'a [u8]>) -> Carriage {
     let name = Upper::new(arguments.next().unwrap_or_default());
-    match name.as_slice() {
+    let name = name.as_slice();
+    match name {
+        // The most common ones, without a search.
         b"GET" | b"SET" | b"DEL" | b"INCR" | b"EXPIRE" | b"HGET" | b"HSET" | b"PING" | b"MGET" => {
-            Carriage::Lane
+            return Carriage::Lane;
         }
-        b"HELLO" => Carriage::Session(Word::Hello),
-        b"AUTH" => Carriage::Session(Word::Auth),
-        b"SELECT" => Carriage::Session(Word::Select),
-        b"RESET" => Carriage::Session(Word::Reset),
-        b"QUIT" => Carriage::Session(Word::Quit),
-        b"CLIENT" => client(arguments.next().unwrap_or_default(), arguments.next()),
-        b"XREAD" | b"XREADGROUP" => streams(arguments),
-        // EXEC and DISCARD without MULTI are errors of the server's, at once.
-        b"WATCH" | b"MULTI" => Carriage::Pinned(Reason::Transaction),
-        b"BLPOP" | b"BRPOP" | b"BLMOVE" | b"BRPOPLPUSH" | b"BLMPOP" | b"BZPOPMIN" | b"BZPOPMAX"
-        | b"BZMPOP" => Carriage::Pinned(Reason::Blocking),
-        b"WAIT" | b"WAITAOF" => Carriage::Pinned(Reason::Wait),
-        b"SUBSCRIBE" | b"PSUBSCRIBE" | b"SSUBSCRIBE" | b"UNSUBSCRIBE" | b"PUNSUBSCRIBE"
-        | b"SUNSUBSCRIBE" => Carriage::Pinned(Reason::Subscription),
-        b"MONITOR" | b"SYNC" | b"PSYNC" | b"REPLCONF" => Carriage::Pinned(Reason::Stream),
-        other if is_plain(other) => Carriage::Lane,
-        _ => Carriage::Pinned(Reason::Unknown),
+        b"CLIENT" => return client(arguments.next().unwrap_or_default(), arguments.next()),
+        _ => {}
+    }
+    match find(name) {
+        Some(command) if command.way == Way::BlockingIfTold => streams(arguments),
+        Some(command) => carried(command),
+        None if is_of_module(name) => Carriage::Lane,
+        None => Carriage::Pinned(Reason::Unknown),
     }
 }
 
+fn carried(command: &Command) -> Carriage {
+    match command.way {
+        Way::Lane => Carriage::Lane,
+        Way::Session => {
+            word(command.name).map_or(Carriage::Pinned(Reason::Unknown), Carriage::Session)
+        }
+        Way::Transaction => Carriage::Pinned(Reason::Transaction),
+        Way::Blocking | Way::BlockingIfTold => Carriage::Pinned(Reason::Blocking),
+        Way::Wait => Carriage::Pinned(Reason::Wait),
+        Way::Subscription => Carriage::Pinned(Reason::Subscription),
+        Way::Stream => Carriage::Pinned(Reason::Stream),
+        Way::Refused => Carriage::Refused(KILL),
+        Way::Unknown => Carriage::Pinned(Reason::Unknown),
+    }
+}
+
+/// The session's own answer to a command of this name.
+fn word(name: &str) -> Option<Word> {
+    Some(match name {
+        "HELLO" => Word::Hello,
+        "AUTH" => Word::Auth,
+        "SELECT" => Word::Select,
+        "RESET" => Word::Reset,
+        "QUIT" => Word::Quit,
+        "CLIENT|SETNAME" => Word::SetName,
+        "CLIENT|GETNAME" => Word::GetName,
+        "CLIENT|ID" => Word::Id,
+        "CLIENT|SETINFO" => Word::SetInfo,
+        "CLIENT|INFO" => Word::Info,
+        "CLIENT|NO-EVICT" => Word::NoEvict,
+        _ => return None,
+    })
+}
+
 fn client(subcommand: &[u8], value: Option<&[u8]>) -> Carriage {
-    match Upper::new(subcommand).as_slice() {
-        b"SETNAME" => Carriage::Session(Word::SetName),
-        b"GETNAME" => Carriage::Session(Word::GetName),
-        b"ID" => Carriage::Session(Word::Id),
-        b"SETINFO" => Carriage::Session(Word::SetInfo),
-        b"INFO" => Carriage::Session(Word::Info),
-        b"NO-EVICT" => Carriage::Session(Word::NoEvict),
-        b"MAINT_NOTIFICATIONS" => Carriage::Session(Word::MaintNotifications),
-        b"REPLY" if value.is_some_and(|value| value.eq_ignore_ascii_case(b"ON")) => {
-            Carriage::Session(Word::ReplyOn)
-        }
-        b"TRACKING" if value.is_some_and(|value| value.eq_ignore_ascii_case(b"OFF")) => {
-            Carriage::Lane
-        }
-        b"REPLY" | b"TRACKING" | b"NO-TOUCH" => Carriage::Pinned(Reason::Stream),
-        b"KILL" | b"UNBLOCK" => Carriage::Refused(KILL),
-        b"LIST" | b"PAUSE" | b"UNPAUSE" | b"TRACKINGINFO" | b"GETREDIR" | b"CACHING" | b"HELP"
-        | b"" => Carriage::Lane,
-        _ => Carriage::Pinned(Reason::Unknown),
+    let name = Upper::join(b"CLIENT", subcommand);
+    let says = |word: &[u8]| value.is_some_and(|value| value.eq_ignore_ascii_case(word));
+    match name.as_slice() {
+        b"CLIENT|" => Carriage::Lane,
+        b"CLIENT|MAINT_NOTIFICATIONS" => Carriage::Session(Word::MaintNotifications),
+        b"CLIENT|REPLY" if says(b"ON") => Carriage::Session(Word::ReplyOn),
+        b"CLIENT|TRACKING" if says(b"OFF") => Carriage::Lane,
+        name => find(name).map_or(Carriage::Pinned(Reason::Unknown), carried),
     }
 }
 
@@ -217,279 +270,8 @@ pub fn is_unsubscribe(name: &[u8]) -> bool {
     matches!(Upper::new(name).as_slice(), b"UNSUBSCRIBE" | b"PUNSUBSCRIBE" | b"SUNSUBSCRIBE")
 }
 
-/// Commands that answer at once and leave nothing on the connection, Redis 2.6 to 8.0 and its bundled modules.
-fn is_plain(name: &[u8]) -> bool {
-    is_keyed(name)
-        || is_hash_or_list(name)
-        || is_set(name)
-        || is_stream(name)
-        || is_general(name)
-        || is_module(name)
-}
-
-/// Strings, bitmaps, counters, keys.
-fn is_keyed(name: &[u8]) -> bool {
-    matches!(
-        name,
-        b"APPEND"
-            | b"BITCOUNT"
-            | b"BITFIELD"
-            | b"BITFIELD_RO"
-            | b"BITOP"
-            | b"BITPOS"
-            | b"COPY"
-            | b"DECR"
-            | b"DECRBY"
-            | b"DUMP"
-            | b"EXISTS"
-            | b"EXPIREAT"
-            | b"EXPIRETIME"
-            | b"GETBIT"
-            | b"GETDEL"
-            | b"GETEX"
-            | b"GETRANGE"
-            | b"GETSET"
-            | b"INCRBY"
-            | b"INCRBYFLOAT"
-            | b"KEYS"
-            | b"LCS"
-            | b"MIGRATE"
-            | b"MOVE"
-            | b"MSET"
-            | b"MSETNX"
-            | b"MSETEX"
-            | b"OBJECT"
-            | b"PERSIST"
-            | b"PEXPIRE"
-            | b"PEXPIREAT"
-            | b"PEXPIRETIME"
-            | b"PFADD"
-            | b"PFCOUNT"
-            | b"PFMERGE"
-            | b"PSETEX"
-            | b"PTTL"
-            | b"RANDOMKEY"
-            | b"RENAME"
-            | b"RENAMENX"
-            | b"RESTORE"
-            | b"SCAN"
-            | b"SETBIT"
-            | b"SETEX"
-            | b"SETNX"
-            | b"SETRANGE"
-            | b"SORT"
-            | b"SORT_RO"
-            | b"STRLEN"
-            | b"SUBSTR"
-            | b"TOUCH"
-            | b"TTL"
-            | b"TYPE"
-            | b"UNLINK"
-            | b"DELEX"
-            | b"DIGEST"
-    )
-}
-
-/// Hashes and lists.
-fn is_hash_or_list(name: &[u8]) -> bool {
-    matches!(
-        name,
-        b"HDEL"
-            | b"HEXISTS"
-            | b"HEXPIRE"
-            | b"HEXPIREAT"
-            | b"HEXPIRETIME"
-            | b"HGETALL"
-            | b"HGETDEL"
-            | b"HGETEX"
-            | b"HINCRBY"
-            | b"HINCRBYFLOAT"
-            | b"HKEYS"
-            | b"HLEN"
-            | b"HMGET"
-            | b"HMSET"
-            | b"HPERSIST"
-            | b"HPEXPIRE"
-            | b"HPEXPIREAT"
-            | b"HPEXPIRETIME"
-            | b"HPTTL"
-            | b"HRANDFIELD"
-            | b"HSCAN"
-            | b"HSETEX"
-            | b"HSETNX"
-            | b"HSTRLEN"
-            | b"HTTL"
-            | b"HVALS"
-            | b"LINDEX"
-            | b"LINSERT"
-            | b"LLEN"
-            | b"LMOVE"
-            | b"LMPOP"
-            | b"LPOP"
-            | b"LPOS"
-            | b"LPUSH"
-            | b"LPUSHX"
-            | b"LRANGE"
-            | b"LREM"
-            | b"LSET"
-            | b"LTRIM"
-            | b"RPOP"
-            | b"RPOPLPUSH"
-            | b"RPUSH"
-            | b"RPUSHX"
-    )
-}
-
-/// Sets and sorted sets.
-fn is_set(name: &[u8]) -> bool {
-    matches!(
-        name,
-        b"SADD"
-            | b"SCARD"
-            | b"SDIFF"
-            | b"SDIFFSTORE"
-            | b"SINTER"
-            | b"SINTERCARD"
-            | b"SINTERSTORE"
-            | b"SISMEMBER"
-            | b"SMEMBERS"
-            | b"SMISMEMBER"
-            | b"SMOVE"
-            | b"SPOP"
-            | b"SRANDMEMBER"
-            | b"SREM"
-            | b"SSCAN"
-            | b"SUNION"
-            | b"SUNIONSTORE"
-            | b"ZADD"
-            | b"ZCARD"
-            | b"ZCOUNT"
-            | b"ZDIFF"
-            | b"ZDIFFSTORE"
-            | b"ZINCRBY"
-            | b"ZINTER"
-            | b"ZINTERCARD"
-            | b"ZINTERSTORE"
-            | b"ZLEXCOUNT"
-            | b"ZMPOP"
-            | b"ZMSCORE"
-            | b"ZPOPMAX"
-            | b"ZPOPMIN"
-            | b"ZRANDMEMBER"
-            | b"ZRANGE"
-            | b"ZRANGEBYLEX"
-            | b"ZRANGEBYSCORE"
-            | b"ZRANGESTORE"
-            | b"ZRANK"
-            | b"ZREM"
-            | b"ZREMRANGEBYLEX"
-            | b"ZREMRANGEBYRANK"
-            | b"ZREMRANGEBYSCORE"
-            | b"ZREVRANGE"
-            | b"ZREVRANGEBYLEX"
-            | b"ZREVRANGEBYSCORE"
-            | b"ZREVRANK"
-            | b"ZSCAN"
-            | b"ZSCORE"
-            | b"ZUNION"
-            | b"ZUNIONSTORE"
-    )
-}
-
-/// Geo and streams.
-fn is_stream(name: &[u8]) -> bool {
-    matches!(
-        name,
-        b"GEOADD"
-            | b"GEODIST"
-            | b"GEOHASH"
-            | b"GEOPOS"
-            | b"GEORADIUS"
-            | b"GEORADIUS_RO"
-            | b"GEORADIUSBYMEMBER"
-            | b"GEORADIUSBYMEMBER_RO"
-            | b"GEOSEARCH"
-            | b"GEOSEARCHSTORE"
-            | b"XACK"
-            | b"XACKDEL"
-            | b"XADD"
-            | b"XAUTOCLAIM"
-            | b"XCLAIM"
-            | b"XDEL"
-            | b"XDELEX"
-            | b"XGROUP"
-            | b"XINFO"
-            | b"XLEN"
-            | b"XPENDING"
-            | b"XRANGE"
-            | b"XREVRANGE"
-            | b"XSETID"
-            | b"XTRIM"
-    )
-}
-
-/// Scripts, server, cluster, publishing; also what is only an error outside its context.
-fn is_general(name: &[u8]) -> bool {
-    matches!(
-        name,
-        b"ECHO"
-            | b"TIME"
-            | b"EVAL"
-            | b"EVAL_RO"
-            | b"EVALSHA"
-            | b"EVALSHA_RO"
-            | b"FCALL"
-            | b"FCALL_RO"
-            | b"FUNCTION"
-            | b"SCRIPT"
-            | b"PUBLISH"
-            | b"SPUBLISH"
-            | b"PUBSUB"
-            | b"ACL"
-            | b"BGREWRITEAOF"
-            | b"BGSAVE"
-            | b"COMMAND"
-            | b"CONFIG"
-            | b"DBSIZE"
-            | b"DEBUG"
-            | b"FLUSHALL"
-            | b"FLUSHDB"
-            | b"INFO"
-            | b"LASTSAVE"
-            | b"LATENCY"
-            | b"LOLWUT"
-            | b"MEMORY"
-            | b"MODULE"
-            | b"ROLE"
-            | b"SAVE"
-            | b"SHUTDOWN"
-            | b"SLOWLOG"
-            | b"SWAPDB"
-            | b"CLUSTER"
-            | b"FAILOVER"
-            | b"REPLICAOF"
-            | b"SLAVEOF"
-            | b"UNWATCH"
-            | b"EXEC"
-            | b"DISCARD"
-            | b"COMMANDLOG"
-            | b"VADD"
-            | b"VCARD"
-            | b"VDIM"
-            | b"VEMB"
-            | b"VGETATTR"
-            | b"VINFO"
-            | b"VISMEMBER"
-            | b"VLINKS"
-            | b"VRANDMEMBER"
-            | b"VREM"
-            | b"VSETATTR"
-            | b"VSIM"
-    )
-}
-
 /// The bundled data-structure modules: their commands are plain key commands.
-fn is_module(name: &[u8]) -> bool {
+fn is_of_module(name: &[u8]) -> bool {
     let family = name.split(|byte| *byte == b'.').next().unwrap_or_default();
     family.len() < name.len()
         && matches!(family, b"JSON" | b"BF" | b"CF" | b"CMS" | b"TOPK" | b"TDIGEST" | b"TS" | b"FT")
@@ -538,6 +320,31 @@ mod tests {
         assert_eq!(of("CLIENT TRACKING ON"), Carriage::Pinned(Reason::Stream));
         assert_eq!(of("CLIENT TRACKING"), Carriage::Pinned(Reason::Stream));
         assert!(matches!(of("CLIENT KILL ID 3"), Carriage::Refused(_)));
+    }
+
+    #[test]
+    fn the_table_is_in_order_and_holds_no_name_that_is_too_long() {
+        assert!(COMMANDS.windows(2).all(|pair| pair[0].name < pair[1].name));
+        assert!(COMMANDS.iter().all(|command| command.name.len() <= NAME_LIMIT));
+        for command in COMMANDS.iter().filter(|command| command.way == Way::Session) {
+            assert!(word(command.name).is_some(), "{}", command.name);
+        }
+    }
+
+    #[test]
+    fn a_subcommand_is_found_behind_its_container() {
+        let name = |words: &[&str]| {
+            let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+            look_up(&words).map(|command| command.name)
+        };
+        assert_eq!(name(&["config", "get", "x"]), Some("CONFIG|GET"));
+        assert_eq!(name(&["config", "nothing"]), Some("CONFIG"));
+        assert_eq!(name(&["Get", "config"]), Some("GET"));
+        assert_eq!(name(&["get|config"]), None);
+        assert_eq!(name(&[]), None);
+        assert!(
+            look_up(&[b"SET"]).is_some_and(|set| !set.takes(2) && set.takes(3) && set.takes(9))
+        );
     }
 
     #[test]
