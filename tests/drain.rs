@@ -35,17 +35,20 @@ fn ends_at_the_deadline(gate: &mut Tidegate, told: Instant) {
 fn redis_clients_that_are_left_at_the_deadline_are_told() {
     let server = Redis::start();
     let mut gate = with_drain(Setup::new().redis(&server));
-    let [mut idle, mut open, mut blocked, mut waiting, mut paused] =
+    let [mut idle, mut open, mut queued, mut blocked, mut waiting, mut paused] =
         std::array::from_fn(|_| gate.redis_client());
     assert_eq!(idle.command(&["PING"]), Value::simple("PONG"));
-    assert_eq!(open.command(&["MULTI"]), Value::simple("OK"));
-    assert_eq!(open.command(&["SET", "k", "v"]), Value::simple("QUEUED"));
+    assert_eq!(open.command(&["WATCH", "k"]), Value::simple("OK"));
+    for client in [&mut open, &mut queued] {
+        assert_eq!(client.command(&["MULTI"]), Value::simple("OK"));
+        assert_eq!(client.command(&["SET", "k", "v"]), Value::simple("QUEUED"));
+    }
     blocked.send(&encode(&["BLPOP", "never", "0"]));
     let mut direct = server.direct();
     eventually("it blocks", || {
         direct.command(&["INFO", "clients"]).text().contains("blocked_clients:1").then_some(())
     });
-    waiting.send(&encode(&["MULTI"]));
+    waiting.send(&encode(&["WATCH", "k"]));
     eventually("it waits", || {
         (gate.redis_metric("tidegate_clients", &[("state", "waiting")]) == 1.0).then_some(())
     });
@@ -58,7 +61,8 @@ fn redis_clients_that_are_left_at_the_deadline_are_told() {
     let told = Instant::now();
     assert!(idle.closed());
     assert!(told.elapsed() < DRAIN / 2, "an idle one is not kept");
-    let errors: [(&mut Connection, &str); 4] = [
+    let errors: [(&mut Connection, &str); 5] = [
+        (&mut queued, "the transaction was not run"),
         (&mut open, "the transaction was not run"),
         (&mut blocked, "may or may not have been applied"),
         (&mut waiting, "this command was not run"),

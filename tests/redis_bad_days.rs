@@ -288,7 +288,7 @@ fn a_listener_that_speaks_no_redis_is_an_honest_error() {
         let server = Redis::stopped();
         let mut gate =
             Setup::new().redis(&server).env("REDIS_URL", &url).config(file.path()).start();
-        for command in [&["GET", "k"][..], &["MULTI"]] {
+        for command in [&["GET", "k"][..], &["WATCH", "k"]] {
             let asked = Instant::now();
             let told = Connection::open(gate.redis_port()).command(command);
             assert!(told.error().contains("REDIS_URL"), "{words:?}: {told:?}");

@@ -166,13 +166,15 @@ fn find(name: &[u8]) -> Option<&'static Command> {
     COMMANDS.get(found.ok()?)
 }
 
-/// What the table says of a command, or of its subcommand if it is a container's.
+/// What the table says of a command; of a container's, of the subcommand that it names.
 #[must_use]
 pub fn look_up(words: &[&[u8]]) -> Option<&'static Command> {
     let (&name, rest) = words.split_first()?;
     let command = find(Upper::new(name).as_slice())?;
-    let sub = rest.first().and_then(|sub| find(Upper::join(name, sub).as_slice()));
-    Some(sub.unwrap_or(command))
+    let Some(sub) = rest.first().filter(|_| command.flags.has(Flags::CONTAINER)) else {
+        return Some(command);
+    };
+    find(Upper::join(name, sub).as_slice())
 }
 
 /// How the command with these arguments is carried. `arguments` begins with the name and may be cut short when the
@@ -338,7 +340,8 @@ mod tests {
             look_up(&words).map(|command| command.name)
         };
         assert_eq!(name(&["config", "get", "x"]), Some("CONFIG|GET"));
-        assert_eq!(name(&["config", "nothing"]), Some("CONFIG"));
+        assert_eq!(name(&["config", "nothing"]), None);
+        assert_eq!(name(&["config"]), Some("CONFIG"));
         assert_eq!(name(&["Get", "config"]), Some("GET"));
         assert_eq!(name(&["get|config"]), None);
         assert_eq!(name(&[]), None);

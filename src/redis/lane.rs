@@ -39,10 +39,23 @@ pub struct Batch {
 pub struct Part {
     /// Where the replies go.
     pub mailbox: Arc<Mailbox>,
+    /// How many replies come first that nobody is to get.
+    pub silent: u32,
     /// How many replies.
     pub replies: u32,
     /// Where its bytes begin in the batch.
     pub begins: usize,
+}
+
+/// Whole commands to be sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Work<'a> {
+    /// The commands.
+    pub bytes: &'a [u8],
+    /// How many replies come first that nobody is to get.
+    pub silent: u32,
+    /// How many replies come then.
+    pub replies: u32,
 }
 
 /// Who else takes connections from the lane's pool.
@@ -112,15 +125,15 @@ impl Lane {
         &self.pool
     }
 
-    /// Hands over whole commands with `replies` replies in all.
+    /// Hands over whole commands, to be sent in one piece.
     pub fn submit(
         &self,
         cx: &Context<'_>,
         key: Key,
-        bytes: &[u8],
-        replies: u32,
+        work: Work<'_>,
         mailbox: &Arc<Mailbox>,
     ) -> Submitted {
+        let Work { bytes, silent, replies } = work;
         let mut inner = self.lock();
         if inner.pending_bytes > PENDING_LIMIT {
             inner.waiting.push(cx.waker().clone());
@@ -137,7 +150,8 @@ impl Lane {
             }
         };
         let batch = &mut inner.batches[at];
-        let part = Part { mailbox: Arc::clone(mailbox), replies, begins: batch.bytes.len() };
+        let begins = batch.bytes.len();
+        let part = Part { mailbox: Arc::clone(mailbox), silent, replies, begins };
         batch.bytes.extend_from_slice(bytes);
         batch.parts.push(part);
         if let Some(task) = inner.task.take() {

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use super::backend::{Key, RedisConnect};
 use super::command::{Carriage, Reason, Step, Word, is_unsubscribe, step};
 use super::greeting::{Proto, write_error};
-use super::transaction::{Outcome, OwnCommand, Transaction};
+use super::transaction::{Outcome, OwnCommand, Queue, Transaction};
 use super::wire::{Reply, ReplyScanner, write_command};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
@@ -55,6 +55,8 @@ enum Expect {
     Fence,
     /// So many confirmations of one SUBSCRIBE.
     Confirmations(usize),
+    /// To a command of a transaction that the session had begun to queue, and has answered.
+    Replayed(Meaning),
     /// To a command of the session's own, which learns from it.
     Own,
     /// To what makes the server abort the transaction; the client is told this.
@@ -139,6 +141,8 @@ pub struct Pinned {
     condition: Condition,
     reason: Reason,
     transaction: Transaction,
+    /// What the session had queued of the transaction.
+    queue: Option<Box<Queue>>,
     /// Reads the answer to EXEC, if something in it is the session's own.
     outcome: Option<Outcome>,
     /// Commands of the session's own on their way, outside MULTI.
@@ -148,9 +152,15 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Takes up `lease` for a command that is carried for `reason` and expects `key`.
+    /// Takes up `lease` for a command that is carried for `reason` and expects `key`, and what was queued of its
+    /// transaction, if it is inside one.
     #[must_use]
-    pub fn new(mut lease: Lease<RedisConnect>, reason: Reason, key: Key) -> Self {
+    pub fn new(
+        mut lease: Lease<RedisConnect>,
+        reason: Reason,
+        key: Key,
+        queue: Option<Box<Queue>>,
+    ) -> Self {
         lease.pin(reason.label());
         let mut requests = Vec::new();
         let replies = lease.write_switch(key, &mut requests);
@@ -168,6 +178,7 @@ impl Pinned {
             condition: Condition::Clean,
             reason,
             transaction: Transaction::default(),
+            queue,
             outcome: None,
             own: VecDeque::new(),
             inflow: Inflow::Whole,
@@ -244,7 +255,10 @@ impl Pinned {
             return None;
         }
         let ours = |expect: &&Expect| {
-            matches!(expect, Expect::Swallow | Expect::Fence | Expect::Confirmations(_))
+            matches!(
+                expect,
+                Expect::Swallow | Expect::Fence | Expect::Confirmations(_) | Expect::Replayed(_)
+            )
         };
         Some(self.expects.iter().filter(|expect| !ours(expect)).count())
     }
@@ -259,6 +273,10 @@ impl Pinned {
         let name = words.first().copied().unwrap_or_default();
         match self.hold {
             Hold::Preparing(_) | Hold::Once | Hold::Ending | Hold::Fencing => Decision::Wait,
+            Hold::First(_) if self.queue.is_some() => {
+                self.replay();
+                self.take_queueing(name, words, carriage, bytes)
+            }
             Hold::First(reason) => self.take_first(reason, words, bytes),
             Hold::Watching => self.take_watching(name, words, carriage, bytes),
             Hold::Queueing => self.take_queueing(name, words, carriage, bytes),
@@ -321,6 +339,16 @@ impl Pinned {
 
     fn plain(&mut self, bytes: &[u8]) -> Decision {
         self.relay(bytes, Some(Expect::Relay(Meaning::Plain)), self.hold)
+    }
+
+    /// Brings the server to where the session is in its transaction.
+    fn replay(&mut self) {
+        let Some(queue) = self.queue.take() else { return };
+        write_command(&["MULTI"], &mut self.requests);
+        self.requests.extend_from_slice(&queue.bytes);
+        self.expects.push_back(Expect::Replayed(Meaning::Plain));
+        self.expects.extend((0..queue.commands).map(|_| Expect::Replayed(Meaning::Queued)));
+        self.hold = Hold::Queueing;
     }
 
     fn take_first(&mut self, reason: Reason, words: &[&[u8]], bytes: &[u8]) -> Decision {
@@ -397,9 +425,12 @@ impl Pinned {
         carriage: Carriage,
         bytes: &[u8],
     ) -> Decision {
+        let alone = words.len() == 1;
         match (step(name), carriage) {
-            (Step::Exec, _) => self.relay(bytes, Some(Expect::Relay(Meaning::Exec)), Hold::Ending),
-            (Step::Discard, _) => {
+            (Step::Exec, _) if alone => {
+                self.relay(bytes, Some(Expect::Relay(Meaning::Exec)), Hold::Ending)
+            }
+            (Step::Discard, _) if alone => {
                 self.relay(bytes, Some(Expect::Relay(Meaning::Plain)), Hold::Ending)
             }
             (_, Carriage::Session(Word::Reset | Word::Quit)) => match carriage {
@@ -574,7 +605,13 @@ impl Pinned {
         let message = self.replies.is_push() || self.is_resp2_message_type();
         let kept = matches!(
             self.expects.front(),
-            Some(Expect::Swallow | Expect::Fence | Expect::Own | Expect::Refusal(_))
+            Some(
+                Expect::Swallow
+                    | Expect::Fence
+                    | Expect::Own
+                    | Expect::Refusal(_)
+                    | Expect::Replayed(_)
+            )
         );
         message || !kept
     }
@@ -621,6 +658,11 @@ impl Pinned {
             }
             Some(Expect::Fence) => {
                 self.fence();
+                Ok(())
+            }
+            Some(Expect::Replayed(meaning)) => {
+                self.captured.clear();
+                self.apply(meaning);
                 Ok(())
             }
             Some(Expect::Relay(meaning)) => {

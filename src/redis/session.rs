@@ -7,6 +7,7 @@
 
 mod farewell;
 mod pinned;
+mod queued;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,18 +17,19 @@ use prometheus::IntGauge;
 use tokio::time::Sleep;
 
 use super::backend::{Key, RedisConnect};
-use super::command::{Carriage, Reason, Word, carriage};
+use super::command::{Carriage, Reason, Step, Word, carriage, step};
 use super::greeting::{Effect, Identity, ServerFacts, Standing, write_error};
-use super::lane::{Lane, Submitted};
+use super::lane::{Lane, Submitted, Work};
 use super::mailbox::{MailState, Mailbox};
 use super::pinned::Pinned;
+use super::transaction::Queue;
 use super::upstream::Upstream;
 use super::wire::{
     Arguments, Progress, RequestError, RequestLimits, RequestScanner, split_inline, write_command,
 };
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
-use crate::pool::{Checkout, Ticket};
+use crate::pool::{Checkout, Lease, Ticket};
 use pinned::Slow;
 
 /// Unread replies, in bytes, from which on no more of the client's commands are carried.
@@ -54,6 +56,8 @@ pub struct Session {
     pub(super) scanner: RequestScanner,
     pub(super) out: Outbox,
     pub(super) state: State,
+    /// The transaction that has begun here.
+    queue: Option<Box<Queue>>,
     pub(super) closing: Closing,
     sending: Sending,
     /// Until when the client must read on; runs while its commands wait because it doesn't.
@@ -186,6 +190,7 @@ impl Session {
             scanner: RequestScanner::default(),
             out: Outbox::default(),
             state: State::Shared,
+            queue: None,
             closing: Closing::No,
             sending: Sending::Open,
             stuck: None,
@@ -270,7 +275,9 @@ impl Session {
                 cx.waker().wake_by_ref();
             }
             let idle = match &self.state {
-                State::Shared => self.inbox.is_empty() && self.mailbox.is_quiet(),
+                State::Shared => {
+                    self.inbox.is_empty() && self.mailbox.is_quiet() && self.queue.is_none()
+                }
                 State::Waiting(_) => false,
                 State::Pinned(pinned, _) => pinned.is_endless(),
             };
@@ -362,10 +369,7 @@ impl Session {
         self.state = State::Shared;
         match (result, purpose) {
             (Ok(lease), Purpose::Facts) => lease.give_back(),
-            (Ok(lease), Purpose::Hold(reason)) => {
-                let pinned = Pinned::new(lease, reason, self.key());
-                self.state = State::Pinned(Box::new(pinned), Slow::default());
-            }
+            (Ok(lease), Purpose::Hold(reason)) => self.pin(lease, reason),
             (Err(error), _) => self.refuse_first(&format!("ERR tidegate: {error}"), purpose),
         }
         Moved::Yes
@@ -536,6 +540,7 @@ impl Session {
             return Ok(());
         }
         match carriage(Arguments::new(&self.inbox)) {
+            _ if self.queue.is_some() => self.hold(cx, Purpose::Hold(Reason::Transaction)),
             Carriage::Lane => self.hold(cx, Purpose::Hold(Reason::Large)),
             Carriage::Pinned(reason) => self.hold(cx, Purpose::Hold(reason)),
             Carriage::Session(_) | Carriage::Refused(_) => {
@@ -585,6 +590,16 @@ impl Session {
             if from != begin {
                 return Ok(from);
             }
+            if let Some((length, replies)) = self.transaction_here(command, &bytes[begin..]) {
+                let work = Work { bytes: &bytes[begin..begin + length], silent: 0, replies };
+                if self.room() == 0 || self.send(cx, work) == Submitted::Full {
+                    return Ok(begin);
+                }
+                self.upstream.metrics.transactions.inc();
+                at = begin + length;
+                begin = at;
+                continue;
+            }
             match self.special(cx, command, progress) {
                 Special::Taken => begin = at,
                 Special::Blocked => return Ok(begin),
@@ -597,8 +612,16 @@ impl Session {
         Ok(from)
     }
 
+    /// The transaction that begins with this command, if all of it is in `bytes` and it may go over the lane.
+    fn transaction_here(&self, command: &[u8], bytes: &[u8]) -> Option<(usize, u32)> {
+        let begins = step(Arguments::new(command).next().unwrap_or_default()) == Step::Multi;
+        let known = self.identity.standing == Standing::Known && self.queue.is_none();
+        (begins && known).then(|| self.whole_transaction(bytes)).flatten()
+    }
+
     fn goes_over_lane(&self, command: &[u8]) -> bool {
-        self.identity.standing == Standing::Known
+        self.queue.is_none()
+            && self.identity.standing == Standing::Known
             && carriage(Arguments::new(command)) == Carriage::Lane
     }
 
@@ -608,18 +631,19 @@ impl Session {
         if replies == 0 {
             return begin;
         }
-        match self.send(cx, &bytes[from..end], replies) {
+        let work = Work { bytes: &bytes[from..end], silent: 0, replies };
+        match self.send(cx, work) {
             Submitted::Taken => begin,
             Submitted::Full => from,
         }
     }
 
-    fn send(&mut self, cx: &Context<'_>, bytes: &[u8], replies: u32) -> Submitted {
+    fn send(&mut self, cx: &Context<'_>, work: Work<'_>) -> Submitted {
         let key = self.key();
         let lane = self.lane.get_or_insert_with(|| Arc::clone(self.upstream.lane(key)));
-        let submitted = lane.submit(cx, key, bytes, replies, &self.mailbox);
+        let submitted = lane.submit(cx, key, work, &self.mailbox);
         if submitted == Submitted::Taken {
-            self.upstream.metrics.requests.inc_by(u64::from(replies));
+            self.upstream.metrics.requests.inc_by(u64::from(work.replies));
         }
         submitted
     }
@@ -654,10 +678,12 @@ impl Session {
             },
         }
         let how = carriage(words.iter().copied());
-        if how == Carriage::Lane && self.identity.standing == Standing::Known {
+        let free = self.queue.is_none() && self.identity.standing == Standing::Known;
+        if how == Carriage::Lane && free {
             let mut bytes = Vec::new();
             write_command(&words, &mut bytes);
-            let blocked = self.room() == 0 || self.send(cx, &bytes, 1) == Submitted::Full;
+            let work = Work { bytes: &bytes, silent: 0, replies: 1 };
+            let blocked = self.room() == 0 || self.send(cx, work) == Submitted::Full;
             return if blocked { Special::Blocked } else { Special::Taken };
         }
         if !self.mailbox.is_quiet() {
@@ -667,6 +693,9 @@ impl Session {
     }
 
     fn special_now(&mut self, cx: &mut Context<'_>, words: &[&[u8]], how: Carriage) -> Special {
+        if self.queue.is_some() {
+            return self.enqueue(cx, words, how);
+        }
         match how {
             Carriage::Session(word) => self.answer(cx, word, words),
             _ if self.identity.standing == Standing::Stranger => {
@@ -676,6 +705,12 @@ impl Session {
             Carriage::Refused(text) => {
                 write_error(text, &mut self.out.bytes);
                 Special::Taken
+            }
+            Carriage::Pinned(Reason::Transaction)
+                if step(words.first().copied().unwrap_or_default()) == Step::Multi
+                    && words.len() == 1 =>
+            {
+                self.begin_queue()
             }
             Carriage::Pinned(reason) => {
                 self.hold(cx, Purpose::Hold(reason));
@@ -733,10 +768,7 @@ impl Session {
     /// Takes a connection for itself, now or when one is free.
     fn hold(&mut self, cx: &mut Context<'_>, purpose: Purpose) {
         match (self.upstream.holds().checkout(), purpose) {
-            (Checkout::Ready(lease), Purpose::Hold(reason)) => {
-                let pinned = Pinned::new(lease, reason, self.key());
-                self.state = State::Pinned(Box::new(pinned), Slow::default());
-            }
+            (Checkout::Ready(lease), Purpose::Hold(reason)) => self.pin(lease, reason),
             (Checkout::Ready(lease), Purpose::Facts) => lease.give_back(),
             (Checkout::Queued(ticket), purpose) => {
                 self.state = State::Waiting(Box::new(Waiting { ticket, purpose }));
@@ -746,6 +778,11 @@ impl Session {
         }
         // The ticket is not polled yet, or the command not sent.
         cx.waker().wake_by_ref();
+    }
+
+    fn pin(&mut self, lease: Lease<RedisConnect>, reason: Reason) {
+        let pinned = Pinned::new(lease, reason, self.key(), self.queue.take());
+        self.state = State::Pinned(Box::new(pinned), Slow::default());
     }
 
     pub(super) fn break_protocol(&mut self, error: RequestError) {

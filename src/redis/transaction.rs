@@ -28,6 +28,15 @@ impl OwnCommand {
     }
 }
 
+/// The commands of a transaction that is not run yet.
+#[derive(Debug, Default)]
+pub struct Queue {
+    /// As they go to the server.
+    pub bytes: Vec<u8>,
+    /// How many they are.
+    pub commands: u32,
+}
+
 /// What the server has queued since MULTI.
 #[derive(Debug, Default)]
 pub struct Transaction {

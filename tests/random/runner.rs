@@ -286,7 +286,7 @@ impl Run<'_> {
         let was_idle = pair.direct.is_idle();
         let was_failed = pair.direct.status == 'E';
         let mut direct = pair.direct.say(segments);
-        if was_idle && has_void_plan(&direct) {
+        if was_idle && has_void_plan(&direct) && binds_what_changes(segments) {
             direct = again(&mut pair.direct, segments);
         }
         let pooled = pair.pooled.say(segments);
@@ -660,6 +660,14 @@ fn has_void_plan(frames: &[Frame]) -> bool {
             let refusal = frame.refusal();
             refusal.code == "0A000" && refusal.message.contains("cached plan")
         }
+    })
+}
+
+/// Whether the pool may prepare something anew; what SQL has prepared it leaves alone.
+fn binds_what_changes(segments: &[Segment]) -> bool {
+    segments.iter().flatten().any(|message| {
+        matches!(message, Message::Bind { statement, .. }
+            if super::generator::of_changed_table(statement).is_some())
     })
 }
 

@@ -51,6 +51,9 @@ impl Flags {
     /// It touches keys that it does not name.
     pub const ARBITRARY_KEYS: u16 = 1 << 6;
 
+    /// Its second word names a subcommand.
+    pub const CONTAINER: u16 = 1 << 7;
+
     /// Whether any of `flags` is set.
     #[must_use]
     pub const fn has(self, flags: u16) -> bool {

@@ -41,6 +41,8 @@ pub(super) enum Ending {
 #[derive(Debug, Clone)]
 enum Creditor {
     Session(Arc<Mailbox>),
+    /// Nobody: the session has answered these itself. What it is owed for the same piece comes next.
+    Nobody,
     /// Our own commands that bring the connection to another key.
     Switch,
 }
@@ -187,6 +189,8 @@ impl LaneRun {
         }
         for part in batch.parts {
             let begins = self.sent_before + u64::try_from(part.begins).unwrap_or(0);
+            let silent = part.silent;
+            self.exchange.owe(Debt { creditor: Creditor::Nobody, replies: silent, begins });
             let creditor = Creditor::Session(part.mailbox);
             self.exchange.owe(Debt { creditor, replies: part.replies, begins });
         }
@@ -281,7 +285,7 @@ impl LaneRun {
                 let said = String::from_utf8_lossy(bytes).trim().to_owned();
                 return Err(format!("the server refused to change database or protocol: {said}"));
             }
-            Some((Creditor::Switch, _)) | None => {}
+            Some((Creditor::Switch | Creditor::Nobody, _)) | None => {}
         }
         self.exchange.pay(replies);
         if replies > 0 {
@@ -302,18 +306,20 @@ impl LaneRun {
     fn settle(&mut self, reason: &str) {
         let written = self.sent_before + u64::try_from(self.sent).unwrap_or(0);
         let mid_reply = self.replies.is_inside() && !self.replies.is_push();
-        let (mut ambiguous, mut first) = (0, true);
+        let (mut ambiguous, mut first, mut silent) = (0, true, 0);
         let mut unsent = Vec::new();
         let key = self.lease.as_ref().map(|lease| lease.key);
         for (fate, debt) in self.exchange.settle(written) {
             let Creditor::Session(mailbox) = debt.creditor else {
+                silent = if matches!(debt.creditor, Creditor::Nobody) { debt.replies } else { 0 };
                 first = false;
                 continue;
             };
+            let silent = std::mem::take(&mut silent);
             match fate {
                 Fate::Ambiguous if first && mid_reply => mailbox.tear(),
                 Fate::Ambiguous => fail(&mailbox, debt.replies, LOST, self.lane.limits()),
-                Fate::Unsent => unsent.push((mailbox, debt.replies, debt.begins)),
+                Fate::Unsent => unsent.push((mailbox, (silent, debt.replies), debt.begins)),
             }
             ambiguous += if fate == Fate::Ambiguous { debt.replies } else { 0 };
             first = false;
@@ -334,13 +340,14 @@ impl LaneRun {
         }
     }
 
-    fn unsent(&mut self, parts: &[(Arc<Mailbox>, u32, u64)]) -> Option<Batch> {
+    fn unsent(&mut self, parts: &[(Arc<Mailbox>, (u32, u32), u64)]) -> Option<Batch> {
         let origin = parts.first()?.2;
         let place = |begins: u64| usize::try_from(begins - origin).unwrap_or(0);
         let offset = usize::try_from(origin.saturating_sub(self.sent_before)).ok()?;
         let bytes = self.out.get(offset..)?.to_vec();
-        let parts = parts.iter().map(|(mailbox, replies, begins)| Part {
+        let parts = parts.iter().map(|(mailbox, (silent, replies), begins)| Part {
             mailbox: Arc::clone(mailbox),
+            silent: *silent,
             replies: *replies,
             begins: place(*begins),
         });

@@ -23,9 +23,11 @@ impl Session {
         let (tail, owed) = self.mailbox.give_up(&mut self.out.bytes);
         self.out.counted += self.out.bytes.len() - before;
         let asked = !self.inbox.is_empty();
+        let queue = self.queue.take();
         let words = match std::mem::replace(&mut self.state, State::Shared) {
             State::Shared if tail == Tail::Partial => None,
             State::Shared if owed > 0 => Some(UNANSWERED),
+            State::Shared if queue.is_some() => Some(NO_TRANSACTION),
             State::Shared => asked.then_some(NOT_RUN),
             State::Waiting(_) => {
                 self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
