@@ -24,7 +24,8 @@
 //! listens already hears what others notified since; one name for a statement of the protocol and one of SQL; names that a
 //! flight takes, gives up and takes anew in several transactions; a look at settings behind a RESET in the same transaction's
 //! flight, where the client gave some at startup, and SET TRANSACTION ISOLATION LEVEL behind a RESET there; a look at a named
-//! statement in a failed transaction. Which of several refusals a failed transaction gives is not compared, and a
+//! statement in a failed transaction; a SET ROLE that a SET LOCAL SESSION AUTHORIZATION allowed (it can't be brought to
+//! another connection: the session ends there). Which of several refusals a failed transaction gives is not compared, and a
 //! setting may be reported behind the ReadyForQuery instead of before it (`late_reports` counts that).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![allow(unreachable_pub, reason = "the modules are one test's")]

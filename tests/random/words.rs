@@ -65,7 +65,6 @@ pub const ROLES: &[&str] = &[
     "set session authorization app",
     "set session authorization reader",
     "set session authorization other",
-    "set local session authorization app",
     "reset session authorization",
     "select current_user, session_user",
     "select * from mine",

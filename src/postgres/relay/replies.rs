@@ -258,6 +258,11 @@ fn reply(
         }
         _ => {}
     }
+    if header.tag == b'Z'
+        && let Some(ledger) = ledger
+    {
+        ledger.flight_over();
+    }
     let of_refusal = line.exchange.refusal().is_some();
     let of_truth = line.exchange.hears_truth();
     let of_handover = line.exchange.hands_over();
@@ -402,8 +407,10 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
     if matches!(tag, b"COMMIT\0" | b"PREPARE TRANSACTION\0") {
         ledger.committed();
     }
-    if tag == b"ROLLBACK\0" {
-        ledger.undone();
+    match tag {
+        b"ROLLBACK\0" => ledger.rolled_back(),
+        b"UNLISTEN\0" => ledger.unlistened(),
+        _ => {}
     }
     let Some(discarding) = &mut ledger.discarding else { return };
     let named = &mut ledger.statements.named;

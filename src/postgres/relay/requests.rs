@@ -361,7 +361,8 @@ impl Pass<'_> {
 
     /// Whether an UNLISTEN must wait for the answers before it: an error among them takes back what is noted by then.
     fn must_wait_to_unlisten(&mut self, findings: &Findings, tag: u8) -> bool {
-        if findings.unlistens.is_empty() || self.line.exchange.owed() == 0 {
+        let unlistens = findings.unlistens.len() + findings.unlistens_within.len();
+        if unlistens == 0 || self.line.exchange.owed() == 0 {
             return false;
         }
         if self.line.names == Names::Certain {
