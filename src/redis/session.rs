@@ -20,7 +20,7 @@ use super::backend::{Key, RedisConnect};
 use super::command::{Carriage, Reason, Step, Word, carriage, step};
 use super::greeting::{Effect, Identity, ServerFacts, Standing, write_error};
 use super::lane::{Lane, Submitted, Work};
-use super::mailbox::{MailState, Mailbox};
+use super::mailbox::{MailState, Mailbox, Size};
 use super::pinned::Pinned;
 use super::transaction::Queue;
 use super::upstream::Upstream;
@@ -592,7 +592,7 @@ impl Session {
             }
             if let Some((length, replies)) = self.transaction_here(command, &bytes[begin..]) {
                 let work = Work { bytes: &bytes[begin..begin + length], silent: 0, replies };
-                if self.room() == 0 || self.send(cx, work) == Submitted::Full {
+                if self.room() == 0 || self.send(cx, work) != Submitted::Taken {
                     return Ok(begin);
                 }
                 self.upstream.metrics.transactions.inc();
@@ -634,18 +634,36 @@ impl Session {
         let work = Work { bytes: &bytes[from..end], silent: 0, replies };
         match self.send(cx, work) {
             Submitted::Taken => begin,
-            Submitted::Full => from,
+            Submitted::Full | Submitted::Shut => from,
         }
     }
 
     fn send(&mut self, cx: &Context<'_>, work: Work<'_>) -> Submitted {
         let key = self.key();
-        let lane = self.lane.get_or_insert_with(|| Arc::clone(self.upstream.lane(key)));
-        let submitted = lane.submit(cx, key, work, &self.mailbox);
+        let mut submitted = self.choose_lane(key).submit(cx, key, work, &self.mailbox);
+        if submitted == Submitted::Shut && !self.mailbox.is_owed() {
+            self.lane = None;
+            submitted = self.choose_lane(key).submit(cx, key, work, &self.mailbox);
+        }
         if submitted == Submitted::Taken {
             self.upstream.metrics.requests.inc_by(u64::from(work.replies));
         }
         submitted
+    }
+
+    /// The lane of this session. While it is owed nothing it may go to another: large replies travel apart, if there is a
+    /// connection for them.
+    fn choose_lane(&mut self, key: Key) -> Arc<Lane> {
+        let large = self.mailbox.size() == Size::Large;
+        let lane = match self.lane.take() {
+            Some(lane) if lane.is_spare() == large || self.mailbox.is_owed() => lane,
+            _ => match self.upstream.spare().filter(|spare| large && spare.admits()) {
+                Some(spare) => Arc::clone(spare),
+                None => Arc::clone(self.upstream.lane(key)),
+            },
+        };
+        self.lane = Some(Arc::clone(&lane));
+        lane
     }
 
     /// How many commands may go over the lane now.
@@ -683,7 +701,7 @@ impl Session {
             let mut bytes = Vec::new();
             write_command(&words, &mut bytes);
             let work = Work { bytes: &bytes, silent: 0, replies: 1 };
-            let blocked = self.room() == 0 || self.send(cx, work) == Submitted::Full;
+            let blocked = self.room() == 0 || self.send(cx, work) != Submitted::Taken;
             return if blocked { Special::Blocked } else { Special::Taken };
         }
         if !self.mailbox.is_quiet() {

@@ -25,6 +25,8 @@ pub struct Upstream {
     config: Arc<RedisUpstream>,
     auth: Auth,
     lanes: Vec<Arc<Lane>>,
+    /// For sessions whose replies are large, while the holds leave it a connection.
+    spare: Option<Arc<Lane>>,
     keys: Mutex<Vec<Key>>,
     holds: Arc<RedisPool>,
     /// Sessions that wait for a connection of their own.
@@ -63,25 +65,31 @@ impl Upstream {
         let mail = MailLimits {
             client_bytes: settings.limits.reply_bytes_per_client,
             total_bytes: settings.limits.reply_bytes_total,
+            stall: settings.limits.reply_stall,
         };
         let waiting = Arc::new(AtomicUsize::new(0));
         let size = settings.pool_size.max(1);
-        let (holds, lanes) = if size == 1 {
+        let (holds, lanes, spare) = if size == 1 {
             let only = pool(1);
             let sharing = Sharing::TakingTurns(Arc::clone(&waiting));
-            (Arc::clone(&only), vec![Lane::new(only, mail, sharing)])
+            (Arc::clone(&only), vec![Lane::new(only, mail, sharing)], None)
         } else {
             let count = (size / CONNECTIONS_PER_LANE).clamp(1, LANE_LIMIT);
             let for_lanes = pool(count);
             let lane = || Lane::new(Arc::clone(&for_lanes), mail, Sharing::Apart);
-            let lanes = std::iter::repeat_with(lane).take(count).collect();
-            (pool(size - count), lanes)
+            let lanes: Vec<_> = std::iter::repeat_with(lane).take(count).collect();
+            let holds = pool(size - count);
+            let home = lanes.first().map(Arc::clone);
+            let spare =
+                home.map(|home| Lane::new(Arc::clone(&holds), mail, Sharing::Spare { home }));
+            (holds, lanes, spare)
         };
         metrics.server_limit.set(i64::try_from(size).unwrap_or(i64::MAX));
         Ok(Self {
             config: Arc::clone(config),
             auth: settings.auth,
             lanes,
+            spare,
             keys: Mutex::default(),
             holds,
             waiting,
@@ -150,9 +158,15 @@ impl Upstream {
         &self.lanes[place % self.lanes.len()]
     }
 
+    /// The lane of sessions whose replies are large.
+    #[must_use]
+    pub fn spare(&self) -> Option<&Arc<Lane>> {
+        self.spare.as_ref()
+    }
+
     /// Tells lanes that share their connection that somebody waits.
     pub fn nudge_lanes(&self) {
-        for lane in &self.lanes {
+        for lane in self.lanes.iter().chain(&self.spare) {
             lane.nudge();
         }
     }

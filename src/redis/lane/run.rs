@@ -12,11 +12,12 @@ use crate::net::with_read_buffer;
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
 use crate::redis::exchange::{Debt, Exchange, Fate};
-use crate::redis::mailbox::{Mailbox, Progress, Tail};
+use crate::redis::mailbox::{MailLimits, Mailbox, Progress, Tail};
 use crate::redis::wire::{Reply, ReplyScanner};
 
 /// While others wait behind a client that is being sent a large reply, how often the lane looks whether that client reads. If it
-/// doesn't, or not fast enough, the lane goes on for the sake of the others and lets the bytes pile up to the client's limit.
+/// doesn't, or not fast enough, the lane goes on for the sake of the others and lets the bytes pile up to the client's limit. There
+/// it waits once more, for [`MailLimits::stall`] at a time, and then cuts the client.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// How often a lane looks whether it still needs its connection, and whether that may live on.
@@ -105,17 +106,27 @@ impl Standstill {
     }
 
     /// Ready when the lane reads on. As long as nobody else is kept waiting, the client has all the time that it needs.
-    fn poll_end(&mut self, cx: &mut Context<'_>, others_wait: impl Fn() -> bool) -> Poll<()> {
-        while self.mailbox.poll_room(cx).is_pending() {
+    fn poll_end(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: MailLimits,
+        others_wait: impl Fn() -> bool,
+    ) -> Poll<()> {
+        while self.mailbox.poll_room(cx, limits).is_pending() {
             if !others_wait() {
                 self.look = None;
                 return Poll::Pending;
             }
-            let fresh = || Box::pin(tokio::time::sleep(LOOK));
+            let last = self.mailbox.is_given_up();
+            let time = if last { limits.stall } else { LOOK };
+            let fresh = || Box::pin(tokio::time::sleep(time));
             ready!(self.look.get_or_insert_with(fresh).as_mut().poll(cx));
             let taken = self.mailbox.taken();
-            let progress = if taken > self.taken { Progress::Some } else { Progress::None };
-            self.mailbox.look(progress);
+            match if taken > self.taken { Progress::Some } else { Progress::None } {
+                // It has taken less than would have made room.
+                _ if last => self.mailbox.cut(),
+                progress => self.mailbox.look(progress),
+            }
             (self.taken, self.look) = (taken, None);
         }
         Poll::Ready(())
@@ -164,9 +175,13 @@ impl LaneRun {
             return Poll::Pending;
         }
         if self.lane.must_yield() || self.tenure == Tenure::Over {
-            self.lane.listen(cx);
-            // What is owed is awaited; then the connection goes to whoever waits for it.
-            return if self.exchange.is_empty() { Poll::Ready(None) } else { Poll::Pending };
+            // What a spare lane has taken it sends, and takes no more.
+            self.lane.shut();
+            if !(self.lane.is_spare() && self.lane.has_batch()) {
+                self.lane.listen(cx);
+                // What is owed is awaited; then the connection goes to whoever waits for it.
+                return if self.exchange.is_empty() { Poll::Ready(None) } else { Poll::Pending };
+            }
         }
         let Some(batch) = ready!(self.lane.poll_batch(cx)) else {
             return if self.exchange.is_empty() { Poll::Ready(None) } else { Poll::Pending };
@@ -225,7 +240,7 @@ impl LaneRun {
             let is_it = |creditor: &Creditor| matches!(creditor, Creditor::Session(known) if Arc::ptr_eq(known, &mailbox));
             let others_wait =
                 || lane.has_batch() || lane.must_yield() || exchange.owes_other_than(is_it);
-            ready!(standstill.poll_end(cx, others_wait));
+            ready!(standstill.poll_end(cx, lane.limits(), others_wait));
             self.waiting = None;
         }
         with_read_buffer(|buffer| {
@@ -273,11 +288,15 @@ impl LaneRun {
             return Ok(());
         }
         match self.exchange.front() {
-            Some((Creditor::Session(mailbox), _)) => {
+            Some((Creditor::Session(mailbox), owed)) => {
                 let inside = self.replies.is_inside() && !self.replies.is_push();
                 let tail = if inside { Tail::Partial } else { Tail::Whole };
-                mailbox.deliver(bytes, replies, tail, self.lane.limits());
-                if self.waiting.is_none() && mailbox.poll_room(cx).is_pending() {
+                mailbox.deliver(bytes, replies, tail);
+                // Behind its last reply nothing more comes for it.
+                if (inside || replies < owed)
+                    && self.waiting.is_none()
+                    && mailbox.poll_room(cx, self.lane.limits()).is_pending()
+                {
                     self.waiting = Some(Standstill::new(mailbox));
                 }
             }
@@ -318,7 +337,7 @@ impl LaneRun {
             let silent = std::mem::take(&mut silent);
             match fate {
                 Fate::Ambiguous if first && mid_reply => mailbox.tear(),
-                Fate::Ambiguous => fail(&mailbox, debt.replies, LOST, self.lane.limits()),
+                Fate::Ambiguous => fail(&mailbox, debt.replies, LOST),
                 Fate::Unsent => unsent.push((mailbox, (silent, debt.replies), debt.begins)),
             }
             ambiguous += if fate == Fate::Ambiguous { debt.replies } else { 0 };
