@@ -127,7 +127,6 @@ pub const DATA: &[&str] = &[
     "select count(*), sum(n) from t",
     "select * from t where id = 10{n} for update nowait",
     "select id from t order by id for update skip locked",
-    "lock table t in exclusive mode nowait",
     "lock table t in share mode",
     "with moved as (delete from t where id = 102 returning v) insert into t (v) select v from moved returning v",
     "truncate later",
