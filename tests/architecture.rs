@@ -62,6 +62,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "redis::greeting",
             "redis::login",
             "redis::exchange",
+            "redis::lane::loss",
             "redis::transaction",
         ],
     ),

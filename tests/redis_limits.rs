@@ -195,7 +195,7 @@ fn the_lane_of_large_replies_is_given_up_in_order() {
 #[test]
 fn an_unread_pipeline_of_large_values_is_kept_at_the_server() {
     let server = Redis::start();
-    let mut gate = with_settings(&server, "");
+    let gate = with_settings(&server, "");
     let mut client = gate.redis_client();
     client.command(&["SETRANGE", "big", "999999", "x"]);
     client.send(&encode(&["GET", "big"]).repeat(300));

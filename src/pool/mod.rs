@@ -205,8 +205,7 @@ impl<C: Connect> Pool<C> {
     #[must_use]
     pub fn has_place(&self) -> bool {
         let budget = self.account.budget();
-        self.lock().may_take_idle()
-            && (self.account.idle() > 0 || budget.in_use() < budget.limit())
+        self.lock().may_take_idle() && (self.account.idle() > 0 || budget.in_use() < budget.limit())
     }
 
     /// Whether somebody waits for a connection.

@@ -60,6 +60,11 @@ impl FactsCell {
     }
 }
 
+impl Key {
+    /// Of a connection that is new.
+    pub const FRESH: Self = Self { db: 0, proto: Proto::Resp2 };
+}
+
 impl RedisConnect {
     /// For one upstream; every login is noted in `facts`.
     #[must_use]
@@ -84,8 +89,7 @@ impl RedisConnect {
                 Step::Send(next) => words = next,
                 Step::Done(facts) => {
                     self.facts.learn(facts);
-                    let key = Key { db: 0, proto: Proto::Resp2 };
-                    return Ok(RedisBackend { stream, key });
+                    return Ok(RedisBackend { stream, key: Key::FRESH });
                 }
                 Step::Failed(refusal) => return Err(refused(refusal.code, refusal.message)),
             }

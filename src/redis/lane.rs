@@ -5,6 +5,7 @@
 //! commands. Commands for another database or protocol wait until the lane has been switched, and the server has
 //! confirmed it: nothing is ever sent to a database that is only hoped for.
 
+mod loss;
 mod run;
 
 use std::collections::VecDeque;
@@ -48,6 +49,8 @@ pub struct Part {
     pub replies: u32,
     /// Where its bytes begin in the batch.
     pub begins: usize,
+    /// How many connections have been lost under it.
+    pub tries: u8,
 }
 
 /// Whole commands to be sent.
@@ -178,7 +181,7 @@ impl Lane {
         };
         let batch = &mut inner.batches[at];
         let begins = batch.bytes.len();
-        let part = Part { mailbox: Arc::clone(mailbox), silent, replies, begins };
+        let part = Part { mailbox: Arc::clone(mailbox), silent, replies, begins, tries: 0 };
         batch.bytes.extend_from_slice(bytes);
         batch.parts.push(part);
         if let Some(task) = inner.task.take() {
