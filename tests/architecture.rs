@@ -63,6 +63,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "redis::login",
             "redis::exchange",
             "redis::lane::loss",
+            "redis::scripts",
             "redis::transaction",
         ],
     ),

@@ -645,3 +645,46 @@ fn a_stranger_may_not_send_much_before_the_password() {
     assert_eq!(client.command(&["AUTH", PASSWORD]), Value::simple("OK"));
     gate.assert_alive();
 }
+
+/// EVALSHA of what the server has forgotten with a restart works: who shares a connection can't see that it was replaced.
+#[test]
+fn scripts_outlive_a_restart() {
+    let mut server = Redis::start();
+    let mut gate = before(&server, 3);
+    let mut client = gate.redis_client();
+    let sha = client.command(&["SCRIPT", "LOAD", "return ARGV[1]"]).text();
+    assert_eq!(client.command(&["EVAL", "return 'other'", "0"]), Value::bulk("other"));
+    let other = "08f6e7ac6c2e5d7a1ac6bd2a2fc6b1a7b8e0a3a1";
+    assert!(client.command(&["EVALSHA", other, "0"]).error().starts_with("NOSCRIPT"));
+    server.restart();
+    assert_eq!(client.command(&["EVALSHA", &sha, "0", "known"]), Value::bulk("known"));
+    // On a backend of its own, too.
+    assert_eq!(client.command(&["WATCH", "k"]), Value::simple("OK"));
+    assert_eq!(client.command(&["EVALSHA", &sha, "0", "known"]), Value::bulk("known"));
+    assert_eq!(client.command(&["UNWATCH"]), Value::simple("OK"));
+    assert_eq!(client.command(&["SCRIPT", "FLUSH"]), Value::simple("OK"));
+    server.restart();
+    let forgotten = client.command(&["EVALSHA", &sha, "0", "x"]);
+    assert!(forgotten.error().starts_with("NOSCRIPT"), "{forgotten:?}");
+    gate.assert_alive();
+}
+
+/// A server that is reading its data back is as good as one that is not there yet: its clients wait.
+#[test]
+fn a_server_that_loads_its_data_is_waited_for() {
+    let mut server = Redis::start();
+    let mut gate = before(&server, 3);
+    let mut client = gate.redis_client();
+    let fill = "for n = 1, 6000 do redis.call('SET', 'k' .. n, n) end";
+    assert_eq!(client.command(&["EVAL", fill, "0"]), Value::Null);
+    assert_eq!(client.command(&["SAVE"]), Value::simple("OK"));
+    server.stop();
+    client.send(&encode(&["DBSIZE"]));
+    // Half a second and more in all; it listens meanwhile.
+    let slowly = ["--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024"];
+    server.resume_with(&slowly);
+    let told = server.direct().command(&["DBSIZE"]);
+    assert!(told.error().starts_with("LOADING"), "{told:?}");
+    assert_eq!(client.reply(), Value::Integer(6_000));
+    gate.assert_alive();
+}

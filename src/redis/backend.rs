@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::greeting::{Proto, ServerFacts};
 use super::login::{LOGIN_REPLY_LIMIT, Login, Step};
+use super::scripts::Scripts;
 use super::wire::{Reply, ReplyScanner, write_command};
 use crate::config::RedisUpstream;
 use crate::net::{self, Stream, Tls};
@@ -31,6 +32,7 @@ pub struct RedisConnect {
     upstream: Arc<RedisUpstream>,
     tls: Option<Tls>,
     facts: Arc<FactsCell>,
+    scripts: Arc<Scripts>,
 }
 
 /// What the server said of itself at the last login; empty until then.
@@ -66,10 +68,15 @@ impl Key {
 }
 
 impl RedisConnect {
-    /// For one upstream; every login is noted in `facts`.
+    /// For one upstream; every login is noted in `facts`, and tells the server of `scripts`.
     #[must_use]
-    pub fn new(upstream: Arc<RedisUpstream>, tls: Option<Tls>, facts: Arc<FactsCell>) -> Self {
-        Self { upstream, tls, facts }
+    pub fn new(
+        upstream: Arc<RedisUpstream>,
+        tls: Option<Tls>,
+        facts: Arc<FactsCell>,
+        scripts: Arc<Scripts>,
+    ) -> Self {
+        Self { upstream, tls, facts, scripts }
     }
 
     async fn open(&self) -> Result<RedisBackend, ConnectError> {
@@ -89,11 +96,26 @@ impl RedisConnect {
                 Step::Send(next) => words = next,
                 Step::Done(facts) => {
                     self.facts.learn(facts);
+                    self.load_scripts(&mut stream).await?;
                     return Ok(RedisBackend { stream, key: Key::FRESH });
                 }
                 Step::Failed(refusal) => return Err(refused(refusal.code, refusal.message)),
             }
         }
+    }
+}
+
+impl RedisConnect {
+    /// The server may be another one than the last, or a restarted one. What it refuses its clients will see for themselves.
+    async fn load_scripts(&self, stream: &mut Stream) -> Result<(), ConnectError> {
+        for text in self.scripts.all() {
+            let mut words = Vec::with_capacity(text.len() + 64);
+            write_command(&[&b"SCRIPT"[..], b"LOAD", &text], &mut words);
+            stream.write_all(&words).await.map_err(|error| unreachable("io", &error))?;
+            stream.flush().await.map_err(|error| unreachable("io", &error))?;
+            let _sha_or_refusal = read_reply(stream).await?;
+        }
+        Ok(())
     }
 }
 

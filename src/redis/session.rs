@@ -620,9 +620,14 @@ impl Session {
     }
 
     fn goes_over_lane(&self, command: &[u8]) -> bool {
-        self.queue.is_none()
+        let words = Arguments::new(command);
+        let goes = self.queue.is_none()
             && self.identity.standing == Standing::Known
-            && carriage(Arguments::new(command)) == Carriage::Lane
+            && carriage(words.clone()) == Carriage::Lane;
+        if goes && is_about_scripts(words.clone()) {
+            self.upstream.scripts.note(words);
+        }
+        goes
     }
 
     /// Hands the run to the lane: where the bytes that are not done with begin (`begin`, or the run's own begin).
@@ -812,6 +817,16 @@ impl Session {
     pub(super) fn moved(&mut self) {
         self.lane = None;
         self.upstream.facts.note_database(self.identity.db);
+    }
+}
+
+/// Asked of each command: most are told by their first letter.
+fn is_about_scripts<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> bool {
+    let name = words.next().unwrap_or_default();
+    match name.first() {
+        Some(b'E' | b'e') => name.len() == 4 || name.len() == 7,
+        Some(b'S' | b's') => name.len() == 6,
+        _ => false,
     }
 }
 

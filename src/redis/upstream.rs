@@ -7,6 +7,7 @@ use super::backend::{FactsCell, Key, RedisConnect, RedisPool};
 use super::greeting::Access;
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
+use super::scripts::Scripts;
 use crate::config::{Auth, RedisLimits, RedisSettings, RedisUpstream};
 use crate::metrics::PoolMetrics;
 use crate::net::{Tls, TlsError, TlsSettings, Verify};
@@ -33,6 +34,8 @@ pub struct Upstream {
     pub waiting: Arc<AtomicUsize>,
     /// What the server said of itself.
     pub facts: Arc<FactsCell>,
+    /// What it was given of scripts.
+    pub scripts: Arc<Scripts>,
     /// Replies that lie here unread.
     pub backlog: Arc<Backlog>,
     /// Bounds of each session.
@@ -56,9 +59,11 @@ impl Upstream {
         metrics: Arc<PoolMetrics>,
     ) -> Result<Self, TlsError> {
         let facts = Arc::new(FactsCell::default());
+        let scripts = Arc::new(Scripts::default());
         let tls = tls(config)?;
         let pool = |limit: usize| {
-            let connect = RedisConnect::new(Arc::clone(config), tls.clone(), Arc::clone(&facts));
+            let (facts, scripts) = (Arc::clone(&facts), Arc::clone(&scripts));
+            let connect = RedisConnect::new(Arc::clone(config), tls.clone(), facts, scripts);
             let pool_settings = pool_settings(settings, &config.name);
             Pool::new(connect, pool_settings, Budget::new(limit), Arc::clone(&metrics))
         };
@@ -94,6 +99,7 @@ impl Upstream {
             holds,
             waiting,
             facts,
+            scripts,
             backlog: Arc::default(),
             limits: settings.limits.clone(),
             metrics,
