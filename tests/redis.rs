@@ -5,6 +5,8 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use support::redis::{PASSWORD, Redis};
@@ -686,5 +688,60 @@ fn a_server_that_loads_its_data_is_waited_for() {
     let told = server.direct().command(&["DBSIZE"]);
     assert!(told.error().starts_with("LOADING"), "{told:?}");
     assert_eq!(client.reply(), Value::Integer(6_000));
+    gate.assert_alive();
+}
+
+/// Passes bytes between whoever connects and the port that is the target then.
+fn relay(target: &Arc<AtomicU16>) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let target = Arc::clone(target);
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let port = target.load(Ordering::SeqCst);
+            let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+            for (from, to) in [(&client, &server), (&server, &client)] {
+                let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _either_end_may_close = std::io::copy(&mut from, &mut to);
+                    let _closed_already = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    port
+}
+
+/// A failover that leaves connections to the old master open: what it refuses goes to the new one.
+#[test]
+fn what_a_demoted_master_refuses_goes_to_the_new_one() {
+    let (old, new) = (Redis::start(), Redis::start());
+    let target = Arc::new(AtomicU16::new(old.port()));
+    let url = format!("redis://127.0.0.1:{}/0", relay(&target));
+    let mut gate = Setup::new().redis(&old).env("REDIS_URL", &url).start();
+    let (mut client, mut other) = (gate.redis_client(), gate.redis_client());
+    assert_eq!(client.command(&["INCR", "n"]), Value::Integer(1));
+    // Of a master that is not there: it keeps its data.
+    let demoted = ["REPLICAOF", "127.0.0.1", "1"];
+    assert_eq!(old.direct().command(&demoted), Value::simple("OK"));
+    // As long as the address leads to the old one, it has the word.
+    assert!(other.command(&["INCR", "n"]).error().starts_with("READONLY"));
+    assert_eq!(old.direct().command(&["REPLICAOF", "NO", "ONE"]), Value::simple("OK"));
+    old.direct().command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    until("its words count again", || matches!(other.command(&["INCR", "n"]), Value::Integer(_)));
+    target.store(new.port(), Ordering::SeqCst);
+    assert_eq!(old.direct().command(&demoted), Value::simple("OK"));
+    let transaction = [&["MULTI"][..], &["INCR", "n"], &["EXEC"]];
+    let asked = [&["PING"][..], &["SET", "x", "1"], &["GET", "x"], &["INCR", "y"]];
+    let bytes: Vec<u8> = asked.iter().chain(&transaction).flat_map(|words| encode(words)).collect();
+    client.send(&bytes);
+    assert_eq!(client.reply(), Value::simple("PONG"));
+    assert_eq!(client.reply(), Value::simple("OK"));
+    assert_eq!(client.reply(), Value::bulk("1"));
+    assert_eq!(client.reply(), Value::Integer(1));
+    assert_eq!(client.reply(), Value::simple("OK"));
+    assert_eq!(client.reply(), Value::simple("QUEUED"));
+    assert_eq!(client.reply(), Value::Array(vec![Value::Integer(1)]));
+    assert_eq!(new.direct().command(&["GET", "y"]), Value::bulk("1"), "once, and there");
     gate.assert_alive();
 }

@@ -95,9 +95,10 @@ impl RedisConnect {
             match login.take(&reply) {
                 Step::Send(next) => words = next,
                 Step::Done(facts) => {
+                    let role = if facts.role == "master" { Role::Master } else { Role::Replica };
                     self.facts.learn(facts);
                     self.load_scripts(&mut stream).await?;
-                    return Ok(RedisBackend { stream, key: Key::FRESH });
+                    return Ok(RedisBackend { stream, key: Key::FRESH, role });
                 }
                 Step::Failed(refusal) => return Err(refused(refusal.code, refusal.message)),
             }
@@ -172,6 +173,17 @@ pub struct RedisBackend {
     pub stream: Stream,
     /// What it is set to.
     pub key: Key,
+    /// What the server was when the connection was opened.
+    pub role: Role,
+}
+
+/// What a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes.
+    Master,
+    /// It only reads.
+    Replica,
 }
 
 impl RedisBackend {

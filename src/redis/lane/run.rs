@@ -12,7 +12,7 @@ use super::loss::{Behind, Sent, Share, judge};
 use super::{Batch, Lane, Part, fail};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
-use crate::redis::backend::{Key, RedisConnect};
+use crate::redis::backend::{Key, RedisConnect, Role};
 use crate::redis::exchange::{Debt, Exchange};
 use crate::redis::mailbox::{MailLimits, Mailbox, Progress, Tail};
 use crate::redis::wire::{Reply, ReplyScanner};
@@ -86,6 +86,8 @@ pub(super) struct LaneRun {
     sent_before: u64,
     /// What was sent and not answered.
     kept: Sent,
+    /// From here on nothing was applied, though it was sent.
+    void_from: Option<u64>,
     waiting: Option<Standstill>,
     round: Pin<Box<Sleep>>,
     tenure: Tenure,
@@ -156,6 +158,7 @@ impl LaneRun {
             sent: 0,
             sent_before: 0,
             kept: Sent::default(),
+            void_from: None,
             waiting: None,
             round: Box::pin(tokio::time::sleep(ROUND)),
             tenure: Tenure::Used,
@@ -283,6 +286,11 @@ impl LaneRun {
                 let said = String::from_utf8_lossy(&bytes[begins..at]).trim().to_owned();
                 return Err(format!("unasked reply: {said:.200}"));
             };
+            if reply == Reply::Whole && self.is_demoted(&bytes[begins..at]) {
+                self.hand_over(cx, &bytes[run..begins], replies)?;
+                self.void_from = self.exchange.begins();
+                return Err("the server takes no more writes".into());
+            }
             if reply == Reply::Whole {
                 replies += 1;
                 if replies == owed {
@@ -292,6 +300,14 @@ impl LaneRun {
             }
         }
         self.hand_over(cx, &bytes[run..], replies)
+    }
+
+    /// Whether a reply tells that a server that was the master is none any more. Then nothing behind it is applied here, either, and
+    /// another server is to be found at the address; if it is the same one, it says so at login.
+    fn is_demoted(&self, reply: &[u8]) -> bool {
+        reply.starts_with(b"-READONLY ")
+            && self.lease.as_ref().is_some_and(|lease| lease.role == Role::Master)
+            && matches!(self.exchange.front(), Some((Creditor::Session(..), _)))
     }
 
     fn hand_over(&mut self, cx: &Context<'_>, bytes: &[u8], replies: u32) -> Result<(), String> {
@@ -336,6 +352,7 @@ impl LaneRun {
     /// The connection is gone: tells those whose commands may have been applied, keeps the others' for the next one.
     fn settle(&mut self, reason: &str) {
         let written = self.sent_before + u64::try_from(self.sent).unwrap_or(0);
+        let written = self.void_from.map_or(written, |from| from.min(written));
         let end = self.sent_before + u64::try_from(self.out.len()).unwrap_or(0);
         self.kept.close(self.sent_before, std::mem::take(&mut self.out));
         let torn = self.replies.is_inside() && !self.replies.is_push();
