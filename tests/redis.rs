@@ -745,3 +745,36 @@ fn what_a_demoted_master_refuses_goes_to_the_new_one() {
     assert_eq!(new.direct().command(&["GET", "y"]), Value::bulk("1"), "once, and there");
     gate.assert_alive();
 }
+
+#[test]
+fn information_has_a_section_of_ours() {
+    let server = Redis::start();
+    let mut gate = before(&server, 3);
+    let mut client = gate.redis_client();
+    let mut asked = encode(&["INFO"]);
+    asked.extend(encode(&["SET", "x", "1"]));
+    asked.extend(encode(&["INFO", "clients", "tidegate"]));
+    asked.extend(b"info keyspace\r\n");
+    asked.extend(encode(&["INFO", "server"]));
+    client.send(&asked);
+    let all = client.reply().text();
+    assert!(all.contains("redis_version:") && all.contains("# Keyspace"), "{all}");
+    assert!(all.ends_with("\r\n"), "{all}");
+    let ours = all.split("\r\n\r\n# Tidegate\r\n").nth(1).expect("our section");
+    for line in ["tidegate_clients:1", "tidegate_server_connections_limit:3"] {
+        assert!(ours.contains(line), "{ours}");
+    }
+    assert_eq!(client.reply(), Value::simple("OK"));
+    let some = client.reply().text();
+    assert!(some.starts_with("# Clients") && some.contains("# Tidegate"), "{some}");
+    assert!(client.reply().text().contains("db0:keys=1"));
+    let server_alone = client.reply().text();
+    assert!(server_alone.contains("run_id:") && !server_alone.contains("# Tidegate"));
+    client.command(&["HELLO", "3"]);
+    assert!(client.command(&["INFO", "TIDEGATE"]).text().contains("# Tidegate"));
+    client.send(&[encode(&["MULTI"]), encode(&["INFO", "server"]), encode(&["EXEC"])].concat());
+    assert_eq!(client.reply(), Value::simple("OK"));
+    assert_eq!(client.reply(), Value::simple("QUEUED"));
+    assert!(matches!(client.reply(), Value::Array(replies) if replies.len() == 1));
+    gate.assert_alive();
+}

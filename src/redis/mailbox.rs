@@ -305,6 +305,19 @@ impl Mailbox {
         (inner.state, inner.owed)
     }
 
+    /// As [`Mailbox::poll_take`], but takes nothing before all that is owed has come.
+    pub fn poll_take_whole(&self, cx: &Context<'_>, out: &mut Vec<u8>) -> (MailState, u32) {
+        let state = {
+            let mut inner = self.lock();
+            inner.session = Some(cx.waker().clone());
+            (inner.state, inner.owed)
+        };
+        match state {
+            (MailState::Open, owed) if owed > 0 => state,
+            _ => self.poll_take(cx, out),
+        }
+    }
+
     /// The lane brings bytes that end `replies` replies.
     pub fn deliver(&self, bytes: &[u8], replies: u32, tail: Tail) {
         let mut inner = self.lock();

@@ -6,6 +6,7 @@
 //! buffer.
 
 mod farewell;
+mod information;
 mod pinned;
 mod queued;
 
@@ -58,6 +59,8 @@ pub struct Session {
     pub(super) state: State,
     /// The transaction that has begun here.
     queue: Option<Box<Queue>>,
+    /// Whether something is added to the reply that is owed; until then nothing else is carried.
+    amending: bool,
     pub(super) closing: Closing,
     sending: Sending,
     /// Until when the client must read on; runs while its commands wait because it doesn't.
@@ -191,6 +194,7 @@ impl Session {
             out: Outbox::default(),
             state: State::Shared,
             queue: None,
+            amending: false,
             closing: Closing::No,
             sending: Sending::Open,
             stuck: None,
@@ -313,11 +317,10 @@ impl Session {
 
     /// Takes replies from the mailbox and writes them.
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
-        let empty = self.out.bytes.is_empty();
-        let (mail, _owed) = self.mailbox.poll_take(cx, &mut self.out.bytes);
-        if empty {
-            self.out.counted = self.out.bytes.len();
-        }
+        let mail = match self.amending {
+            true if self.out.bytes.is_empty() => self.amend(cx),
+            _ => self.take_mail(cx),
+        };
         match mail {
             MailState::Open | MailState::Gone => {}
             MailState::Torn => self.closing = Closing::AfterReplies,
@@ -336,8 +339,7 @@ impl Session {
             match self.stream.poll_write_from(cx, &self.out.bytes[self.out.at..]) {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     moved = Moved::Yes;
-                    self.out.at += n;
-                    self.mailbox.note_taken(n);
+                    self.note_written(n);
                     self.stuck = None;
                 }
                 Poll::Ready(_) => return Err(End("the client is gone")),
@@ -354,6 +356,25 @@ impl Session {
             return Err(End("the client is gone"));
         }
         Ok(moved)
+    }
+
+    fn take_mail(&mut self, cx: &Context<'_>) -> MailState {
+        let empty = self.out.bytes.is_empty();
+        let (mail, _owed) = self.mailbox.poll_take(cx, &mut self.out.bytes);
+        if empty {
+            self.out.counted = self.out.bytes.len();
+        }
+        mail
+    }
+
+    /// So many bytes more are with the client; what came by mail stands first.
+    fn note_written(&mut self, bytes: usize) {
+        let mail_before = self.out.at.min(self.out.counted);
+        self.out.at += bytes;
+        let mail = self.out.at.min(self.out.counted) - mail_before;
+        if mail > 0 {
+            self.mailbox.note_taken(mail);
+        }
     }
 
     fn settle_backlog(&mut self) {
@@ -624,10 +645,15 @@ impl Session {
         let goes = self.queue.is_none()
             && self.identity.standing == Standing::Known
             && carriage(words.clone()) == Carriage::Lane;
-        if goes && is_about_scripts(words.clone()) {
-            self.upstream.scripts.note(words);
+        if !goes {
+            return false;
         }
-        goes
+        match remark(words.clone()) {
+            Remark::None => {}
+            Remark::Script => self.upstream.scripts.note(words),
+            Remark::Information => return false,
+        }
+        true
     }
 
     /// Hands the run to the lane: where the bytes that are not done with begin (`begin`, or the run's own begin).
@@ -673,7 +699,7 @@ impl Session {
 
     /// How many commands may go over the lane now.
     fn room(&self) -> u32 {
-        if self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
+        if self.amending || self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
             return 0;
         }
         let depth = u32::try_from(self.upstream.limits.pipeline_depth).unwrap_or(u32::MAX);
@@ -702,6 +728,13 @@ impl Session {
         }
         let how = carriage(words.iter().copied());
         let free = self.queue.is_none() && self.identity.standing == Standing::Known;
+        if how == Carriage::Lane && free && remark(words.iter().copied()) == Remark::Information {
+            return if self.mailbox.is_quiet() {
+                self.inform(cx, &words)
+            } else {
+                Special::Blocked
+            };
+        }
         if how == Carriage::Lane && free {
             let mut bytes = Vec::new();
             write_command(&words, &mut bytes);
@@ -820,13 +853,23 @@ impl Session {
     }
 }
 
+/// What there is to be done about a command that goes over a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remark {
+    None,
+    /// It may bring a script.
+    Script,
+    /// INFO: its reply is added to.
+    Information,
+}
+
 /// Asked of each command: most are told by their first letter.
-fn is_about_scripts<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> bool {
+fn remark<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> Remark {
     let name = words.next().unwrap_or_default();
-    match name.first() {
-        Some(b'E' | b'e') => name.len() == 4 || name.len() == 7,
-        Some(b'S' | b's') => name.len() == 6,
-        _ => false,
+    match (name.first(), name.len()) {
+        (Some(b'E' | b'e'), 4 | 7) | (Some(b'S' | b's'), 6) => Remark::Script,
+        (Some(b'I' | b'i'), 4) if name.eq_ignore_ascii_case(b"INFO") => Remark::Information,
+        _ => Remark::None,
     }
 }
 
