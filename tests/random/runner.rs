@@ -72,6 +72,9 @@ struct Session {
     /// Some statement it has prepared is given the name of a setting.
     binds_names: bool,
     resets_later: bool,
+    /// Whether a RESET stands in the open transaction, and whether a named statement sets an isolation level.
+    reset_inside: bool,
+    isolates_later: bool,
 }
 
 struct Pair {
@@ -135,6 +138,8 @@ impl Session {
             hides_later: false,
             binds_names: false,
             resets_later: false,
+            reset_inside: false,
+            isolates_later: false,
         }
     }
 
@@ -165,6 +170,19 @@ impl Session {
                     _ => false,
                 })
             })
+    }
+}
+
+impl Session {
+    /// Whether it would set the isolation level behind a RESET of its transaction: what was given at startup is brought back
+    /// by a query, behind which the server allows that no more.
+    fn isolates_too_late(&self, segments: &[Segment]) -> bool {
+        let isolates = |message: &Message| match message {
+            Message::Query(sql) | Message::Parse(_, sql) => sql.contains("isolation"),
+            Message::Bind { .. } => self.isolates_later,
+            _ => false,
+        };
+        self.login != 0 && self.reset_inside && segments.iter().flatten().any(isolates)
     }
 }
 
@@ -209,6 +227,12 @@ impl Run<'_> {
         let keeps = self.sessions[s].may_keep(segments);
         let free_but_one = self.free() >= 2;
         if self.sessions[s].looks_too_early(segments) {
+            return Ok(Ran::Skipped);
+        }
+        if self.pair(s).direct.status == 'I' {
+            self.sessions[s].reset_inside = false;
+        }
+        if self.sessions[s].isolates_too_late(segments) {
             return Ok(Ran::Skipped);
         }
         let pair = self.pair(s);
@@ -277,7 +301,14 @@ impl Run<'_> {
                 }
                 _ => {}
             }
+            if let Message::Parse(name, sql) = message {
+                session.isolates_later |= !name.is_empty() && sql.contains("isolation");
+            }
+            if let Message::Bind { .. } = message {
+                session.reset_inside |= session.resets_later;
+            }
             if let Message::Parse(_, sql) | Message::Query(sql) = message {
+                session.reset_inside |= resets(sql);
                 session.listened |= sql.to_ascii_lowercase().contains("listen");
             }
         }

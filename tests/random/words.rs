@@ -127,7 +127,7 @@ pub const DATA: &[&str] = &[
     "select count(*), sum(n) from t",
     "select * from t where id = 10{n} for update nowait",
     "select id from t order by id for update skip locked",
-    "lock table t in share mode",
+    "lock table t in row share mode",
     "with moved as (delete from t where id = 102 returning v) insert into t (v) select v from moved returning v",
     "truncate later",
     "select shout('hey')",
