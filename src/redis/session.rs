@@ -6,6 +6,7 @@
 //! buffer.
 
 mod farewell;
+mod parked;
 mod pinned;
 mod queued;
 
@@ -30,6 +31,7 @@ use super::wire::{
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
 use crate::pool::{Checkout, Lease, Ticket};
+use parked::Parked;
 use pinned::Slow;
 
 /// Unread replies, in bytes, from which on no more of the client's commands are carried.
@@ -95,6 +97,8 @@ pub(super) enum State {
     Shared,
     /// Until a connection is free; the command waits in the inbox.
     Waiting(Box<Waiting>),
+    /// Until an element comes; the command waits in the inbox.
+    Parked(Box<Parked>),
     /// On a backend of the session's own.
     Pinned(Box<Pinned>, Slow),
 }
@@ -205,7 +209,7 @@ impl Session {
     fn count(&mut self) {
         let presence = match &self.state {
             State::Shared if self.mailbox.is_quiet() => Presence::Idle,
-            State::Shared | State::Pinned(..) => Presence::Active,
+            State::Shared | State::Parked(_) | State::Pinned(..) => Presence::Active,
             State::Waiting(_) => Presence::Waiting,
         };
         if presence != self.presence {
@@ -242,6 +246,7 @@ impl Session {
         moved |= match &self.state {
             State::Shared => Moved::No,
             State::Waiting(_) => self.wait(cx),
+            State::Parked(_) => self.look_for_element(cx)?,
             State::Pinned(..) => self.relay(cx)?,
         };
         if self.closing == Closing::AfterReplies {
@@ -278,7 +283,7 @@ impl Session {
                 State::Shared => {
                     self.inbox.is_empty() && self.mailbox.is_quiet() && self.queue.is_none()
                 }
-                State::Waiting(_) => false,
+                State::Waiting(_) | State::Parked(_) => false,
                 State::Pinned(pinned, _) => pinned.is_endless(),
             };
             if idle && self.out.bytes.is_empty() {
@@ -313,12 +318,7 @@ impl Session {
 
     /// Takes replies from the mailbox and writes them.
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
-        let empty = self.out.bytes.is_empty();
-        let (mail, _owed) = self.mailbox.poll_take(cx, &mut self.out.bytes);
-        if empty {
-            self.out.counted = self.out.bytes.len();
-        }
-        match mail {
+        match self.take_mail(cx) {
             MailState::Open | MailState::Gone => {}
             MailState::Torn => self.closing = Closing::AfterReplies,
             MailState::Flooded => {
@@ -354,6 +354,19 @@ impl Session {
             return Err(End("the client is gone"));
         }
         Ok(moved)
+    }
+
+    fn take_mail(&mut self, cx: &Context<'_>) -> MailState {
+        if let State::Parked(_) = self.state {
+            // What comes is looked at first.
+            return MailState::Open;
+        }
+        let empty = self.out.bytes.is_empty();
+        let (mail, _owed) = self.mailbox.poll_take(cx, &mut self.out.bytes);
+        if empty {
+            self.out.counted = self.out.bytes.len();
+        }
+        mail
     }
 
     fn settle_backlog(&mut self) {
@@ -410,6 +423,7 @@ impl Session {
             State::Shared => !unseen,
             State::Waiting(_) => false,
             // Read on behind a command that blocks: only so is the client's end seen.
+            State::Parked(_) => !unseen || self.inbox.len() < READ_AHEAD,
             State::Pinned(pinned, _) => {
                 (!unseen || self.inbox.len() < READ_AHEAD) && pinned.has_room(usize::MAX)
             }
@@ -498,6 +512,8 @@ impl Session {
                     Purpose::Hold(reason) => reason.ends_soon(),
                     Purpose::Facts => true,
                 },
+                // What is owed for the attempt comes; for more a client that is gone does not wait.
+                State::Parked(_) => false,
                 State::Pinned(pinned, _) => pinned.has_an_end(more),
             };
         if late || !pending { Err(End("the client is gone")) } else { Ok(Moved::No) }
@@ -508,7 +524,7 @@ impl Session {
             return Ok(Moved::No);
         }
         match &self.state {
-            State::Waiting(_) => Ok(Moved::No),
+            State::Waiting(_) | State::Parked(_) => Ok(Moved::No),
             State::Pinned(..) => self.carry_pinned(cx),
             State::Shared => {
                 let inbox = std::mem::take(&mut self.inbox);
@@ -702,10 +718,12 @@ impl Session {
                 self.out.bytes.extend_from_slice(Identity::refusal().as_bytes());
                 Special::Taken
             }
+            Carriage::Refused(_) if self.unblocks(words) => self.unblock(cx, words),
             Carriage::Refused(text) => {
                 write_error(text, &mut self.out.bytes);
                 Special::Taken
             }
+            Carriage::Pinned(Reason::Blocking) => self.block(cx, words),
             Carriage::Pinned(Reason::Transaction)
                 if step(words.first().copied().unwrap_or_default()) == Step::Multi
                     && words.len() == 1 =>

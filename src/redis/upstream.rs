@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::backend::{FactsCell, Key, RedisConnect, RedisPool};
+use super::blocking::Stations;
 use super::greeting::Access;
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
@@ -27,6 +28,8 @@ pub struct Upstream {
     lanes: Vec<Arc<Lane>>,
     keys: Mutex<Vec<Key>>,
     holds: Arc<RedisPool>,
+    /// Where sessions wait for elements together; none if there is but one connection.
+    pub stations: Option<Arc<Stations>>,
     /// Sessions that wait for a connection of their own.
     pub waiting: Arc<AtomicUsize>,
     /// What the server said of itself.
@@ -77,6 +80,8 @@ impl Upstream {
             let lanes = std::iter::repeat_with(lane).take(count).collect();
             (pool(size - count), lanes)
         };
+        let backlog = Arc::<Backlog>::default();
+        let stations = (size > 1).then(|| Stations::new(Arc::clone(&holds), Arc::clone(&backlog)));
         metrics.server_limit.set(i64::try_from(size).unwrap_or(i64::MAX));
         Ok(Self {
             config: Arc::clone(config),
@@ -84,9 +89,10 @@ impl Upstream {
             lanes,
             keys: Mutex::default(),
             holds,
+            stations,
             waiting,
             facts,
-            backlog: Arc::default(),
+            backlog,
             limits: settings.limits.clone(),
             metrics,
             next_id: AtomicU64::new(1),
