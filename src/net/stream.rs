@@ -98,8 +98,9 @@ impl Stream {
         }
     }
 
-    /// Whether the peer has shut its side, be there bytes unread before the end or not.
-    fn is_shut(&self) -> bool {
+    /// Whether the peer has shut its side, be there bytes unread before the end or not. Asks the kernel each time.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let looked = |mut fd: PollFd<'_>| {

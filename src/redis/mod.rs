@@ -5,6 +5,7 @@
 //! [`pinned`] (a backend that one session holds), [`session`], and [`service`], which takes clients.
 
 pub mod backend;
+pub mod blocking;
 pub mod command;
 pub mod exchange;
 pub mod greeting;
@@ -12,6 +13,8 @@ pub mod lane;
 pub mod login;
 pub mod mailbox;
 pub mod pinned;
+pub mod pop;
+pub mod roster;
 pub mod scripts;
 pub mod service;
 pub mod session;

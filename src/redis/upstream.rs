@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::backend::{FactsCell, Key, RedisConnect, RedisPool};
+use super::blocking::Stations;
 use super::greeting::Access;
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
@@ -30,6 +31,8 @@ pub struct Upstream {
     spare: Option<Arc<Lane>>,
     keys: Mutex<Vec<Key>>,
     holds: Arc<RedisPool>,
+    /// Where sessions wait for elements together; none if there is but one connection.
+    pub stations: Option<Arc<Stations>>,
     /// Sessions that wait for a connection of their own.
     pub waiting: Arc<AtomicUsize>,
     /// What the server said of itself.
@@ -89,6 +92,8 @@ impl Upstream {
                 home.map(|home| Lane::new(Arc::clone(&holds), mail, Sharing::Spare { home }));
             (holds, lanes, spare)
         };
+        let backlog = Arc::<Backlog>::default();
+        let stations = (size > 1).then(|| Stations::new(Arc::clone(&holds), Arc::clone(&backlog)));
         metrics.server_limit.set(i64::try_from(size).unwrap_or(i64::MAX));
         Ok(Self {
             config: Arc::clone(config),
@@ -97,10 +102,11 @@ impl Upstream {
             spare,
             keys: Mutex::default(),
             holds,
+            stations,
             waiting,
             facts,
             scripts,
-            backlog: Arc::default(),
+            backlog,
             limits: settings.limits.clone(),
             metrics,
             next_id: AtomicU64::new(1),

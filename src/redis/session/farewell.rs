@@ -33,6 +33,8 @@ impl Session {
                 self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
                 Some(NOT_RUN)
             }
+            State::Parked(_) if owed > 0 => Some(UNANSWERED),
+            State::Parked(_) => Some(NOT_RUN),
             State::Pinned(pinned, _) => {
                 let words = match pinned.unanswered() {
                     None => None,

@@ -1,0 +1,459 @@
+//! Where sessions wait for elements together: for each database and class of commands a *station*, whose one backend waits on behalf of
+//! all, as long as anybody does.
+//!
+//! What comes goes to whoever has waited longest for its key. If that session is gone before it could take it, it goes to the
+//! next one; if nobody waits for it any more, back where it came from. A session that has joined is in the call to the server,
+//! or the call is ended and made anew with its keys: so nothing that comes between is missed.
+
+mod ask;
+mod incoming;
+mod shift;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::backend::{Key, RedisConnect, RedisPool};
+use super::lane::Lane;
+use super::mailbox::Backlog;
+use super::pop::{Catch, Class, KeyName, Kind, Pop};
+use super::roster::{Roster, Ticket};
+use crate::pool::{Checkout, CheckoutError, CheckoutErrorKind, Lease};
+use shift::{Ending, Shift};
+
+/// Most keys that one call waits for; who would bring more waits on a backend of its own.
+const KEY_LIMIT: usize = 1024;
+/// Between two attempts to wait, when the first one failed.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What those are told whose element may be lost.
+const LOST: &str = "ERR tidegate: the Redis server closed the connection while an element was on its way here; \
+     it may be lost, unless it is still in its list";
+
+/// All stations of one upstream.
+#[derive(Debug)]
+pub struct Stations {
+    pool: Arc<RedisPool>,
+    backlog: Arc<Backlog>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    stations: HashMap<Arc<Spot>, Station>,
+    /// Where each client waits.
+    clients: HashMap<u64, (Arc<Spot>, Ticket)>,
+    tickets: Ticket,
+    terms: Terms,
+}
+
+/// Whether the server lets one wait for many.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Terms {
+    /// As far as is known.
+    #[default]
+    Granted,
+    /// It knows the commands not, or forbids them.
+    Refused,
+}
+
+/// What a station waits for.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Spot {
+    db: u32,
+    class: Class,
+}
+
+/// The sessions' side of a station.
+#[derive(Debug)]
+struct Station {
+    roster: Roster,
+    seats: HashMap<Ticket, Place>,
+    /// What nobody has yet.
+    offers: VecDeque<Catch>,
+    way: Way,
+    /// Of the task that waits for them.
+    task: Option<Waker>,
+}
+
+/// A waiter's place.
+#[derive(Debug)]
+enum Place {
+    Waiting(Option<Waker>),
+    Served(Outcome),
+}
+
+/// The lane over which the end of a call is asked for.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// Any.
+    pub lane: Arc<Lane>,
+    /// What it is likely to be set to.
+    pub key: Key,
+}
+
+/// What became of the waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// This came.
+    Caught(Catch),
+    /// Another client has ended it as if the time were over.
+    Nothing,
+    /// It failed; an error's line.
+    Failed(String),
+    /// The session must wait on a backend of its own.
+    Alone,
+}
+
+/// Whom an end of waiting has met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unblocked {
+    /// The client, which waited.
+    One,
+    /// It does not wait here.
+    Nobody,
+}
+
+/// What the task is to do.
+#[derive(Debug)]
+enum Wish {
+    /// Put these back: nobody waits for them.
+    PutBack(Vec<Catch>),
+    /// Wait for these.
+    Call(Vec<KeyName>),
+    Nothing,
+}
+
+/// A session's place at a station. Leaves it when dropped; what had come for it goes to the next one.
+#[derive(Debug)]
+pub struct Seat {
+    stations: Arc<Stations>,
+    spot: Arc<Spot>,
+    ticket: Ticket,
+    client: u64,
+    way: Way,
+}
+
+impl Stations {
+    /// None yet. Takes backends from `pool` while somebody waits.
+    #[must_use]
+    pub fn new(pool: Arc<RedisPool>, backlog: Arc<Backlog>) -> Arc<Self> {
+        Arc::new(Self { pool, backlog, inner: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the server lets one wait for many.
+    #[must_use]
+    pub fn terms(&self) -> Terms {
+        self.lock().terms
+    }
+
+    /// Those of a pop's keys, in their order, for which nobody waits: what comes for the others belongs to those who do.
+    #[must_use]
+    pub fn free_keys(&self, db: u32, pop: &Pop) -> Vec<KeyName> {
+        let inner = self.lock();
+        let kind = pop.class.kind();
+        pop.keys.iter().filter(|key| !inner.wants(db, kind, key)).cloned().collect()
+    }
+
+    /// Takes a place for `client`; `None` if there are too many keys.
+    pub fn join(self: &Arc<Self>, db: u32, pop: &Pop, client: u64, way: &Way) -> Option<Seat> {
+        let mut inner = self.lock();
+        inner.tickets += 1;
+        let ticket = inner.tickets;
+        let spot = self.station(&mut inner, Spot { db, class: pop.class.clone() }, way);
+        let station = inner.stations.get_mut(&spot)?;
+        if station.roster.key_count() + pop.keys.len() > KEY_LIMIT {
+            return None;
+        }
+        station.way = way.clone();
+        station.roster.join(ticket, &pop.keys);
+        station.seats.insert(ticket, Place::Waiting(None));
+        station.hand_over();
+        station.wake();
+        inner.clients.insert(client, (Arc::clone(&spot), ticket));
+        let (stations, way) = (Arc::clone(self), way.clone());
+        Some(Seat { stations, spot, ticket, client, way })
+    }
+
+    /// The station for `spot`, whose task is started if there was none.
+    fn station(self: &Arc<Self>, inner: &mut Inner, spot: Spot, way: &Way) -> Arc<Spot> {
+        if let Some((known, _)) = inner.stations.get_key_value(&spot) {
+            return Arc::clone(known);
+        }
+        let spot = Arc::new(spot);
+        inner.stations.insert(Arc::clone(&spot), Station::new(way.clone()));
+        tokio::spawn(Arc::clone(self).serve(Arc::clone(&spot)));
+        spot
+    }
+
+    /// Ends the waiting of the client with this number, if it waits.
+    pub fn unblock(&self, client: u64, outcome: Outcome) -> Unblocked {
+        let mut inner = self.lock();
+        let Some((spot, ticket)) = inner.clients.get(&client).cloned() else {
+            return Unblocked::Nobody;
+        };
+        let Some(station) = inner.stations.get_mut(&spot) else { return Unblocked::Nobody };
+        if !matches!(station.seats.get(&ticket), Some(Place::Waiting(_))) {
+            return Unblocked::Nobody;
+        }
+        station.serve(ticket, outcome);
+        station.wake();
+        Unblocked::One
+    }
+
+    /// A station's task: takes a connection while somebody waits.
+    async fn serve(self: Arc<Self>, spot: Arc<Spot>) {
+        while !self.close_if_idle(&spot) {
+            match self.checkout(&spot).await {
+                None => {}
+                Some(Ok(lease)) => {
+                    let shift = Shift::new(Arc::clone(&self), Arc::clone(&spot), lease);
+                    if let Ending::Lost { reason, elements } = shift.run().await {
+                        self.note_loss(&spot, &reason, elements);
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+                Some(Err(error)) if error.kind == CheckoutErrorKind::Closed => return,
+                Some(Err(error)) => {
+                    self.fail_all(&spot, &Outcome::Failed(format!("ERR tidegate: {error}")));
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// A connection; `None` if it is not needed any more.
+    async fn checkout(&self, spot: &Spot) -> Option<Result<Lease<RedisConnect>, CheckoutError>> {
+        let ticket = match self.pool.checkout() {
+            Checkout::Ready(lease) => return Some(Ok(lease)),
+            Checkout::Queued(ticket) => ticket,
+        };
+        tokio::select! {
+            lease = ticket.lease() => Some(lease),
+            () = std::future::poll_fn(|cx| self.poll_idle(cx, spot)) => None,
+        }
+    }
+
+    /// Forgets the station if it has nothing to do; its task ends then.
+    fn close_if_idle(&self, spot: &Spot) -> bool {
+        let mut inner = self.lock();
+        let idle = inner.stations.get(spot).is_none_or(Station::is_idle);
+        if idle {
+            inner.stations.remove(spot);
+        }
+        idle
+    }
+
+    fn note_loss(&self, spot: &Spot, reason: &str, elements: Elements) {
+        tracing::warn!(
+            pool = self.pool.settings().name,
+            reason,
+            ?elements,
+            "a connection that waits for elements was lost"
+        );
+        if elements == Elements::Lost {
+            self.fail_first(spot, &Outcome::Failed(LOST.to_owned()));
+        }
+    }
+
+    /// With one look under the lock.
+    fn look<R>(&self, spot: &Spot, look: impl FnOnce(&mut Station) -> R) -> Option<R> {
+        self.lock().stations.get_mut(spot).map(look)
+    }
+
+    fn wish(&self, spot: &Spot) -> Wish {
+        let wish = |station: &mut Station| {
+            station.hand_over();
+            if !station.offers.is_empty() {
+                return Wish::PutBack(station.offers.drain(..).collect());
+            }
+            match station.roster.keys() {
+                keys if keys.is_empty() => Wish::Nothing,
+                keys => Wish::Call(keys),
+            }
+        };
+        self.look(spot, wish).unwrap_or(Wish::Nothing)
+    }
+
+    /// The call asks for `keys` from now on; for `others`, too, there are waiters, but it can't.
+    fn begin_call(&self, spot: &Spot, keys: &[KeyName], others: &HashSet<KeyName>) {
+        self.look(spot, |station| station.roster.begin_call(keys, others));
+    }
+
+    /// The call is over, and brought this.
+    fn end_call(&self, spot: &Spot, catch: Option<Catch>) {
+        self.look(spot, |station| {
+            station.roster.end_call();
+            station.offers.extend(catch);
+            station.hand_over();
+        });
+    }
+
+    /// Nothing could be put back: it is offered again.
+    fn offer(&self, spot: &Spot, catches: Vec<Catch>) {
+        self.look(spot, |station| {
+            station.offers.extend(catches);
+            station.hand_over();
+        });
+    }
+
+    fn fail_all(&self, spot: &Spot, outcome: &Outcome) {
+        self.look(spot, |station| {
+            for ticket in station.roster.everybody() {
+                station.serve(ticket, outcome.clone());
+            }
+        });
+    }
+
+    fn fail_first(&self, spot: &Spot, outcome: &Outcome) {
+        self.look(spot, |station| {
+            if let Some(ticket) = station.roster.first() {
+                station.serve(ticket, outcome.clone());
+            }
+        });
+    }
+
+    /// Nobody waits together any more: the server does not let us.
+    fn refuse(&self, spot: &Spot) {
+        self.lock().terms = Terms::Refused;
+        self.fail_all(spot, &Outcome::Alone);
+    }
+
+    /// Ready when the station has nothing to do.
+    fn poll_idle(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
+        self.poll(cx, spot, Station::is_idle)
+    }
+
+    /// Ready when the station has something to do.
+    fn poll_work(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
+        self.poll(cx, spot, |station| !station.is_idle())
+    }
+
+    /// Ready when the running call must end.
+    fn poll_stale(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
+        self.poll(cx, spot, |station| station.roster.must_end_call() || !station.offers.is_empty())
+    }
+
+    fn poll(&self, cx: &Context<'_>, spot: &Spot, is_it: impl Fn(&Station) -> bool) -> Poll<()> {
+        let look = |station: &mut Station| {
+            if is_it(station) {
+                return Poll::Ready(());
+            }
+            station.task = Some(cx.waker().clone());
+            Poll::Pending
+        };
+        self.look(spot, look).unwrap_or(Poll::Pending)
+    }
+}
+
+/// Whether an element was under way when a connection broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Elements {
+    /// Not that it could be seen.
+    NotSeen,
+    /// A part of it was here.
+    Lost,
+}
+
+impl Inner {
+    fn wants(&self, db: u32, kind: Kind, key: &[u8]) -> bool {
+        self.stations.iter().any(|(spot, station)| {
+            spot.db == db && spot.class.kind() == kind && station.roster.wants(key)
+        })
+    }
+}
+
+impl Station {
+    fn new(way: Way) -> Self {
+        Self {
+            roster: Roster::default(),
+            seats: HashMap::new(),
+            offers: VecDeque::new(),
+            way,
+            task: None,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.roster.is_empty() && self.offers.is_empty()
+    }
+
+    /// Gives what is offered to those who wait for it; what nobody waits for is left.
+    fn hand_over(&mut self) {
+        for catch in std::mem::take(&mut self.offers) {
+            match self.roster.first_for(&catch.key) {
+                Some(ticket) => self.serve(ticket, Outcome::Caught(catch)),
+                None => self.offers.push_back(catch),
+            }
+        }
+    }
+
+    fn serve(&mut self, ticket: Ticket, outcome: Outcome) {
+        self.roster.leave(ticket);
+        let place = self.seats.insert(ticket, Place::Served(outcome));
+        if let Some(Place::Waiting(Some(session))) = place {
+            session.wake();
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.wake();
+        }
+    }
+}
+
+impl Seat {
+    /// What became of it; once. The task is woken when there is something.
+    pub fn poll_outcome(&self, cx: &Context<'_>) -> Poll<Outcome> {
+        let take = |station: &mut Station| match station.seats.get_mut(&self.ticket) {
+            Some(Place::Waiting(waker)) => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Some(Place::Served(_)) => match station.seats.remove(&self.ticket) {
+                Some(Place::Served(outcome)) => Poll::Ready(outcome),
+                _ => Poll::Ready(Outcome::Alone),
+            },
+            None => Poll::Ready(Outcome::Alone),
+        };
+        self.stations.look(&self.spot, take).unwrap_or(Poll::Ready(Outcome::Alone))
+    }
+
+    /// What came could not be delivered: it is for the next one.
+    pub fn pass_on(&self, catch: Catch) {
+        let stations = &self.stations;
+        let mut inner = stations.lock();
+        let spot = Spot { db: self.spot.db, class: self.spot.class.clone() };
+        let spot = stations.station(&mut inner, spot, &self.way);
+        if let Some(station) = inner.stations.get_mut(&spot) {
+            // It came before what else is offered.
+            station.offers.push_front(catch);
+            station.hand_over();
+            station.wake();
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let place = {
+            let mut inner = self.stations.lock();
+            inner.clients.remove(&self.client);
+            let leave = |station: &mut Station| {
+                station.roster.leave(self.ticket);
+                station.wake();
+                station.seats.remove(&self.ticket)
+            };
+            inner.stations.get_mut(&self.spot).and_then(leave)
+        };
+        if let Some(Place::Served(Outcome::Caught(catch))) = place {
+            self.pass_on(catch);
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! A session that waits for an element: first it takes what is there, over its lane and so behind all that it sent before; then it
+//! waits at a station with others.
+//!
+//! The command stays in the inbox until it is answered, so that it can still go to a backend of its own: there the server says
+//! itself what is wrong with it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::time::Sleep;
+
+use super::{End, Moved, Purpose, Session, Special, State};
+use crate::redis::blocking::{Outcome, Seat, Stations, Terms, Unblocked, Way};
+use crate::redis::command::Reason;
+use crate::redis::greeting::{ServerFacts, write_error};
+use crate::redis::lane::{Submitted, Work};
+use crate::redis::pop::{Catch, Head, Pop};
+use crate::redis::wire::{RequestScanner, write_command};
+
+/// What the server says whose number is this one has ended the waiting.
+const UNBLOCKED: &str = "UNBLOCKED client unblocked via CLIENT UNBLOCK";
+/// An attempt's error with this beginning is ours, and says that it may have been applied.
+const OURS: &[u8] = b"-ERR tidegate: ";
+/// The first version that has LMPOP, BLMPOP, ZMPOP and BZMPOP.
+const FIRST_VERSION: u32 = 7;
+
+/// What a session waits for, and how far it is.
+pub(in crate::redis) struct Parked {
+    pop: Pop,
+    stage: Stage,
+    /// Runs out when it has waited as long as it wanted.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+enum Stage {
+    /// The lane owes the reply to the attempt, of which this much is here.
+    Attempt(Vec<u8>),
+    /// At the station.
+    Seated(Seat),
+}
+
+impl Parked {
+    /// Whether the lane owes the reply to the attempt.
+    fn is_attempt(&self) -> bool {
+        matches!(self.stage, Stage::Attempt(_))
+    }
+
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
+    }
+}
+
+impl Session {
+    /// A command that may block; everything before it is answered.
+    pub(super) fn block(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
+        let shared = self.upstream.stations.clone().zip(Pop::parse(words));
+        let Some((stations, pop)) = shared else { return self.block_alone(cx) };
+        // Of a server that was not reached yet the attempt's reply tells.
+        let able = self.upstream.facts.get().is_none_or(|facts| has_pops_of_many(&facts));
+        if able && stations.terms() == Terms::Granted {
+            return self.park(cx, &stations, pop);
+        }
+        self.block_alone(cx)
+    }
+
+    fn block_alone(&mut self, cx: &mut Context<'_>) -> Special {
+        self.hold(cx, Purpose::Hold(Reason::Blocking));
+        Special::Blocked
+    }
+
+    fn park(&mut self, cx: &mut Context<'_>, stations: &Arc<Stations>, pop: Pop) -> Special {
+        let timer = pop.timeout.map(|time| Box::pin(tokio::time::sleep(time)));
+        let free = stations.free_keys(self.identity.db, &pop);
+        if free.is_empty() {
+            self.upstream.metrics.requests.inc();
+            self.sit_down(cx, stations, pop, timer);
+            return Special::Blocked;
+        }
+        let mut bytes = Vec::new();
+        pop.write_attempt(&free, &mut bytes);
+        let work = Work { bytes: &bytes, silent: 0, replies: 1 };
+        if self.room() == 0 || self.send(cx, work) != Submitted::Taken {
+            return Special::Blocked;
+        }
+        let stage = Stage::Attempt(Vec::new());
+        self.state = State::Parked(Box::new(Parked { pop, stage, timer }));
+        Special::Blocked
+    }
+
+    /// Takes a place at the station.
+    fn sit_down(
+        &mut self,
+        cx: &mut Context<'_>,
+        stations: &Arc<Stations>,
+        pop: Pop,
+        timer: Option<Pin<Box<Sleep>>>,
+    ) {
+        let key = self.key();
+        let way = Way { lane: Arc::clone(self.upstream.lane(key)), key };
+        match stations.join(key.db, &pop, self.identity.id, &way) {
+            Some(seat) => {
+                let stage = Stage::Seated(seat);
+                self.state = State::Parked(Box::new(Parked { pop, stage, timer }));
+            }
+            None => self.hold(cx, Purpose::Hold(Reason::Blocking)),
+        }
+        cx.waker().wake_by_ref();
+    }
+
+    /// Looks whether what the session waits for has come.
+    pub(super) fn look_for_element(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        match &self.state {
+            State::Parked(parked) if parked.is_attempt() => Ok(self.attempt(cx)),
+            State::Parked(_) => self.wait_seated(cx),
+            _ => Ok(Moved::No),
+        }
+    }
+
+    fn attempt(&mut self, cx: &mut Context<'_>) -> Moved {
+        let mut piece = Vec::new();
+        let (_state, owed) = self.mailbox.poll_take(cx, &mut piece);
+        let State::Parked(parked) = &mut self.state else { return Moved::No };
+        let Stage::Attempt(head) = &mut parked.stage else { return Moved::No };
+        self.upstream.backlog.settle(piece.len());
+        self.mailbox.note_taken(piece.len());
+        head.append(&mut piece);
+        let found = parked.pop.read_head(head);
+        let head = std::mem::take(head);
+        match found {
+            Head::More if owed > 0 => {
+                parked.stage = Stage::Attempt(head);
+                return Moved::No;
+            }
+            // The server has gone inside the reply.
+            Head::More => self.closing = super::Closing::AfterReplies,
+            Head::Nothing => self.stay(cx),
+            Head::Refused if head.starts_with(OURS) => self.finish_first(&head),
+            Head::Refused => {
+                self.state = State::Shared;
+                self.hold(cx, Purpose::Hold(Reason::Blocking));
+            }
+            // The rest comes as any other reply does.
+            Head::Found { used, begins } => self.finish_first(&[&begins, &head[used..]].concat()),
+        }
+        Moved::Yes
+    }
+
+    /// There was nothing: the session waits.
+    fn stay(&mut self, cx: &mut Context<'_>) {
+        let State::Parked(parked) = std::mem::replace(&mut self.state, State::Shared) else {
+            return;
+        };
+        let Parked { pop, timer, .. } = *parked;
+        if let Some(stations) = self.upstream.stations.clone() {
+            self.sit_down(cx, &stations, pop, timer);
+        }
+    }
+
+    fn wait_seated(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        let State::Parked(parked) = &mut self.state else { return Ok(Moved::No) };
+        let Stage::Seated(seat) = &parked.stage else { return Ok(Moved::No) };
+        let outcome = match seat.poll_outcome(cx) {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending if parked.is_late(cx) => Outcome::Nothing,
+            Poll::Pending => return Ok(Moved::No),
+        };
+        let mut reply = Vec::new();
+        match outcome {
+            Outcome::Caught(catch) => return self.deliver(cx, catch),
+            Outcome::Nothing => Pop::write_nothing(self.identity.proto, &mut reply),
+            Outcome::Failed(line) => write_error(&line, &mut reply),
+            Outcome::Alone => {
+                self.state = State::Shared;
+                self.hold(cx, Purpose::Hold(Reason::Blocking));
+                return Ok(Moved::Yes);
+            }
+        }
+        self.finish_first(&reply);
+        Ok(Moved::Yes)
+    }
+
+    /// The element has come: it is the client's if the client is still there.
+    fn deliver(&mut self, cx: &mut Context<'_>, catch: Catch) -> Result<Moved, End> {
+        let State::Parked(parked) = &mut self.state else { return Ok(Moved::No) };
+        let Stage::Seated(seat) = &parked.stage else { return Ok(Moved::No) };
+        if self.stream.is_shut() {
+            seat.pass_on(catch);
+            return Err(End("the client is gone"));
+        }
+        let mut reply = Vec::new();
+        parked.pop.write_reply(&catch, self.identity.proto, &mut reply);
+        let mut sent = 0;
+        if self.out.bytes.is_empty() {
+            match self.stream.poll_write_from(cx, &reply) {
+                Poll::Ready(Ok(n)) if n > 0 => sent = n,
+                Poll::Ready(_) => {
+                    seat.pass_on(catch);
+                    return Err(End("the client is gone"));
+                }
+                Poll::Pending => {}
+            }
+        }
+        self.upstream.metrics.bytes_sent_client.inc_by(u64::try_from(sent).unwrap_or(0));
+        self.finish_first(&reply[sent..]);
+        Ok(Moved::Yes)
+    }
+
+    /// Answers the command that waits in the inbox.
+    fn finish_first(&mut self, reply: &[u8]) {
+        let mut scanner = RequestScanner::default();
+        if let Ok((used, _whole)) = scanner.advance(&self.inbox, self.request_limits()) {
+            self.consume(used);
+        }
+        self.scanner = RequestScanner::default();
+        self.state = State::Shared;
+        self.out.bytes.extend_from_slice(reply);
+    }
+
+    /// CLIENT UNBLOCK, for a client of ours.
+    pub(super) fn unblock(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
+        let Some((stations, (client, outcome))) =
+            self.upstream.stations.clone().zip(whom_to_unblock(words))
+        else {
+            // The server says what is wrong with it.
+            let mut bytes = Vec::new();
+            write_command(words, &mut bytes);
+            let work = Work { bytes: &bytes, silent: 0, replies: 1 };
+            let blocked = self.room() == 0 || self.send(cx, work) != Submitted::Taken;
+            return if blocked { Special::Blocked } else { Special::Taken };
+        };
+        let ended = u64::try_from(client).ok().map(|id| stations.unblock(id, outcome));
+        let reply = match ended {
+            Some(Unblocked::One) => b":1\r\n",
+            Some(Unblocked::Nobody) | None => b":0\r\n",
+        };
+        self.out.bytes.extend_from_slice(reply);
+        self.upstream.metrics.requests.inc();
+        Special::Taken
+    }
+
+    /// Whether this is a CLIENT UNBLOCK that is answered here.
+    pub(super) fn unblocks(&self, words: &[&[u8]]) -> bool {
+        let says = |at: usize, text: &str| {
+            words.get(at).is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()))
+        };
+        self.upstream.stations.is_some() && says(0, "CLIENT") && says(1, "UNBLOCK")
+    }
+}
+
+fn whom_to_unblock(words: &[&[u8]]) -> Option<(i64, Outcome)> {
+    let outcome = match words {
+        [_, _, _] => Outcome::Nothing,
+        [_, _, _, how] if how.eq_ignore_ascii_case(b"TIMEOUT") => Outcome::Nothing,
+        [_, _, _, how] if how.eq_ignore_ascii_case(b"ERROR") => {
+            Outcome::Failed(UNBLOCKED.to_owned())
+        }
+        _ => return None,
+    };
+    let id = words.get(2).and_then(|id| std::str::from_utf8(id).ok()?.parse().ok())?;
+    Some((id, outcome))
+}
+
+fn has_pops_of_many(facts: &ServerFacts) -> bool {
+    let major = facts.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    major.is_some_and(|major| major >= FIRST_VERSION)
+}
