@@ -37,6 +37,8 @@ const FLOORS: &[(i32, &[&str])] = &[
             "redis::backend",
             "redis::blocking",
             "redis::lane",
+            "redis::incoming",
+            "redis::pubsub",
             "redis::mailbox",
             "redis::pinned",
             "redis::upstream",

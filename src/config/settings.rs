@@ -314,6 +314,8 @@ pub struct RedisLimits {
     pub reply_bytes_total: usize,
     /// Longest time that others on a lane wait for a client that does not read and has as many bytes as it may.
     pub reply_stall: Duration,
+    /// Most channels and patterns subscribed to, all clients together.
+    pub subscription_limit: usize,
     /// Most commands of one client on their way.
     pub pipeline_depth: usize,
     /// Longest time to bring the replies it still awaits to a client that has closed its side.
@@ -466,6 +468,7 @@ impl Default for RedisLimits {
             reply_bytes_per_client: 8 * 1024 * 1024,
             reply_bytes_total: 128 * 1024 * 1024,
             reply_stall: Duration::from_secs(1),
+            subscription_limit: 100_000,
             pipeline_depth: 10_000,
             cleanup_timeout: Duration::from_secs(5),
             slow_reader: Duration::from_secs(60),

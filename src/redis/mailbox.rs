@@ -189,6 +189,23 @@ pub enum Progress {
     None,
 }
 
+/// What a session learns when it takes what has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mail {
+    /// Whether it may go on.
+    pub state: MailState,
+    /// How many replies are still to come.
+    pub owed: u32,
+    /// How what was taken ends.
+    pub tail: Tail,
+}
+
+impl Inner {
+    fn mail(&self) -> Mail {
+        Mail { state: self.state, owed: self.owed, tail: self.tail }
+    }
+}
+
 /// Whether the session may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MailState {
@@ -289,9 +306,8 @@ impl Mailbox {
         inner.owed == 0 && inner.bytes.is_empty()
     }
 
-    /// The session takes what has come into its empty `out`, and is woken when there is more. Tells the state and how many
-    /// replies are still to come.
-    pub fn poll_take(&self, cx: &Context<'_>, out: &mut Vec<u8>) -> (MailState, u32) {
+    /// The session takes what has come into its empty `out`, and is woken when there is more.
+    pub fn poll_take(&self, cx: &Context<'_>, out: &mut Vec<u8>) -> Mail {
         let mut inner = self.lock();
         if out.is_empty() && !inner.bytes.is_empty() {
             std::mem::swap(out, &mut inner.bytes);
@@ -302,18 +318,18 @@ impl Mailbox {
         if inner.session.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             inner.session = Some(cx.waker().clone());
         }
-        (inner.state, inner.owed)
+        inner.mail()
     }
 
     /// As [`Mailbox::poll_take`], but takes nothing before all that is owed has come.
-    pub fn poll_take_whole(&self, cx: &Context<'_>, out: &mut Vec<u8>) -> (MailState, u32) {
-        let state = {
+    pub fn poll_take_whole(&self, cx: &Context<'_>, out: &mut Vec<u8>) -> Mail {
+        let mail = {
             let mut inner = self.lock();
             inner.session = Some(cx.waker().clone());
-            (inner.state, inner.owed)
+            inner.mail()
         };
-        match state {
-            (MailState::Open, owed) if owed > 0 => state,
+        match mail.state {
+            MailState::Open if mail.owed > 0 => mail,
             _ => self.poll_take(cx, out),
         }
     }

@@ -11,6 +11,7 @@ mod information;
 mod parked;
 mod pinned;
 mod queued;
+mod subscribed;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use super::backend::{Key, RedisConnect};
 use super::command::{Carriage, Reason, Step, Word, carriage, step};
 use super::greeting::{Effect, Identity, ServerFacts, Standing, write_error};
 use super::lane::{Lane, Submitted, Work};
-use super::mailbox::{MailState, Mailbox, Size};
+use super::mailbox::{MailState, Mailbox, Size, Tail};
 use super::pinned::Pinned;
 use super::transaction::Queue;
 use super::upstream::Upstream;
@@ -35,6 +36,7 @@ use crate::net::Stream;
 use crate::pool::{Checkout, Lease, Ticket};
 use parked::Parked;
 use pinned::Slow;
+use subscribed::Subscribed;
 
 /// Unread replies, in bytes, from which on no more of the client's commands are carried.
 const UNREAD_LIMIT: usize = 256 * 1024;
@@ -64,6 +66,9 @@ pub struct Session {
     queue: Option<Box<Queue>>,
     /// Whether something is added to the reply that is owed; until then nothing else is carried.
     amending: bool,
+    /// How what was taken from the mailbox ends.
+    tail: Tail,
+    subscribed: Option<Box<Subscribed>>,
     pub(super) closing: Closing,
     sending: Sending,
     /// Until when the client must read on; runs while its commands wait because it doesn't.
@@ -200,6 +205,8 @@ impl Session {
             state: State::Shared,
             queue: None,
             amending: false,
+            tail: Tail::Whole,
+            subscribed: None,
             closing: Closing::No,
             sending: Sending::Open,
             stuck: None,
@@ -248,6 +255,7 @@ impl Session {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         let mut moved = self.flush(cx)?;
+        moved |= self.read_letters(cx)?;
         moved |= match &self.state {
             State::Shared => Moved::No,
             State::Waiting(_) => self.wait(cx),
@@ -450,15 +458,19 @@ impl Session {
     /// The transaction that begins with this command, if all of it is in `bytes` and it may go over the lane.
     fn transaction_here(&self, command: &[u8], bytes: &[u8]) -> Option<(usize, u32)> {
         let begins = step(Arguments::new(command).next().unwrap_or_default()) == Step::Multi;
-        let known = self.identity.standing == Standing::Known && self.queue.is_none();
-        (begins && known).then(|| self.whole_transaction(bytes)).flatten()
+        (begins && self.is_free()).then(|| self.whole_transaction(bytes)).flatten()
+    }
+
+    /// Whether the client's words are what they are anywhere.
+    fn is_free(&self) -> bool {
+        self.queue.is_none()
+            && self.identity.standing == Standing::Known
+            && (self.subscribed.is_none() || !self.listens_only())
     }
 
     fn goes_over_lane(&self, command: &[u8]) -> bool {
         let words = Arguments::new(command);
-        let goes = self.queue.is_none()
-            && self.identity.standing == Standing::Known
-            && carriage(words.clone()) == Carriage::Lane;
+        let goes = self.is_free() && carriage(words.clone()) == Carriage::Lane;
         if !goes {
             return false;
         }
@@ -541,7 +553,7 @@ impl Session {
             },
         }
         let how = carriage(words.iter().copied());
-        let free = self.queue.is_none() && self.identity.standing == Standing::Known;
+        let free = self.is_free();
         if how == Carriage::Lane && free && remark(words.iter().copied()) == Remark::Information {
             return if self.mailbox.is_quiet() {
                 self.inform(cx, &words)
@@ -566,6 +578,9 @@ impl Session {
         if self.queue.is_some() {
             return self.enqueue(cx, words, how);
         }
+        if self.listens_only() {
+            return self.say_while_listening(cx, words, how);
+        }
         match how {
             Carriage::Session(word) => self.answer(cx, word, words),
             _ if self.identity.standing == Standing::Stranger => {
@@ -578,6 +593,7 @@ impl Session {
                 Special::Taken
             }
             Carriage::Pinned(Reason::Blocking) => self.block(cx, words),
+            Carriage::Pinned(Reason::Subscription) => self.subscription(cx, words),
             Carriage::Pinned(Reason::Transaction)
                 if step(words.first().copied().unwrap_or_default()) == Step::Multi
                     && words.len() == 1 =>
@@ -630,6 +646,9 @@ impl Session {
         }
         if self.key() != before {
             self.lane = None;
+        }
+        if word == Word::Reset {
+            self.subscribed = None;
         }
         if effect == Effect::Close {
             self.closing = Closing::AfterReplies;

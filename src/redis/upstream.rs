@@ -8,6 +8,7 @@ use super::blocking::Stations;
 use super::greeting::Access;
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
+use super::pubsub::Hub;
 use super::scripts::Scripts;
 use crate::config::{Auth, RedisLimits, RedisSettings, RedisUpstream};
 use crate::metrics::PoolMetrics;
@@ -33,6 +34,8 @@ pub struct Upstream {
     holds: Arc<RedisPool>,
     /// Where sessions wait for elements together; none if there is but one connection.
     pub stations: Option<Arc<Stations>>,
+    /// Where all subscribe together; none if there is but one connection.
+    pub hub: Option<Arc<Hub>>,
     /// Sessions that wait for a connection of their own.
     pub waiting: Arc<AtomicUsize>,
     /// What the server said of itself.
@@ -94,6 +97,10 @@ impl Upstream {
         };
         let backlog = Arc::<Backlog>::default();
         let stations = (size > 1).then(|| Stations::new(Arc::clone(&holds), Arc::clone(&backlog)));
+        let limits = &settings.limits;
+        let hub = (size > 1).then(|| {
+            Hub::new(Arc::clone(&holds), limits.subscription_limit, limits.reply_bytes_per_client)
+        });
         metrics.server_limit.set(i64::try_from(size).unwrap_or(i64::MAX));
         Ok(Self {
             config: Arc::clone(config),
@@ -103,6 +110,7 @@ impl Upstream {
             keys: Mutex::default(),
             holds,
             stations,
+            hub,
             waiting,
             facts,
             scripts,

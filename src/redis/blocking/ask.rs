@@ -21,11 +21,15 @@ pub(super) async fn ask(way: Way, bytes: Vec<u8>, backlog: Arc<Backlog>) -> Vec<
     let mut reply = Vec::new();
     poll_fn(|cx| {
         let mut piece = Vec::new();
-        let (state, owed) = mailbox.poll_take(cx, &mut piece);
+        let mail = mailbox.poll_take(cx, &mut piece);
         backlog.settle(piece.len());
         mailbox.note_taken(piece.len());
         reply.append(&mut piece);
-        if owed == 0 || state != MailState::Open { Poll::Ready(()) } else { Poll::Pending }
+        if mail.owed == 0 || mail.state != MailState::Open {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     })
     .await;
     reply

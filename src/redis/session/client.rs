@@ -84,11 +84,12 @@ impl Session {
             return MailState::Open;
         }
         let empty = self.out.bytes.is_empty();
-        let (mail, _owed) = self.mailbox.poll_take(cx, &mut self.out.bytes);
-        if empty {
+        let mail = self.mailbox.poll_take(cx, &mut self.out.bytes);
+        if empty && !self.out.bytes.is_empty() {
             self.out.counted = self.out.bytes.len();
+            self.tail = mail.tail;
         }
-        mail
+        mail.state
     }
 
     /// So many bytes more are with the client; what came by mail stands first.

@@ -76,8 +76,9 @@ impl Session {
 
     /// Takes the reply to INFO, when it is here whole, and adds to it.
     pub(super) fn amend(&mut self, cx: &Context<'_>) -> MailState {
-        let (state, owed) = self.mailbox.poll_take_whole(cx, &mut self.out.bytes);
-        if owed == 0 || state != MailState::Open {
+        let mail = self.mailbox.poll_take_whole(cx, &mut self.out.bytes);
+        if mail.owed == 0 || mail.state != MailState::Open {
+            self.tail = mail.tail;
             self.amending = false;
             let text = section(&self.upstream.metrics);
             self.out.counted = self.out.bytes.len();
@@ -85,7 +86,7 @@ impl Session {
                 self.out.bytes = whole;
             }
         }
-        state
+        mail.state
     }
 }
 

@@ -119,7 +119,7 @@ impl Session {
 
     fn attempt(&mut self, cx: &mut Context<'_>) -> Moved {
         let mut piece = Vec::new();
-        let (_state, owed) = self.mailbox.poll_take(cx, &mut piece);
+        let mail = self.mailbox.poll_take(cx, &mut piece);
         let State::Parked(parked) = &mut self.state else { return Moved::No };
         let Stage::Attempt(head) = &mut parked.stage else { return Moved::No };
         self.upstream.backlog.settle(piece.len());
@@ -128,7 +128,7 @@ impl Session {
         let found = parked.pop.read_head(head);
         let head = std::mem::take(head);
         match found {
-            Head::More if owed > 0 => {
+            Head::More if mail.owed > 0 => {
                 parked.stage = Stage::Attempt(head);
                 return Moved::No;
             }
@@ -141,7 +141,10 @@ impl Session {
                 self.hold(cx, Purpose::Hold(Reason::Blocking));
             }
             // The rest comes as any other reply does.
-            Head::Found { used, begins } => self.finish_first(&[&begins, &head[used..]].concat()),
+            Head::Found { used, begins } => {
+                self.tail = mail.tail;
+                self.finish_first(&[&begins, &head[used..]].concat());
+            }
         }
         Moved::Yes
     }
