@@ -255,7 +255,8 @@ fn fifty_workers_share_one_connection_and_get_each_job_once() {
         worker.join().unwrap();
     }
     eventually("the connection is given back", || {
-        (gate.redis_metric("tidegate_servers", &[("state", "pinned")]) == 0.0).then_some(())
+        (gate.redis_metric("tidegate_server_connections", &[("state", "pinned")]) == 0.0)
+            .then_some(())
     });
 }
 
@@ -443,7 +444,8 @@ fn come_and_go(take: &'static str, push: [&str; 2], left: [&'static str; 4]) {
         rounds += n;
     }
     eventually("nothing is on its way", || {
-        (gate.redis_metric("tidegate_servers", &[("state", "pinned")]) == 0.0).then_some(())
+        (gate.redis_metric("tidegate_server_connections", &[("state", "pinned")]) == 0.0)
+            .then_some(())
     });
     let rest: Vec<usize> = pusher
         .command(&left)
@@ -488,7 +490,8 @@ fn no_job_is_lost_on_its_way_from_list_to_list() {
         assert_eq!(direct.command(&["EVAL", lengths, "0"]), Value::Integer(1), "round {n}");
         // Also what is on its way back has arrived.
         eventually("the connection is given back", || {
-            (gate.redis_metric("tidegate_servers", &[("state", "pinned")]) == 0.0).then_some(())
+            (gate.redis_metric("tidegate_server_connections", &[("state", "pinned")]) == 0.0)
+                .then_some(())
         });
         direct.command(&["DEL", "from", "to"]);
     }
