@@ -75,6 +75,8 @@ enum Meaning {
     QueuedOwn,
     /// Of EXEC.
     Exec,
+    /// Of DISCARD or UNWATCH.
+    Ends,
 }
 
 /// What to do with a command of the session that holds the backend.
@@ -271,6 +273,10 @@ impl Pinned {
     /// Decides about a command, of which at least the name is in `words`; if taken, `bytes` are to be sent and a reply is expected.
     pub fn take(&mut self, words: &[&[u8]], carriage: Carriage, bytes: &[u8]) -> Decision {
         let name = words.first().copied().unwrap_or_default();
+        // Behind a WATCH that is refused the session goes on over its lane.
+        if self.expects.contains(&Expect::Relay(Meaning::Began)) {
+            return Decision::Wait;
+        }
         match self.hold {
             Hold::Preparing(_) | Hold::Once | Hold::Ending | Hold::Fencing => Decision::Wait,
             Hold::First(_) if self.queue.is_some() => {
@@ -395,10 +401,10 @@ impl Pinned {
         carriage: Carriage,
         bytes: &[u8],
     ) -> Decision {
-        let plain = Some(Expect::Relay(Meaning::Plain));
+        let [plain, ends] = [Meaning::Plain, Meaning::Ends].map(|one| Some(Expect::Relay(one)));
         match (step(name), carriage) {
-            (Step::Multi, _) => self.relay(bytes, plain, Hold::Queueing),
-            (Step::Unwatch, _) => self.relay(bytes, plain, Hold::Ending),
+            (Step::Multi, _) if words.len() == 1 => self.relay(bytes, plain, Hold::Queueing),
+            (Step::Unwatch, _) if words.len() == 1 => self.relay(bytes, ends, Hold::Ending),
             (_, Carriage::Session(word @ (Word::Select | Word::Hello))) => {
                 self.run_own(word, words, bytes, Hold::Watching)
             }
@@ -431,7 +437,7 @@ impl Pinned {
                 self.relay(bytes, Some(Expect::Relay(Meaning::Exec)), Hold::Ending)
             }
             (Step::Discard, _) if alone => {
-                self.relay(bytes, Some(Expect::Relay(Meaning::Plain)), Hold::Ending)
+                self.relay(bytes, Some(Expect::Relay(Meaning::Ends)), Hold::Ending)
             }
             (_, Carriage::Session(Word::Reset | Word::Quit)) => match carriage {
                 Carriage::Session(word) => self.answer(word),
@@ -724,8 +730,14 @@ impl Pinned {
             Meaning::Queued => {}
             Meaning::QueuedOwn if failed => self.transaction.refused_own(),
             Meaning::QueuedOwn => self.transaction.queued_own(),
+            // What was to end goes on, perhaps.
+            Meaning::Ends if failed => self.condition = Condition::Spoilt,
+            Meaning::Ends => {}
             Meaning::Exec => {
                 self.outcome = None;
+                if failed {
+                    self.condition = Condition::Spoilt;
+                }
                 if !failed && !self.head.is_null() {
                     self.lease.pool().metrics().transactions.inc();
                 }

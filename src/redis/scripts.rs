@@ -29,7 +29,11 @@ impl Scripts {
     pub fn note<'a>(&self, mut words: impl Iterator<Item = &'a [u8]>) {
         let Some(name) = words.next() else { return };
         if name.eq_ignore_ascii_case(b"EVAL") || name.eq_ignore_ascii_case(b"EVAL_RO") {
-            words.next().into_iter().for_each(|text| self.learn(text));
+            let text = words.next();
+            // Others are refused before they are looked at.
+            if let Some(text) = text.filter(|_| has_its_keys(words)) {
+                self.learn(text);
+            }
             return;
         }
         if !name.eq_ignore_ascii_case(b"SCRIPT") {
@@ -41,6 +45,16 @@ impl Scripts {
             }
             Some(word) if word.eq_ignore_ascii_case(b"FLUSH") => *self.lock() = Known::default(),
             _ => {}
+        }
+    }
+
+    /// As [`Scripts::note`], of a command of which nobody knows whether the server will run it: nothing is learnt from it.
+    pub fn note_doubtful<'a>(&self, mut words: impl Iterator<Item = &'a [u8]>) {
+        let says = |word: Option<&[u8]>, text: &str| {
+            word.is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()))
+        };
+        if says(words.next(), "SCRIPT") && says(words.next(), "FLUSH") {
+            *self.lock() = Known::default();
         }
     }
 
@@ -64,6 +78,12 @@ impl Scripts {
     }
 }
 
+/// Whether EVAL's number of keys is one, and so many words follow.
+fn has_its_keys<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> bool {
+    let count = words.next().and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
+    count.is_some_and(|count: usize| words.count() >= count)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,7 +102,13 @@ mod tests {
         let lines = ["EVAL a 0", "eval a 1 k", "Script Load b", "SET EVAL x", "SCRIPT EXISTS c"];
         assert_eq!(told(&lines), ["a", "b"]);
         assert_eq!(told(&["EVAL a 0", "SCRIPT FLUSH ASYNC", "EVAL_RO b 0"]), ["b"]);
-        assert!(told(&["EVAL", "SCRIPT", "SCRIPT LOAD"]).is_empty());
+        assert!(told(&["EVAL", "SCRIPT", "SCRIPT LOAD", "EVAL a x", "EVAL a 1"]).is_empty());
+        let scripts = Scripts::default();
+        scripts.learn(b"a");
+        scripts.note_doubtful("EVAL b 0".split(' ').map(str::as_bytes));
+        assert_eq!(scripts.all().len(), 1);
+        scripts.note_doubtful("script flush".split(' ').map(str::as_bytes));
+        assert!(scripts.all().is_empty());
     }
 
     #[test]

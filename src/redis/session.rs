@@ -594,12 +594,7 @@ impl Session {
             }
             Carriage::Pinned(Reason::Blocking) => self.block(cx, words),
             Carriage::Pinned(Reason::Subscription) => self.subscription(cx, words),
-            Carriage::Pinned(Reason::Transaction)
-                if step(words.first().copied().unwrap_or_default()) == Step::Multi
-                    && words.len() == 1 =>
-            {
-                self.begin_queue()
-            }
+            Carriage::Pinned(Reason::Transaction) => self.begin_transaction(cx, words),
             Carriage::Pinned(reason) => {
                 self.hold(cx, Purpose::Hold(reason));
                 Special::Blocked

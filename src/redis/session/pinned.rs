@@ -243,6 +243,7 @@ impl Session {
         progress: Progress,
     ) -> Offered {
         let State::Pinned(pinned, _) = &mut self.state else { return Offered::Kept };
+        self.upstream.scripts.note_doubtful(words.iter().copied());
         match pinned.take(words, how, raw) {
             Decision::Wait => Offered::Kept,
             Decision::Taken => {

@@ -9,6 +9,7 @@ use std::task::Context;
 
 use super::{Carriage, Purpose, Reason, Session, Special};
 use crate::redis::command::{Flags, Step, Word, carriage, look_up, step};
+use crate::redis::greeting::write_error;
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::wire::{Arguments, Progress, RequestScanner, write_command};
 
@@ -33,6 +34,7 @@ impl Session {
                 Step::Multi if commands == 1 && alone => {}
                 Step::Exec if commands > 1 && alone => return Some((at, commands)),
                 Step::Other | Step::Unwatch if commands > 1 => {
+                    self.upstream.scripts.note_doubtful(Arguments::new(command));
                     if !can_be_queued(carriage(Arguments::new(command))) {
                         return None;
                     }
@@ -46,6 +48,28 @@ impl Session {
         let limits = &self.upstream.limits;
         let depth = u32::try_from(limits.pipeline_depth).unwrap_or(u32::MAX);
         bytes < limits.understood_frame_bytes && commands < depth
+    }
+
+    /// A command about transactions, outside of any; everything before it is answered. Only WATCH needs the server.
+    pub(super) fn begin_transaction(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
+        let name = words.first().copied().unwrap_or_default();
+        let out = &mut self.out.bytes;
+        match (step(name), words.len()) {
+            (Step::Multi, 1) => return self.begin_queue(),
+            (Step::Watch, 2..) | (Step::Other, _) => {
+                self.hold(cx, Purpose::Hold(Reason::Transaction));
+                return Special::Blocked;
+            }
+            (Step::Unwatch, 1) => out.extend_from_slice(b"+OK\r\n"),
+            (Step::Exec, 1) => write_error("ERR EXEC without MULTI", out),
+            (Step::Discard, 1) => write_error("ERR DISCARD without MULTI", out),
+            _ => {
+                let name = String::from_utf8_lossy(name).to_lowercase();
+                write_error(&format!("ERR wrong number of arguments for '{name}' command"), out);
+            }
+        }
+        self.upstream.metrics.requests.inc();
+        Special::Taken
     }
 
     /// MULTI; everything before it is answered.
@@ -64,6 +88,7 @@ impl Session {
         how: Carriage,
     ) -> Special {
         let alone = words.len() == 1;
+        self.upstream.scripts.note_doubtful(words.iter().copied());
         match (step(words.first().copied().unwrap_or_default()), how) {
             (Step::Exec, _) if alone => return self.execute_queue(cx),
             (Step::Discard, _) if alone => {

@@ -1,0 +1,220 @@
+//! Random commands of several sessions, over a gate with few server connections and, in the same order, over direct connections to
+//! a server of their own: the same replies, byte for byte.
+//!
+//! A step is one session's pipeline, in one write or in pieces; its replies are read whole before the next step, so that a script
+//! has one outcome. What differs is made short and shown.
+//!
+//! ```sh
+//! cargo test --test redis_random                                        # a million commands
+//! TIDEGATE_RANDOM_COMMANDS=10000000 cargo test --test redis_random      # by hand; shared out to the tests of this file
+//! TIDEGATE_RANDOM_SEED=7 cargo test --test redis_random                 # other scripts
+//! ```
+//!
+//! Left out is what Redis itself answers by chance, by time or by connection: SPOP and its kin, the order of large sets, SCAN,
+//! RANDOMKEY, TIME, TTLs, INFO, ids (HELLO's is hidden). Sets hold numbers, of which Redis keeps the order. SUBSCRIBE inside MULTI
+//! keeps a connection, as the README says; subscriptions and long waits are in tests of their own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(unreachable_pub, reason = "the modules are one test's")]
+
+mod support;
+
+#[path = "random/chance.rs"]
+mod chance;
+#[path = "redis_random/side.rs"]
+mod side;
+#[path = "redis_random/words.rs"]
+mod words;
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use chance::Chance;
+use side::Side;
+use support::redis::Redis;
+use support::tidegate::{Setup, Tidegate};
+use words::Command;
+
+/// What all tests of this file run together.
+const COMMANDS: u64 = 1_000_000;
+/// How many tests share them.
+const TESTS: u64 = 3;
+/// For how long at most a script is made shorter.
+const SHRINK_TIME: Duration = Duration::from_secs(40);
+
+/// One session's pipeline.
+#[derive(Debug, Clone)]
+struct Step {
+    session: usize,
+    commands: Vec<Command>,
+    /// Bytes of each write.
+    piece_bytes: usize,
+}
+
+struct Stage {
+    sides: [Side; 2],
+    servers: [Redis; 2],
+    gate: Tidegate,
+}
+
+impl Stage {
+    fn new(pool_size: usize, sessions: usize) -> Self {
+        let servers = [Redis::start(), Redis::start()];
+        let gate = Setup::new().redis(&servers[1]).pool_size(pool_size).wait_ms(2_000).start();
+        let sides = [servers[0].port(), gate.redis_port()].map(|port| Side::new(port, sessions));
+        Self { sides, servers, gate }
+    }
+
+    /// Runs a script; the first difference, for people.
+    fn run(&mut self, script: &[Step]) -> Result<u64, String> {
+        self.sides.iter_mut().for_each(Side::reset);
+        let empty = [&["FLUSHALL"][..], &["SCRIPT", "FLUSH"], &["FUNCTION", "FLUSH"]];
+        let commands = empty.iter().map(|words| Command::new(words)).collect();
+        let step = Step { session: 0, commands, piece_bytes: usize::MAX };
+        self.sides.iter_mut().for_each(|side| drop(side.say(&step)));
+        let mut count = 0;
+        for (at, step) in script.iter().enumerate() {
+            let [direct, pooled] = self.sides.each_mut().map(|side| side.say(step));
+            for (n, command) in step.commands.iter().enumerate() {
+                if direct.get(n) != pooled.get(n) {
+                    return Err(format!(
+                        "step {at}, session {}, {command}\n  direct: {}\n  pooled: {}",
+                        step.session,
+                        shown(direct.get(n)),
+                        shown(pooled.get(n)),
+                    ));
+                }
+            }
+            count += u64::try_from(step.commands.len()).unwrap();
+        }
+        self.sides.iter_mut().for_each(Side::reset);
+        self.left_behind().map_or(Ok(count), Err)
+    }
+
+    /// What sessions that are as good as new have left on the server's connections.
+    fn left_behind(&self) -> Option<String> {
+        let held = || self.gate.redis_metric("tidegate_server_connections", &[("state", "pinned")]);
+        let begun = Instant::now();
+        while held() > 0.0 {
+            if begun.elapsed() > Duration::from_secs(2) {
+                return Some(format!("{} connections are still held", held()));
+            }
+        }
+        let list = self.servers[1].direct().command(&["CLIENT", "LIST"]).text();
+        let stained =
+            list.lines().find(|line| !line.contains(" multi=-1 ") || line.contains("flags=x"));
+        stained.map(|line| format!("a connection is inside MULTI: {line}"))
+    }
+}
+
+fn shown(reply: Option<&Vec<u8>>) -> String {
+    let Some(reply) = reply else { return "(closed)".to_owned() };
+    let text = String::from_utf8_lossy(&reply[..reply.len().min(300)]).into_owned();
+    format!("{text:?} ({} bytes)", reply.len())
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value}: give a number")))
+}
+
+/// Runs this test's share of the commands; stops at the first script that differs.
+fn compare(test: u64, pool_size: usize, sessions: usize) {
+    let holds = pool_size.saturating_sub(2);
+    let mut stage = Stage::new(pool_size, sessions);
+    let wanted = number("TIDEGATE_RANDOM_COMMANDS").unwrap_or(COMMANDS) / TESTS + 1;
+    let mut seed = number("TIDEGATE_RANDOM_SEED").unwrap_or(0) * 1_000_000_000 + test * 10_000_000;
+    let (mut done, mut most) = (0, 0);
+    while done < wanted {
+        let script = script(seed, sessions, holds);
+        match stage.run(&script) {
+            Ok(count) => done += count,
+            Err(difference) => panic!("{}", report(seed, script, &difference, pool_size, sessions)),
+        }
+        most = most.max(stage.servers[1].connections());
+        seed += 1;
+    }
+    assert!(most < sessions, "{most} connections for {sessions} sessions");
+    assert!(stage.gate.redis_metric("tidegate_requests_total", &[]) > 0.5 * lossless(done));
+    stage.gate.assert_alive();
+}
+
+fn lossless(count: u64) -> f64 {
+    f64::from(u32::try_from(count).unwrap())
+}
+
+fn script(seed: u64, sessions: usize, holds: usize) -> Vec<Step> {
+    let mut chance = Chance::new(seed);
+    let mut words = words::Words::new(sessions, holds);
+    let steps = 10 + chance.below(30);
+    (0..steps)
+        .map(|_| {
+            let session = chance.below(sessions);
+            let count = chance.weighted(&[(3, 1), (3, 5), (4, 40), (1, 150)]);
+            let count = 1 + chance.below(count);
+            let commands = (0..count).map(|_| words.command(&mut chance, session)).collect();
+            let piece_bytes = chance.weighted(&[(8, usize::MAX), (1, 700), (1, 13)]);
+            Step { session, commands, piece_bytes }
+        })
+        .collect()
+}
+
+/// The script made short, over fresh servers.
+fn report(seed: u64, script: Vec<Step>, first: &str, pool_size: usize, sessions: usize) -> String {
+    let started = Instant::now();
+    let fails = |script: &[Step]| {
+        started.elapsed() < SHRINK_TIME && Stage::new(pool_size, sessions).run(script).is_err()
+    };
+    let mut short = script;
+    if !fails(&short) {
+        return format!("seed {seed}: {first}\nNot when it is run alone.");
+    }
+    let mut at = 0;
+    while at < short.len() {
+        let mut fewer = short.clone();
+        fewer.remove(at);
+        if fails(&fewer) {
+            short = fewer;
+        } else {
+            at += 1;
+        }
+    }
+    for step in 0..short.len() {
+        let mut size = short[step].commands.len();
+        while size > 0 {
+            let mut begin = 0;
+            while begin < short[step].commands.len() {
+                let mut fewer = short.clone();
+                let end = (begin + size).min(fewer[step].commands.len());
+                fewer[step].commands.drain(begin..end);
+                if fails(&fewer) {
+                    short = fewer;
+                } else {
+                    begin += size;
+                }
+            }
+            size /= 2;
+        }
+    }
+    let last = Stage::new(pool_size, sessions).run(&short).err();
+    let mut text = format!("seed {seed}: {first}\nshort:\n");
+    for step in &short {
+        writeln!(text, "  session {} in pieces of {}:", step.session, step.piece_bytes).unwrap();
+        step.commands.iter().for_each(|command| writeln!(text, "    {command}").unwrap());
+    }
+    format!("{text}{}", last.unwrap_or_else(|| "not any more".to_owned()))
+}
+
+#[test]
+fn eight_sessions_over_four_connections() {
+    compare(1, 4, 8);
+}
+
+#[test]
+fn five_sessions_over_one_connection() {
+    compare(2, 1, 5);
+}
+
+#[test]
+fn twelve_sessions_over_eight_connections() {
+    compare(3, 8, 12);
+}
