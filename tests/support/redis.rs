@@ -16,6 +16,7 @@ pub struct Redis {
     directory: TempDir,
     port: u16,
     password: Option<&'static str>,
+    arguments: Vec<String>,
     server: Option<Process>,
 }
 
@@ -28,11 +29,19 @@ impl Redis {
         Self::started(Some(PASSWORD))
     }
 
+    /// A server with more words on its command line.
+    pub fn with(arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|word| (*word).to_owned()).collect();
+        let mut server = Self { arguments, ..Self::stopped() };
+        server.resume();
+        server
+    }
+
     /// A server that has a port but does not run yet.
     pub fn stopped() -> Self {
         let directory =
             tempfile::Builder::new().prefix("tidegate-redis-").tempdir().expect("a temp dir");
-        Self { directory, port: ports::free(), password: None, server: None }
+        Self { directory, port: ports::free(), password: None, arguments: Vec::new(), server: None }
     }
 
     fn started(password: Option<&'static str>) -> Self {
@@ -58,6 +67,7 @@ impl Redis {
         if let Some(password) = self.password {
             command.args(["--requirepass", password]);
         }
+        command.args(&self.arguments);
         let mut server = Process::start(command, Signal::KILL);
         eventually("Redis answers", || {
             let gone = server.exited();

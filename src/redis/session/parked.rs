@@ -56,14 +56,12 @@ impl Session {
     pub(super) fn block(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
         let shared = self.upstream.stations.clone().zip(Pop::parse(words));
         let Some((stations, pop)) = shared else { return self.block_alone(cx) };
-        match self.upstream.facts.get() {
-            None => self.hold(cx, Purpose::Facts),
-            Some(facts) if has_pops_of_many(&facts) && stations.terms() == Terms::Granted => {
-                return self.park(cx, &stations, pop);
-            }
-            Some(_) => return self.block_alone(cx),
+        // Of a server that was not reached yet the attempt's reply tells.
+        let able = self.upstream.facts.get().is_none_or(|facts| has_pops_of_many(&facts));
+        if able && stations.terms() == Terms::Granted {
+            return self.park(cx, &stations, pop);
         }
-        Special::Blocked
+        self.block_alone(cx)
     }
 
     fn block_alone(&mut self, cx: &mut Context<'_>) -> Special {
