@@ -68,6 +68,9 @@ struct Families {
     pins: IntCounterVec,
     pin_waits: IntCounterVec,
     listen_losses: IntCounterVec,
+    subscriptions: IntGaugeVec,
+    subscription_losses: IntCounterVec,
+    messages: IntCounterVec,
     pin_timeouts: IntCounterVec,
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
@@ -109,6 +112,13 @@ impl Families {
             pin_waits: counter("tidegate_pin_waits_total", help::PIN_WAITS, &[])?,
             pin_timeouts: counter("tidegate_pin_timeouts_total", help::PIN_TIMEOUTS, &[])?,
             listen_losses: counter("tidegate_listen_losses_total", help::LISTEN_LOSSES, &[])?,
+            subscriptions: gauge("tidegate_subscriptions", help::SUBSCRIPTIONS, &[])?,
+            subscription_losses: counter(
+                "tidegate_subscription_losses_total",
+                help::SUBSCRIPTION_LOSSES,
+                &[],
+            )?,
+            messages: counter("tidegate_messages_total", help::MESSAGES, &[])?,
             connect_errors: counter("tidegate_connect_errors_total", help::CONNECT, &["code"])?,
             server_closed: counter("tidegate_server_closed_total", help::CLOSED, &["reason"])?,
         })
@@ -133,6 +143,10 @@ mod help {
         "Statements that waited because as many server connections as may be were pinned.";
     pub(super) const PIN_TIMEOUTS: &str = "Statements refused after that wait.";
     pub(super) const LISTEN_LOSSES: &str = "Losses of the server connection that listens for a pool: notifications may have been missed.";
+    pub(super) const SUBSCRIPTIONS: &str =
+        "Channels and patterns that Redis clients have subscribed to, all clients together.";
+    pub(super) const SUBSCRIPTION_LOSSES: &str = "Losses of the server connection with all subscriptions: messages may have been missed before it was replaced.";
+    pub(super) const MESSAGES: &str = "Messages given to Redis clients that have subscribed.";
     pub(super) const TRANSACTIONS: &str =
         "Transactions finished: for Postgres lone statements, too; for Redis those that EXEC ran.";
     pub(super) const REQUESTS: &str =
@@ -245,6 +259,12 @@ pub struct PoolMetrics {
     pub pin_timeouts: IntCounter,
     /// Losses of the connection that listens for the pool.
     pub listen_losses: IntCounter,
+    /// Channels and patterns that clients have subscribed to.
+    pub subscriptions: IntGauge,
+    /// Losses of the connection with all subscriptions.
+    pub subscription_losses: IntCounter,
+    /// Messages given to subscribers.
+    pub messages: IntCounter,
     labelled: Labelled,
 }
 
@@ -297,6 +317,9 @@ impl PoolMetrics {
             pin_waits: families.pin_waits.with_label_values(&labels),
             pin_timeouts: families.pin_timeouts.with_label_values(&labels),
             listen_losses: families.listen_losses.with_label_values(&labels),
+            subscriptions: families.subscriptions.with_label_values(&labels),
+            subscription_losses: families.subscription_losses.with_label_values(&labels),
+            messages: families.messages.with_label_values(&labels),
             labelled: Labelled {
                 protocol,
                 pool: pool.to_owned(),

@@ -64,7 +64,7 @@ fn redis_clients_that_are_left_at_the_deadline_are_told() {
     let errors: [(&mut Connection, &str); 5] = [
         (&mut queued, "the transaction was not run"),
         (&mut open, "the transaction was not run"),
-        (&mut blocked, "may or may not have been applied"),
+        (&mut blocked, "this command was not run"),
         (&mut waiting, "this command was not run"),
         (&mut paused, "may or may not have been applied"),
     ];

@@ -334,6 +334,20 @@ fn a_session_does_not_keep_the_connection_that_the_hub_waits_for() {
     queued.query("commit").expect_no_error();
 }
 
+/// A rollback takes back what the transaction did not want to hear any more, and nothing that comes behind it.
+#[test]
+fn an_unlisten_behind_a_rollback_counts() {
+    let (server, gate, mut session, _) = before_the_hub();
+    session.query("begin; listen b; rollback; unlisten *; select 1").expect_no_error();
+    session.query("listen c").expect_no_error();
+    settle(&gate);
+    server.direct().query("notify a, 'not any more'; notify c, 'yes'").expect_no_error();
+    assert_eq!(next(&mut session), pair("c", "yes"));
+    session.query("begin; unlisten c; rollback").expect_no_error();
+    server.direct().query("notify c, 'still'").expect_no_error();
+    assert_eq!(next(&mut session), pair("c", "still"));
+}
+
 #[test]
 fn who_leaves_notifications_unread_is_sent_away() {
     let server = Postgres::start();

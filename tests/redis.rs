@@ -5,6 +5,8 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use support::redis::{PASSWORD, Redis};
@@ -642,5 +644,136 @@ fn a_stranger_may_not_send_much_before_the_password() {
     assert!(gate.resident_kib() < before + 20_000);
     let mut client = gate.redis_client();
     assert_eq!(client.command(&["AUTH", PASSWORD]), Value::simple("OK"));
+    gate.assert_alive();
+}
+
+/// EVALSHA of what the server has forgotten with a restart works: who shares a connection can't see that it was replaced.
+#[test]
+fn scripts_outlive_a_restart() {
+    let mut server = Redis::start();
+    let mut gate = before(&server, 3);
+    let mut client = gate.redis_client();
+    let sha = client.command(&["SCRIPT", "LOAD", "return ARGV[1]"]).text();
+    assert_eq!(client.command(&["EVAL", "return 'other'", "0"]), Value::bulk("other"));
+    let other = "08f6e7ac6c2e5d7a1ac6bd2a2fc6b1a7b8e0a3a1";
+    assert!(client.command(&["EVALSHA", other, "0"]).error().starts_with("NOSCRIPT"));
+    server.restart();
+    assert_eq!(client.command(&["EVALSHA", &sha, "0", "known"]), Value::bulk("known"));
+    // On a backend of its own, too.
+    assert_eq!(client.command(&["WATCH", "k"]), Value::simple("OK"));
+    assert_eq!(client.command(&["EVALSHA", &sha, "0", "known"]), Value::bulk("known"));
+    assert_eq!(client.command(&["UNWATCH"]), Value::simple("OK"));
+    assert_eq!(client.command(&["SCRIPT", "FLUSH"]), Value::simple("OK"));
+    server.restart();
+    let forgotten = client.command(&["EVALSHA", &sha, "0", "x"]);
+    assert!(forgotten.error().starts_with("NOSCRIPT"), "{forgotten:?}");
+    gate.assert_alive();
+}
+
+/// A server that is reading its data back is as good as one that is not there yet: its clients wait.
+#[test]
+fn a_server_that_loads_its_data_is_waited_for() {
+    let mut server = Redis::start();
+    let mut gate = before(&server, 3);
+    let mut client = gate.redis_client();
+    let fill = "for n = 1, 6000 do redis.call('SET', 'k' .. n, n) end";
+    assert_eq!(client.command(&["EVAL", fill, "0"]), Value::Null);
+    assert_eq!(client.command(&["SAVE"]), Value::simple("OK"));
+    server.stop();
+    client.send(&encode(&["DBSIZE"]));
+    // Half a second and more in all; it listens meanwhile.
+    let slowly = ["--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024"];
+    server.resume_with(&slowly);
+    let told = server.direct().command(&["DBSIZE"]);
+    assert!(told.error().starts_with("LOADING"), "{told:?}");
+    assert_eq!(client.reply(), Value::Integer(6_000));
+    gate.assert_alive();
+}
+
+/// Passes bytes between whoever connects and the port that is the target then.
+fn relay(target: &Arc<AtomicU16>) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let target = Arc::clone(target);
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let port = target.load(Ordering::SeqCst);
+            let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+            for (from, to) in [(&client, &server), (&server, &client)] {
+                let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _either_end_may_close = std::io::copy(&mut from, &mut to);
+                    let _closed_already = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    port
+}
+
+/// A failover that leaves connections to the old master open: what it refuses goes to the new one.
+#[test]
+fn what_a_demoted_master_refuses_goes_to_the_new_one() {
+    let (old, new) = (Redis::start(), Redis::start());
+    let target = Arc::new(AtomicU16::new(old.port()));
+    let url = format!("redis://127.0.0.1:{}/0", relay(&target));
+    let mut gate = Setup::new().redis(&old).env("REDIS_URL", &url).start();
+    let (mut client, mut other) = (gate.redis_client(), gate.redis_client());
+    assert_eq!(client.command(&["INCR", "n"]), Value::Integer(1));
+    // Of a master that is not there: it keeps its data.
+    let demoted = ["REPLICAOF", "127.0.0.1", "1"];
+    assert_eq!(old.direct().command(&demoted), Value::simple("OK"));
+    // As long as the address leads to the old one, it has the word.
+    assert!(other.command(&["INCR", "n"]).error().starts_with("READONLY"));
+    assert_eq!(old.direct().command(&["REPLICAOF", "NO", "ONE"]), Value::simple("OK"));
+    old.direct().command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    until("its words count again", || matches!(other.command(&["INCR", "n"]), Value::Integer(_)));
+    target.store(new.port(), Ordering::SeqCst);
+    assert_eq!(old.direct().command(&demoted), Value::simple("OK"));
+    let transaction = [&["MULTI"][..], &["INCR", "n"], &["EXEC"]];
+    let asked = [&["PING"][..], &["SET", "x", "1"], &["GET", "x"], &["INCR", "y"]];
+    let bytes: Vec<u8> = asked.iter().chain(&transaction).flat_map(|words| encode(words)).collect();
+    client.send(&bytes);
+    assert_eq!(client.reply(), Value::simple("PONG"));
+    assert_eq!(client.reply(), Value::simple("OK"));
+    assert_eq!(client.reply(), Value::bulk("1"));
+    assert_eq!(client.reply(), Value::Integer(1));
+    assert_eq!(client.reply(), Value::simple("OK"));
+    assert_eq!(client.reply(), Value::simple("QUEUED"));
+    assert_eq!(client.reply(), Value::Array(vec![Value::Integer(1)]));
+    assert_eq!(new.direct().command(&["GET", "y"]), Value::bulk("1"), "once, and there");
+    gate.assert_alive();
+}
+
+#[test]
+fn information_has_a_section_of_ours() {
+    let server = Redis::start();
+    let mut gate = before(&server, 3);
+    let mut client = gate.redis_client();
+    let mut asked = encode(&["INFO"]);
+    asked.extend(encode(&["SET", "x", "1"]));
+    asked.extend(encode(&["INFO", "clients", "tidegate"]));
+    asked.extend(b"info keyspace\r\n");
+    asked.extend(encode(&["INFO", "server"]));
+    client.send(&asked);
+    let all = client.reply().text();
+    assert!(all.contains("redis_version:") && all.contains("# Keyspace"), "{all}");
+    assert!(all.ends_with("\r\n"), "{all}");
+    let ours = all.split("\r\n\r\n# Tidegate\r\n").nth(1).expect("our section");
+    for line in ["tidegate_clients:1", "tidegate_server_connections_limit:3"] {
+        assert!(ours.contains(line), "{ours}");
+    }
+    assert_eq!(client.reply(), Value::simple("OK"));
+    let some = client.reply().text();
+    assert!(some.starts_with("# Clients") && some.contains("# Tidegate"), "{some}");
+    assert!(client.reply().text().contains("db0:keys=1"));
+    let server_alone = client.reply().text();
+    assert!(server_alone.contains("run_id:") && !server_alone.contains("# Tidegate"));
+    client.command(&["HELLO", "3"]);
+    assert!(client.command(&["INFO", "TIDEGATE"]).text().contains("# Tidegate"));
+    client.send(&[encode(&["MULTI"]), encode(&["INFO", "server"]), encode(&["EXEC"])].concat());
+    assert_eq!(client.reply(), Value::simple("OK"));
+    assert_eq!(client.reply(), Value::simple("QUEUED"));
+    assert!(matches!(client.reply(), Value::Array(replies) if replies.len() == 1));
     gate.assert_alive();
 }

@@ -101,7 +101,7 @@ fn no_more_commands_of_one_client_travel_than_pipeline_depth() {
 #[test]
 fn large_replies_that_nobody_reads_hold_up_nobody_else() {
     let server = Redis::start();
-    let mut gate = with_settings(&server, "reply_bytes_per_client = 8000000");
+    let mut gate = with_settings(&server, "reply_stall_ms = 50");
     let mut quick = gate.redis_client();
     quick.command(&["SETRANGE", "big", "999999", "x"]);
     quick.command(&["SET", "small", "s"]);
@@ -127,6 +127,86 @@ fn large_replies_that_nobody_reads_hold_up_nobody_else() {
     let resident = gate.resident_kib();
     assert!(resident < 100_000, "{resident} KiB are kept for one slow reader");
     gate.assert_alive();
+}
+
+/// Whose replies were large gets the next ones over a connection of their own: nobody waits for it, so it may take its time.
+#[test]
+fn large_replies_travel_apart() {
+    let server = Redis::start();
+    let mut gate = with_settings(&server, "reply_stall_ms = 100");
+    let mut quick = gate.redis_client();
+    quick.command(&["SETRANGE", "big", "29999999", "x"]);
+    let mut slow = gate.redis_client();
+    // The first tells; then a connection is opened for it.
+    eventually("it has a lane of its own", || {
+        assert_eq!(slow.command(&["GET", "big"]).text().len(), 30_000_000);
+        (server.connections() == 2).then_some(())
+    });
+    assert_eq!(slow.command(&["GET", "big"]).text().len(), 30_000_000);
+    slow.send(&encode(&["GET", "big"]));
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(500) {
+        assert_eq!(quick.command(&["ECHO", "x"]), Value::bulk("x"));
+    }
+    assert_eq!(slow.reply().text().len(), 30_000_000, "it was not cut");
+    let resident = gate.resident_kib();
+    assert!(resident < 64_000, "{resident} KiB");
+    // When it is not needed any more the connection is closed for whoever needs it.
+    for _ in 0..1_000 {
+        slow.command(&["PING"]);
+    }
+    let mut other = gate.redis_client();
+    assert_eq!(other.command(&["WATCH", "x"]), Value::simple("OK"));
+    assert_eq!(slow.command(&["GET", "big"]).text().len(), 30_000_000);
+    gate.assert_alive();
+}
+
+/// Sessions with large replies go on where all do when somebody else needs their connection, or it is lost.
+#[test]
+fn the_lane_of_large_replies_is_given_up_in_order() {
+    let server = Redis::start();
+    let mut gate = with_settings(&server, "");
+    let mut client = gate.redis_client();
+    client.command(&["SETRANGE", "big", "999999", "x"]);
+    let mut other = gate.redis_client();
+    let mut apart = 0;
+    for round in 1..=30 {
+        if round % 3 == 1 {
+            server.direct().command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        }
+        client.send(&encode(&["GET", "big"]).repeat(3));
+        client.send(&encode(&["INCR", "n"]));
+        if round % 3 == 0 {
+            // There is no other connection for it than the large replies'.
+            apart += server.connections() - 1;
+            assert_eq!(other.command(&["WATCH", "w"]), Value::simple("OK"));
+        }
+        (0..3).for_each(|_| assert_eq!(client.reply().text().len(), 1_000_000));
+        assert_eq!(client.reply(), Value::Integer(round));
+        if round % 3 == 0 {
+            assert_eq!(other.command(&["UNWATCH"]), Value::simple("OK"));
+        }
+    }
+    assert!(apart > 0, "the replies never travelled apart");
+    gate.assert_alive();
+}
+
+/// 300 MB are asked for and not read: next to nothing of it lies here, and all of it comes in the end.
+#[test]
+fn an_unread_pipeline_of_large_values_is_kept_at_the_server() {
+    let server = Redis::start();
+    let gate = with_settings(&server, "");
+    let mut client = gate.redis_client();
+    client.command(&["SETRANGE", "big", "999999", "x"]);
+    client.send(&encode(&["GET", "big"]).repeat(300));
+    let mut most = 0;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(1) {
+        most = gate.resident_kib().max(most);
+    }
+    assert!(most < 64_000, "{most} KiB");
+    (0..300).for_each(|_| assert_eq!(client.reply().text().len(), 1_000_000));
+    assert_eq!(client.command(&["PING"]), Value::simple("PONG"));
 }
 
 /// Alone on its lane, a client has all the time it needs, and gets every byte.

@@ -363,6 +363,44 @@ fn the_unnamed_statement_survives_our_questions() {
     assert_eq!(reply.expect_no_error().rows(), [[Some("mine".to_owned())]]);
 }
 
+/// What an error takes with it, of what the pool itself had sent ahead, is there for the next flight of the same write: and never
+/// another session's statement in its place.
+#[test]
+fn statements_are_there_behind_a_flight_that_failed() {
+    let mut stage = Stage::new();
+    let mut session = stage.gate.client();
+    let first = session.backend();
+    session.exchange(&[parse("", "select 'mine'"), parse("q", "select 'named'"), sync()]);
+    let run = |name: &str| [bind("", name, &[]), execute("", 0)].concat();
+    for (lost, then, expected) in [
+        (run(""), run(""), "mine"),
+        (run("q"), run("q"), "named"),
+        ([parse("", "select 'never'"), run("")].concat(), run(""), "mine"),
+        (
+            [parse("", "select 'never'"), run("")].concat(),
+            [parse("", "select 'mine'"), run("")].concat(),
+            "mine",
+        ),
+    ] {
+        let bad = bind("", "nobody", &[]);
+        let asked = [bad, lost, sync(), then, sync()].concat();
+        let (pid, reply) = stage.elsewhere(&first, || {
+            session.send(&asked);
+            let failed = session.reply();
+            assert_eq!(failed.errors()[0].code, "26000");
+            session.reply()
+        });
+        assert_ne!(pid, first);
+        assert_eq!(reply.expect_no_error().rows(), [[Some(expected.to_owned())]]);
+        let later = session.exchange(&[run(""), sync()]);
+        assert_eq!(later.expect_no_error().rows(), [[Some("mine".to_owned())]]);
+        // Another session's, which ours must not meet.
+        let mut other = stage.gate.client();
+        let foreign = [parse("", "select 'of another'"), sync()];
+        stage.elsewhere(&first, || other.exchange(&foreign));
+    }
+}
+
 /// A session that keeps its connection for what a sequence gave may pin it, too, without waiting for itself.
 #[test]
 fn leave_to_keep_a_sequence_is_leave_to_pin() {

@@ -82,6 +82,8 @@ pub(super) const KEYS: &[Key] = &[
     in_file("redis.frame_bytes"),
     in_file("redis.reply_bytes_per_client"),
     in_file("redis.reply_bytes_total"),
+    in_file("redis.reply_stall_ms"),
+    in_file("redis.subscription_limit"),
     in_file("redis.pipeline_depth"),
     in_file("redis.cleanup_timeout_ms"),
     in_file("redis.slow_reader_ms"),

@@ -366,6 +366,8 @@ fn redis_limits(written: &Written) -> Result<RedisLimits, ConfigError> {
             default.reply_bytes_total,
             65_536..=16 * GIB,
         )?,
+        reply_stall: written.millis("redis.reply_stall_ms", default.reply_stall, 1..=HOUR_MS)?,
+        subscription_limit: count("subscription_limit", default.subscription_limit, 1..=MILLION)?,
         pipeline_depth: count("pipeline_depth", default.pipeline_depth, 1..=MILLION)?,
         cleanup_timeout: written.millis(
             "redis.cleanup_timeout_ms",

@@ -312,6 +312,10 @@ pub struct RedisLimits {
     pub reply_bytes_per_client: usize,
     /// Most bytes of replies owed to all clients together.
     pub reply_bytes_total: usize,
+    /// Longest time that others on a lane wait for a client that does not read and has as many bytes as it may.
+    pub reply_stall: Duration,
+    /// Most channels and patterns subscribed to, all clients together.
+    pub subscription_limit: usize,
     /// Most commands of one client on their way.
     pub pipeline_depth: usize,
     /// Longest time to bring the replies it still awaits to a client that has closed its side.
@@ -461,8 +465,10 @@ impl Default for RedisLimits {
             login_frame_bytes: 16 * 1024,
             understood_frame_bytes: 1024 * 1024,
             frame_bytes: 512 * 1024 * 1024,
-            reply_bytes_per_client: 16 * 1024 * 1024,
+            reply_bytes_per_client: 8 * 1024 * 1024,
             reply_bytes_total: 128 * 1024 * 1024,
+            reply_stall: Duration::from_secs(1),
+            subscription_limit: 100_000,
             pipeline_depth: 10_000,
             cleanup_timeout: Duration::from_secs(5),
             slow_reader: Duration::from_secs(60),

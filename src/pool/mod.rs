@@ -201,6 +201,19 @@ impl<C: Connect> Pool<C> {
         self.lock().reachability()
     }
 
+    /// Whether a checkout would bring a connection that nobody else waits for.
+    #[must_use]
+    pub fn has_place(&self) -> bool {
+        let budget = self.account.budget();
+        self.lock().may_take_idle() && (self.account.idle() > 0 || budget.in_use() < budget.limit())
+    }
+
+    /// Whether somebody waits for a connection.
+    #[must_use]
+    pub fn has_waiters(&self) -> bool {
+        self.lock().has_waiters()
+    }
+
     /// Most connections there may be to its server, whoever's they are.
     #[must_use]
     pub fn limit(&self) -> usize {

@@ -87,6 +87,10 @@ impl<C: Connect> State<C> {
         self.phase == Phase::Open && self.queue.is_empty()
     }
 
+    pub(super) fn has_waiters(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.phase == Phase::Closed
     }

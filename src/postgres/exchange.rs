@@ -77,6 +77,24 @@ pub enum Owed {
     CopyEnd,
 }
 
+impl Owed {
+    /// Whether an error before it does not reach beyond it.
+    fn ends_flight(&self) -> bool {
+        matches!(
+            self,
+            Self::Sync
+                | Self::Spare
+                | Self::Query
+                | Self::QueryOurs
+                | Self::Truth
+                | Self::HandOver
+                | Self::Failing
+                | Self::Resettle
+                | Self::Function
+        )
+    }
+}
+
 /// Why a Bind is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -187,6 +205,22 @@ impl Exchange {
     #[must_use]
     pub fn owed(&self) -> usize {
         self.owed.len()
+    }
+
+    /// Whether something was sent behind the last Sync, or Query: an error in it takes with it what follows.
+    #[must_use]
+    pub fn is_inside_flight(&self) -> bool {
+        self.owed.back().is_some_and(|owed| !owed.ends_flight())
+    }
+
+    /// What was unnamed before the first of the requests under way that change the unnamed statement; the outer `None` if there is no
+    /// such request.
+    pub fn next_unnamed(&mut self) -> Option<Option<&mut Option<Arc<Statement>>>> {
+        self.owed.iter_mut().find_map(|owed| match owed {
+            Owed::ParseUnnamed(before) | Owed::CloseUnnamed(before) => Some(Some(before)),
+            Owed::Query => Some(None),
+            _ => None,
+        })
     }
 
     /// Whether a ReadyForQuery is owed.

@@ -69,6 +69,7 @@ pub struct Line {
     settled: Settled,
     gate: Gate,
     unnamed: Unnamed,
+    doubt: Doubt,
     client_rest: u32,
     server_rest: u32,
     server_rest_verdict: Verdict,
@@ -259,6 +260,19 @@ pub enum Gate {
     Refused,
 }
 
+/// Whether an error may have taken with it what brought statements to the server. Behind the Sync of such a flight the next one
+/// must not rely on them before the answer is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    None,
+    /// In the flight that goes out now the unnamed statement was changed.
+    UnnamedHere,
+    /// In one before it.
+    Unnamed,
+    /// In the flight that goes out now a Parse of ours stands behind something of the client's.
+    NamesHere,
+}
+
 /// Whose the server's unnamed statement is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unnamed {
@@ -297,6 +311,7 @@ impl Line {
             settled: Settled::Yes,
             gate: Gate::Open,
             unnamed: Unnamed::Foreign,
+            doubt: Doubt::None,
             client_rest: 0,
             server_rest: 0,
             server_rest_verdict: Verdict::Relay,
@@ -520,7 +535,7 @@ impl Line {
         self.passed = Passed::Nothing;
         self.handover = Handover::None;
         self.pace = Pace::InTurn;
-        self.unnamed = Unnamed::Foreign;
+        (self.unnamed, self.doubt) = (Unnamed::Foreign, Doubt::None);
         (self.resettle, self.reset) = (Resettle::No, Reset::default());
         self.news = None;
         self.ghosts.clear();

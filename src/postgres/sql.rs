@@ -306,7 +306,7 @@ impl Lexer {
             b'$' => self.place = Place::DollarTag(Vec::new()),
             b';' => self.end_statement(),
             b'*' if self.verb == Verb::Unlisten && self.index == 1 => {
-                self.findings.unlistens.push(Unlisten::All);
+                self.unlisten(Unlisten::All);
             }
             // SET local.x names a setting, as SET LOCAL x does not.
             b'.' if self.verb == Verb::Set && self.index == 2 => self.suspect(Suspects::SETTING),
@@ -464,7 +464,7 @@ impl Lexer {
             self.suspect(Suspects::RESET_IDENTITY);
         }
         if self.verb == Verb::Unlisten && self.index == 1 {
-            self.findings.unlistens.push(Unlisten::Channel(word.into()));
+            self.unlisten(Unlisten::Channel(word.into()));
         }
         if quoted == Quoted::No {
             if self.index == 0 {
@@ -480,6 +480,13 @@ impl Lexer {
             self.before = Before::Other;
         }
         self.index = self.index.saturating_add(1);
+    }
+
+    fn unlisten(&mut self, what: Unlisten) {
+        let within = self.block.is_some();
+        let findings = &mut self.findings;
+        let list = if within { &mut findings.unlistens_within } else { &mut findings.unlistens };
+        list.push(what);
     }
 
     fn suspect(&mut self, what: Suspects) {

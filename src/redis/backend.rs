@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::greeting::{Proto, ServerFacts};
 use super::login::{LOGIN_REPLY_LIMIT, Login, Step};
+use super::scripts::Scripts;
 use super::wire::{Reply, ReplyScanner, write_command};
 use crate::config::RedisUpstream;
 use crate::net::{self, Stream, Tls};
@@ -31,6 +32,7 @@ pub struct RedisConnect {
     upstream: Arc<RedisUpstream>,
     tls: Option<Tls>,
     facts: Arc<FactsCell>,
+    scripts: Arc<Scripts>,
 }
 
 /// What the server said of itself at the last login; empty until then.
@@ -60,11 +62,21 @@ impl FactsCell {
     }
 }
 
+impl Key {
+    /// Of a connection that is new.
+    pub const FRESH: Self = Self { db: 0, proto: Proto::Resp2 };
+}
+
 impl RedisConnect {
-    /// For one upstream; every login is noted in `facts`.
+    /// For one upstream; every login is noted in `facts`, and tells the server of `scripts`.
     #[must_use]
-    pub fn new(upstream: Arc<RedisUpstream>, tls: Option<Tls>, facts: Arc<FactsCell>) -> Self {
-        Self { upstream, tls, facts }
+    pub fn new(
+        upstream: Arc<RedisUpstream>,
+        tls: Option<Tls>,
+        facts: Arc<FactsCell>,
+        scripts: Arc<Scripts>,
+    ) -> Self {
+        Self { upstream, tls, facts, scripts }
     }
 
     async fn open(&self) -> Result<RedisBackend, ConnectError> {
@@ -83,13 +95,28 @@ impl RedisConnect {
             match login.take(&reply) {
                 Step::Send(next) => words = next,
                 Step::Done(facts) => {
+                    let role = if facts.role == "master" { Role::Master } else { Role::Replica };
                     self.facts.learn(facts);
-                    let key = Key { db: 0, proto: Proto::Resp2 };
-                    return Ok(RedisBackend { stream, key });
+                    self.load_scripts(&mut stream).await?;
+                    return Ok(RedisBackend { stream, key: Key::FRESH, role });
                 }
                 Step::Failed(refusal) => return Err(refused(refusal.code, refusal.message)),
             }
         }
+    }
+}
+
+impl RedisConnect {
+    /// The server may be another one than the last, or a restarted one. What it refuses its clients will see for themselves.
+    async fn load_scripts(&self, stream: &mut Stream) -> Result<(), ConnectError> {
+        for text in self.scripts.all() {
+            let mut words = Vec::with_capacity(text.len() + 64);
+            write_command(&[&b"SCRIPT"[..], b"LOAD", &text], &mut words);
+            stream.write_all(&words).await.map_err(|error| unreachable("io", &error))?;
+            stream.flush().await.map_err(|error| unreachable("io", &error))?;
+            let _sha_or_refusal = read_reply(stream).await?;
+        }
+        Ok(())
     }
 }
 
@@ -146,6 +173,17 @@ pub struct RedisBackend {
     pub stream: Stream,
     /// What it is set to.
     pub key: Key,
+    /// What the server was when the connection was opened.
+    pub role: Role,
+}
+
+/// What a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes.
+    Master,
+    /// It only reads.
+    Replica,
 }
 
 impl RedisBackend {

@@ -6,7 +6,6 @@
 //! or the call is ended and made anew with its keys: so nothing that comes between is missed.
 
 mod ask;
-mod incoming;
 mod shift;
 
 use std::collections::{HashMap, HashSet, VecDeque};

@@ -65,23 +65,16 @@ impl<T> Exchange<T> {
         }
     }
 
-    /// Takes everything apart at the death of the server: debts of which a byte was written before `written`
-    /// may have been applied (`Fate::Ambiguous`), the others were never sent.
-    pub fn settle(&mut self, written: u64) -> impl Iterator<Item = (Fate, Debt<T>)> + use<T> {
-        std::mem::take(&mut self.debts).into_iter().map(move |debt| {
-            let fate = if debt.begins < written { Fate::Ambiguous } else { Fate::Unsent };
-            (fate, debt)
-        })
+    /// Where the bytes begin for which the next reply comes.
+    #[must_use]
+    pub fn begins(&self) -> Option<u64> {
+        self.debts.front().map(|debt| debt.begins)
     }
-}
 
-/// What may have become of a command whose server went away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// Some of it was sent: it may or may not have been applied.
-    Ambiguous,
-    /// No byte was sent: it can be sent elsewhere.
-    Unsent,
+    /// Takes all debts: the server has gone.
+    pub fn take(&mut self) -> VecDeque<Debt<T>> {
+        std::mem::take(&mut self.debts)
+    }
 }
 
 #[cfg(test)]
@@ -89,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pays_in_order_and_settles_by_what_was_written() {
+    fn pays_in_order() {
         let mut exchange = Exchange::default();
         exchange.owe(Debt { creditor: 'a', replies: 2, begins: 0 });
         exchange.owe(Debt { creditor: 'b', replies: 0, begins: 5 });
@@ -100,8 +93,9 @@ mod tests {
         assert_eq!(exchange.front(), Some((&'a', 1)));
         exchange.pay(1);
         assert_eq!(exchange.front(), Some((&'b', 1)));
-        let fates: Vec<_> = exchange.settle(20).map(|(fate, debt)| (fate, debt.creditor)).collect();
-        assert_eq!(fates, [(Fate::Ambiguous, 'b'), (Fate::Unsent, 'a')]);
+        assert_eq!(exchange.begins(), Some(10));
+        let left: Vec<_> = exchange.take().into_iter().map(|debt| debt.creditor).collect();
+        assert_eq!(left, ['b', 'a']);
         assert!(exchange.is_empty());
     }
 }

@@ -5,12 +5,14 @@
 //! commands. Commands for another database or protocol wait until the lane has been switched, and the server has
 //! confirmed it: nothing is ever sent to a database that is only hoped for.
 
+mod loss;
 mod run;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::backend::{Key, RedisPool};
 use super::greeting::write_error;
@@ -20,6 +22,8 @@ use run::{Ending, LaneRun};
 
 /// Bytes that may wait for the lane's next write before sessions have to wait.
 const PENDING_LIMIT: usize = 8 * 1024 * 1024;
+/// How long a spare lane that found no connection waits before it looks again.
+const SPARE_PAUSE: Duration = Duration::from_millis(100);
 /// How often a batch that was never sent is tried on a fresh connection.
 const RETRY_LIMIT: u32 = 3;
 
@@ -45,6 +49,8 @@ pub struct Part {
     pub replies: u32,
     /// Where its bytes begin in the batch.
     pub begins: usize,
+    /// How many connections have been lost under it.
+    pub tries: u8,
 }
 
 /// Whole commands to be sent.
@@ -65,6 +71,12 @@ pub enum Sharing {
     Apart,
     /// Sessions with holds, of which so many wait: with one connection in all, lane and holds take turns.
     TakingTurns(Arc<AtomicUsize>),
+    /// Sessions with holds, which come first. Only while there is a connection that nobody else needs, the lane takes commands;
+    /// when that is lost, what was not sent goes over `home`.
+    Spare {
+        /// The lane of those who are not admitted here.
+        home: Arc<Lane>,
+    },
 }
 
 /// One lane; its task is [`Lane::run`].
@@ -84,6 +96,19 @@ struct Inner {
     waiting: Vec<Waker>,
     retries: u32,
     life: Life,
+    door: Door,
+}
+
+/// Of a spare lane.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// It has no connection, and nobody has asked for it.
+    #[default]
+    Shut,
+    /// Somebody has.
+    Wanted,
+    /// It has one.
+    Open,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -100,6 +125,8 @@ pub enum Submitted {
     Taken,
     /// Too much waits already; the session is woken when there is room.
     Full,
+    /// A spare lane has no connection any more.
+    Shut,
 }
 
 impl Lane {
@@ -135,6 +162,9 @@ impl Lane {
     ) -> Submitted {
         let Work { bytes, silent, replies } = work;
         let mut inner = self.lock();
+        if self.is_spare() && inner.door != Door::Open {
+            return Submitted::Shut;
+        }
         if inner.pending_bytes > PENDING_LIMIT {
             inner.waiting.push(cx.waker().clone());
             return Submitted::Full;
@@ -151,7 +181,7 @@ impl Lane {
         };
         let batch = &mut inner.batches[at];
         let begins = batch.bytes.len();
-        let part = Part { mailbox: Arc::clone(mailbox), silent, replies, begins };
+        let part = Part { mailbox: Arc::clone(mailbox), silent, replies, begins, tries: 0 };
         batch.bytes.extend_from_slice(bytes);
         batch.parts.push(part);
         if let Some(task) = inner.task.take() {
@@ -179,6 +209,43 @@ impl Lane {
         match &self.sharing {
             Sharing::Apart => false,
             Sharing::TakingTurns(waiting) => waiting.load(Ordering::Relaxed) > 0,
+            Sharing::Spare { .. } => self.pool.has_waiters(),
+        }
+    }
+
+    /// Whether it takes commands only at times.
+    #[must_use]
+    pub fn is_spare(&self) -> bool {
+        matches!(self.sharing, Sharing::Spare { .. })
+    }
+
+    /// Whether a spare lane takes commands now; if not, it looks for a connection.
+    #[must_use]
+    pub fn admits(&self) -> bool {
+        let mut inner = self.lock();
+        if inner.door == Door::Shut {
+            inner.door = Door::Wanted;
+            if let Some(task) = inner.task.take() {
+                task.wake();
+            }
+        }
+        inner.door == Door::Open
+    }
+
+    /// From now on it takes no commands.
+    pub(super) fn shut(&self) {
+        self.lock().door = Door::Shut;
+    }
+
+    fn poll_wanted(&self, cx: &Context<'_>) -> Poll<Option<()>> {
+        let mut inner = self.lock();
+        match (inner.door, &inner.life) {
+            (_, Life::Closed) => Poll::Ready(None),
+            (Door::Wanted, Life::Open) => Poll::Ready(Some(())),
+            (Door::Shut | Door::Open, Life::Open) => {
+                inner.task = Some(cx.waker().clone());
+                Poll::Pending
+            }
         }
     }
 
@@ -238,6 +305,44 @@ impl Lane {
         }
     }
 
+    /// A spare lane's task, as [`Lane::run`]. Without effect on any other.
+    pub async fn run_spare(self: Arc<Self>) {
+        let Sharing::Spare { home } = &self.sharing else { return };
+        while std::future::poll_fn(|cx| self.poll_wanted(cx)).await.is_some() {
+            let lease = if self.pool.has_place() { self.checkout().await.ok() } else { None };
+            let Some(lease) = lease else {
+                self.shut();
+                tokio::time::sleep(SPARE_PAUSE).await;
+                continue;
+            };
+            self.lock().door = Door::Open;
+            let _ending = LaneRun::new(Arc::clone(&self), lease).await;
+            self.shut();
+            home.adopt(self.take_all());
+        }
+    }
+
+    /// Takes over what another lane could not send.
+    fn adopt(&self, batches: VecDeque<Batch>) {
+        let mut inner = self.lock();
+        inner.pending_bytes += batches.iter().map(|batch| batch.bytes.len()).sum::<usize>();
+        inner.batches.extend(batches);
+        if let Some(task) = inner.task.take() {
+            task.wake();
+        }
+    }
+
+    /// All that was not sent.
+    fn take_all(&self) -> VecDeque<Batch> {
+        let mut inner = self.lock();
+        inner.pending_bytes = 0;
+        inner.retries = 0;
+        for waker in inner.waiting.drain(..) {
+            waker.wake();
+        }
+        std::mem::take(&mut inner.batches)
+    }
+
     async fn checkout(&self) -> Result<Lease<super::backend::RedisConnect>, CheckoutError> {
         match self.pool.checkout() {
             Checkout::Ready(lease) => Ok(lease),
@@ -262,25 +367,16 @@ impl Lane {
 
     /// Answers everything that waits with an error.
     fn fail_all(&self, text: &str) {
-        let batches = {
-            let mut inner = self.lock();
-            inner.pending_bytes = 0;
-            inner.retries = 0;
-            for waker in inner.waiting.drain(..) {
-                waker.wake();
-            }
-            std::mem::take(&mut inner.batches)
-        };
-        for part in batches.into_iter().flat_map(|batch| batch.parts) {
-            fail(&part.mailbox, part.replies, text, self.limits);
+        for part in self.take_all().into_iter().flat_map(|batch| batch.parts) {
+            fail(&part.mailbox, part.replies, text);
         }
     }
 }
 
 /// Answers `replies` commands with the same error.
-pub(super) fn fail(mailbox: &Mailbox, replies: u32, text: &str, limits: MailLimits) {
+pub(super) fn fail(mailbox: &Mailbox, replies: u32, text: &str) {
     let mut line = Vec::new();
     write_error(text, &mut line);
     let lines = line.repeat(usize::try_from(replies).unwrap_or(0));
-    mailbox.deliver(&lines, replies, Tail::Whole, limits);
+    mailbox.deliver(&lines, replies, Tail::Whole);
 }

@@ -1,4 +1,5 @@
-//! Our login at the server: HELLO 2 with AUTH and a name, or AUTH alone at a server older than HELLO.
+//! Our login at the server: HELLO 2 with AUTH and a name, or AUTH alone at a server older than HELLO; then PING, which a server
+//! that can't serve yet refuses.
 //!
 //! These few frames are redis-protocol's: it builds them and reads the answers, which our own scanner has delimited
 //! and bounded before (it recurses and knows no limits).
@@ -33,15 +34,15 @@ pub struct Refusal {
     pub message: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Hello,
     Auth,
-    Ping,
+    Ping(ServerFacts),
 }
 
 /// One login, from the first byte to the last.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Login<'a> {
     user: Option<&'a str>,
     password: Option<&'a str>,
@@ -68,18 +69,22 @@ impl<'a> Login<'a> {
                 return refuse("ERR the server answered the login with something that is not RESP");
             }
         };
-        match (self.state, frame) {
-            (State::Hello, OwnedFrame::Array(items)) => Step::Done(facts(&items)),
+        match (&self.state, frame) {
+            (State::Hello, OwnedFrame::Array(items)) => self.ping(facts(&items)),
             (State::Hello, OwnedFrame::Error(error)) if is_too_old(&error) => self.fall_back(),
-            (State::Auth, OwnedFrame::SimpleString(_)) => self.ping(),
-            (State::Ping, OwnedFrame::SimpleString(_)) => Step::Done(old_facts()),
+            (State::Auth, OwnedFrame::SimpleString(_)) => self.ping(old_facts()),
+            (State::Ping(facts), OwnedFrame::SimpleString(_)) => Step::Done(facts.clone()),
+            // A user who may not PING may do other things.
+            (State::Ping(facts), OwnedFrame::Error(error)) if error.starts_with("NOPERM") => {
+                Step::Done(facts.clone())
+            }
             (_, OwnedFrame::Error(error)) => refuse(&error),
             _ => refuse("ERR the server answered the login with something unexpected"),
         }
     }
 
     fn fall_back(&mut self) -> Step {
-        let Some(password) = self.password else { return self.ping() };
+        let Some(password) = self.password else { return self.ping(old_facts()) };
         self.state = State::Auth;
         Step::Send(match self.user {
             // ACL users came with HELLO: an older server takes the password alone.
@@ -88,8 +93,8 @@ impl<'a> Login<'a> {
         })
     }
 
-    fn ping(&mut self) -> Step {
-        self.state = State::Ping;
+    fn ping(&mut self, facts: ServerFacts) -> Step {
+        self.state = State::Ping(facts);
         Step::Send(command(&["PING"]))
     }
 }
@@ -160,9 +165,14 @@ mod tests {
             b"*7\r\n$5\r\nHELLO\r\n$1\r\n2\r\n$4\r\nAUTH\r\n$7\r\ndefault\r\n$2\r\npw\r\n$7\r\nSETNAME\r\n$8\r\ntidegate\r\n"
         );
         let reply = b"*6\r\n$6\r\nserver\r\n$6\r\nvalkey\r\n$7\r\nversion\r\n$5\r\n8.0.1\r\n$5\r\nproto\r\n:2\r\n";
-        let Step::Done(facts) = login.take(reply) else { panic!("not done") };
+        assert_eq!(login.take(reply), Step::Send(b"*1\r\n$4\r\nPING\r\n".to_vec()));
+        let Step::Done(facts) = login.clone().take(b"+PONG\r\n") else { panic!("not done") };
         assert_eq!((facts.server.as_str(), facts.version.as_str()), ("valkey", "8.0.1"));
         assert_eq!(facts.proto, Proto::Resp3);
+        let no_ping = b"-NOPERM this user has no permissions to run the 'ping' command\r\n";
+        assert_eq!(login.clone().take(no_ping), Step::Done(facts));
+        let loading = login.take(b"-LOADING Redis is loading the dataset in memory\r\n");
+        assert!(matches!(loading, Step::Failed(refusal) if refusal.code == "LOADING"));
     }
 
     #[test]

@@ -3,17 +3,18 @@
 //! A session that has gone leaves its mailbox behind with every reply still owed to it; what comes for it is dropped,
 //! so nobody else ever gets it.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 /// Bytes of replies that lie in memory for clients who have not read them yet.
 #[derive(Debug, Default)]
 pub struct Backlog(AtomicUsize);
 
 impl Backlog {
-    fn add(&self, bytes: usize) -> usize {
-        self.0.fetch_add(bytes, Ordering::Relaxed) + bytes
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// `bytes` were written to their client, or dropped.
@@ -28,13 +29,27 @@ impl Backlog {
     }
 }
 
-/// How much may lie in one mailbox and in all.
+/// How much may be held for one client and for all, and how long a lane waits when it is reached.
 #[derive(Debug, Clone, Copy)]
 pub struct MailLimits {
     /// One client's bytes.
     pub client_bytes: usize,
     /// All clients' bytes.
     pub total_bytes: usize,
+    /// So long others wait for a client that takes nothing, before it is cut.
+    pub stall: Duration,
+}
+
+impl MailLimits {
+    /// Whether a client that holds so many bytes is to get no more now.
+    fn are_reached(self, held: usize, total: usize) -> bool {
+        held >= self.client_bytes || (total > self.total_bytes && held > INNOCENT_BYTES)
+    }
+
+    /// From here on it gets more again.
+    fn refill_bytes(self) -> usize {
+        self.client_bytes.saturating_sub(SOFT_BYTES).max(self.client_bytes / 2)
+    }
 }
 
 /// A client with fewer bytes than this is not the one to suffer when all together have too many.
@@ -46,6 +61,8 @@ pub const SOFT_BYTES: usize = 1024 * 1024;
 const WINDOW_BYTES: u64 = 1024 * 1024;
 /// Commands of a session of whose replies nothing is known that may be on their way at once. Doubles with each round trip.
 const FIRST_WINDOW: u32 = 8;
+/// Replies longer than this, on average, travel apart.
+const LARGE_BYTES: u64 = 128 * 1024;
 /// Replies whose lengths are remembered, in about.
 const REMEMBERED_REPLIES: u64 = 64;
 /// Looks of a lane at a client that reads, but too slowly for those behind it, before it goes on without it.
@@ -56,8 +73,13 @@ const LOOKS: u32 = 10;
 pub struct Mailbox {
     inner: Mutex<Inner>,
     backlog: Arc<Backlog>,
-    /// Bytes that the client has taken.
+    /// Bytes that came, and bytes that the client has taken.
+    came: AtomicU64,
     taken: AtomicU64,
+    /// The lane waits until fewer bytes than these are held; nought while it does not wait.
+    awaited: AtomicUsize,
+    /// Whether its replies are [`Size::Large`].
+    large: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -70,8 +92,17 @@ struct Inner {
     lane: Option<Waker>,
     /// How often the lane still looks whether the client reads; nought until the client has taken all that came.
     looks: u32,
+    fill: Fill,
     window: Window,
     tail: Tail,
+}
+
+/// Whether as much is held for the client as may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fill {
+    Below,
+    /// Until it has taken a good part.
+    Full,
 }
 
 /// How what a lane has brought ends.
@@ -92,6 +123,15 @@ struct Window {
     /// Never more than this; grows while the session asks for more and short replies come.
     commands: u32,
     wanted: Wanted,
+}
+
+/// What a session's replies are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// As most.
+    Small,
+    /// Others would wait for them.
+    Large,
 }
 
 /// Whether the session had to stop for its window.
@@ -116,10 +156,22 @@ impl Window {
         }
     }
 
+    fn average(&self) -> u64 {
+        (self.bytes / self.replies).max(1)
+    }
+
+    /// What is to be expected, of one of which `before` was.
+    fn size(&self, before: Size) -> Size {
+        match self.average() {
+            average if average > LARGE_BYTES => Size::Large,
+            average if average < LARGE_BYTES / 4 => Size::Small,
+            _ => before,
+        }
+    }
+
     /// How many more may be sent while `owed` are on their way.
     fn room(&mut self, depth: u32, owed: u32) -> u32 {
-        let average = (self.bytes / self.replies).max(1);
-        let by_bytes = u32::try_from((WINDOW_BYTES / average).max(1)).unwrap_or(u32::MAX);
+        let by_bytes = u32::try_from((WINDOW_BYTES / self.average()).max(1)).unwrap_or(u32::MAX);
         let most = by_bytes.min(depth);
         // What depth and bytes forbid no growth could bring.
         let stopped = owed >= self.commands && owed < most;
@@ -135,6 +187,23 @@ pub enum Progress {
     Some,
     /// It does not.
     None,
+}
+
+/// What a session learns when it takes what has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mail {
+    /// Whether it may go on.
+    pub state: MailState,
+    /// How many replies are still to come.
+    pub owed: u32,
+    /// How what was taken ends.
+    pub tail: Tail,
+}
+
+impl Inner {
+    fn mail(&self) -> Mail {
+        Mail { state: self.state, owed: self.owed, tail: self.tail }
+    }
 }
 
 /// Whether the session may go on.
@@ -161,10 +230,18 @@ impl Mailbox {
             session: None,
             lane: None,
             looks: LOOKS,
+            fill: Fill::Below,
             window: Window::UNKNOWN,
             tail: Tail::Whole,
         };
-        Self { inner: Mutex::new(inner), backlog, taken: AtomicU64::new(0) }
+        Self {
+            inner: Mutex::new(inner),
+            backlog,
+            came: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            awaited: AtomicUsize::new(0),
+            large: AtomicBool::new(false),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -187,13 +264,39 @@ impl Mailbox {
 
     /// The client has taken so many bytes.
     pub fn note_taken(&self, bytes: usize) {
-        self.taken.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+        // In one order with what the lane does in `poll_room`: one of both sees the other.
+        self.taken.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::SeqCst);
+        let awaited = self.awaited.load(Ordering::SeqCst);
+        if awaited > 0
+            && self.held() < awaited
+            && let Some(lane) = self.lock().lane.take()
+        {
+            lane.wake();
+        }
+    }
+
+    /// Bytes that came and were not taken by the client.
+    fn held(&self) -> usize {
+        let came = self.came.load(Ordering::Relaxed);
+        usize::try_from(came.saturating_sub(self.taken())).unwrap_or(usize::MAX)
     }
 
     /// Bytes that the client has taken.
     #[must_use]
     pub fn taken(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
+        self.taken.load(Ordering::SeqCst)
+    }
+
+    /// What its replies were like of late.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        if self.large.load(Ordering::Relaxed) { Size::Large } else { Size::Small }
+    }
+
+    /// Whether a lane owes it something.
+    #[must_use]
+    pub fn is_owed(&self) -> bool {
+        self.lock().owed > 0
     }
 
     /// Whether the session has everything that was owed to it.
@@ -203,39 +306,49 @@ impl Mailbox {
         inner.owed == 0 && inner.bytes.is_empty()
     }
 
-    /// The session takes what has come into its empty `out`, and is woken when there is more. Tells the state and how many
-    /// replies are still to come.
-    pub fn poll_take(&self, cx: &Context<'_>, out: &mut Vec<u8>) -> (MailState, u32) {
+    /// The session takes what has come into its empty `out`, and is woken when there is more.
+    pub fn poll_take(&self, cx: &Context<'_>, out: &mut Vec<u8>) -> Mail {
         let mut inner = self.lock();
         if out.is_empty() && !inner.bytes.is_empty() {
             std::mem::swap(out, &mut inner.bytes);
             inner.bytes = Vec::new();
-            if let Some(lane) = inner.lane.take() {
-                lane.wake();
-            }
         } else if out.is_empty() {
             inner.looks = LOOKS;
         }
         if inner.session.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             inner.session = Some(cx.waker().clone());
         }
-        (inner.state, inner.owed)
+        inner.mail()
+    }
+
+    /// As [`Mailbox::poll_take`], but takes nothing before all that is owed has come.
+    pub fn poll_take_whole(&self, cx: &Context<'_>, out: &mut Vec<u8>) -> Mail {
+        let mail = {
+            let mut inner = self.lock();
+            inner.session = Some(cx.waker().clone());
+            inner.mail()
+        };
+        match mail.state {
+            MailState::Open if mail.owed > 0 => mail,
+            _ => self.poll_take(cx, out),
+        }
     }
 
     /// The lane brings bytes that end `replies` replies.
-    pub fn deliver(&self, bytes: &[u8], replies: u32, tail: Tail, limits: MailLimits) {
+    pub fn deliver(&self, bytes: &[u8], replies: u32, tail: Tail) {
         let mut inner = self.lock();
         inner.tail = tail;
         inner.owed = inner.owed.saturating_sub(replies);
         inner.window.note(bytes.len(), replies);
+        let before = self.size();
+        let size = inner.window.size(before);
+        if size != before {
+            self.large.store(size == Size::Large, Ordering::Relaxed);
+        }
         if inner.state == MailState::Open {
             inner.bytes.extend_from_slice(bytes);
-            let total = self.backlog.add(bytes.len());
-            let mine = inner.bytes.len();
-            let too_many = total > limits.total_bytes && mine > INNOCENT_BYTES;
-            if mine > limits.client_bytes || too_many {
-                self.discard(&mut inner, MailState::Flooded);
-            }
+            self.backlog.add(bytes.len());
+            self.came.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
         }
         if let Some(session) = &inner.session {
             session.wake_by_ref();
@@ -254,15 +367,50 @@ impl Mailbox {
         }
     }
 
-    /// Ready when less than [`SOFT_BYTES`] lie here, or nobody waits for this client any more; the lane is woken when the
-    /// session takes them.
-    pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Ready when the client has taken so much that it can get more: all but [`SOFT_BYTES`], or, if the others' patience is over
+    /// ([`Mailbox::look`]), all but the limit. The lane is woken when it has.
+    pub fn poll_room(&self, cx: &Context<'_>, limits: MailLimits) -> Poll<()> {
         let mut inner = self.lock();
-        if inner.bytes.len() < SOFT_BYTES || inner.looks == 0 {
+        if inner.state != MailState::Open {
+            return Poll::Ready(());
+        }
+        let held = self.held();
+        let full = limits.are_reached(held, self.backlog.bytes());
+        inner.fill = match inner.fill {
+            _ if full => Fill::Full,
+            Fill::Full if held > limits.refill_bytes() => Fill::Full,
+            Fill::Full | Fill::Below => Fill::Below,
+        };
+        let patient = inner.looks > 0;
+        let waits = inner.fill == Fill::Full || (patient && held >= SOFT_BYTES);
+        let awaited = match (waits, patient) {
+            (false, _) => 0,
+            (true, true) => SOFT_BYTES / 2,
+            (true, false) => limits.refill_bytes().min(INNOCENT_BYTES.max(held)),
+        };
+        self.awaited.store(awaited, Ordering::SeqCst);
+        if !waits || self.held() < awaited {
             return Poll::Ready(());
         }
         inner.lane = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// Whether others have waited long enough for the client to read: it gets what may be held for it, and no more.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        self.lock().looks == 0
+    }
+
+    /// Cuts the client: others wait, as much as may be is held for it, and it takes nothing.
+    pub fn cut(&self) {
+        let mut inner = self.lock();
+        if inner.state == MailState::Open {
+            self.discard(&mut inner, MailState::Flooded);
+        }
+        if let Some(session) = &inner.session {
+            session.wake_by_ref();
+        }
     }
 
     /// The lane has looked once more while others waited, and the client has read since, or has not: then it is not waited

@@ -508,6 +508,12 @@ impl Pinned {
         self.lease.stream.poll_flushed(cx).map_err(|error| broken(&error))
     }
 
+    /// Whether the client has no part of a reply whose rest is to come.
+    #[must_use]
+    pub fn is_between_replies(&self) -> bool {
+        !self.replies.is_inside()
+    }
+
     /// Whether requests wait to be sent.
     #[must_use]
     pub fn has_requests(&self) -> bool {
@@ -540,6 +546,11 @@ impl Pinned {
         settle: &mut Settle<'_>,
     ) -> Result<(), Loss> {
         if self.hold == Hold::Stream {
+            // Only to know where a reply ends; what is no RESP has no end.
+            let mut rest = bytes;
+            while let (false, Ok((used, _))) = (rest.is_empty(), self.replies.advance(rest)) {
+                rest = &rest[used..];
+            }
             out.extend_from_slice(bytes);
             return Ok(());
         }

@@ -54,6 +54,9 @@ impl Service {
         for lane in upstream.lanes() {
             tasks.spawn(Arc::clone(lane).run());
         }
+        if let Some(spare) = upstream.spare() {
+            tasks.spawn(Arc::clone(spare).run_spare());
+        }
         tasks.spawn(upstream.holds().run_reaper());
         if let Some(lane) = upstream.lanes().first()
             && !Arc::ptr_eq(lane.pool(), upstream.holds())
@@ -117,6 +120,9 @@ impl Drop for Service {
             for lane in upstream.lanes() {
                 lane.close();
                 lane.pool().close();
+            }
+            if let Some(spare) = upstream.spare() {
+                spare.close();
             }
             upstream.holds().close();
         }

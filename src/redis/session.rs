@@ -5,10 +5,13 @@
 //! is answered by the session or sent on a backend of its own, and the other way round. An idle session owns no
 //! buffer.
 
+mod client;
 mod farewell;
+mod information;
 mod parked;
 mod pinned;
 mod queued;
+mod subscribed;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,7 +24,7 @@ use super::backend::{Key, RedisConnect};
 use super::command::{Carriage, Reason, Step, Word, carriage, step};
 use super::greeting::{Effect, Identity, ServerFacts, Standing, write_error};
 use super::lane::{Lane, Submitted, Work};
-use super::mailbox::{MailState, Mailbox};
+use super::mailbox::{MailState, Mailbox, Size, Tail};
 use super::pinned::Pinned;
 use super::transaction::Queue;
 use super::upstream::Upstream;
@@ -29,10 +32,11 @@ use super::wire::{
     Arguments, Progress, RequestError, RequestLimits, RequestScanner, split_inline, write_command,
 };
 use crate::lifecycle::DrainGuard;
-use crate::net::{Stream, with_read_buffer};
+use crate::net::Stream;
 use crate::pool::{Checkout, Lease, Ticket};
 use parked::Parked;
 use pinned::Slow;
+use subscribed::Subscribed;
 
 /// Unread replies, in bytes, from which on no more of the client's commands are carried.
 const UNREAD_LIMIT: usize = 256 * 1024;
@@ -60,6 +64,11 @@ pub struct Session {
     pub(super) state: State,
     /// The transaction that has begun here.
     queue: Option<Box<Queue>>,
+    /// Whether something is added to the reply that is owed; until then nothing else is carried.
+    amending: bool,
+    /// How what was taken from the mailbox ends.
+    tail: Tail,
+    subscribed: Option<Box<Subscribed>>,
     pub(super) closing: Closing,
     sending: Sending,
     /// Until when the client must read on; runs while its commands wait because it doesn't.
@@ -195,6 +204,9 @@ impl Session {
             out: Outbox::default(),
             state: State::Shared,
             queue: None,
+            amending: false,
+            tail: Tail::Whole,
+            subscribed: None,
             closing: Closing::No,
             sending: Sending::Open,
             stuck: None,
@@ -243,6 +255,7 @@ impl Session {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         let mut moved = self.flush(cx)?;
+        moved |= self.read_letters(cx)?;
         moved |= match &self.state {
             State::Shared => Moved::No,
             State::Waiting(_) => self.wait(cx),
@@ -293,86 +306,6 @@ impl Session {
         Ok(())
     }
 
-    /// A client that asks for more and more and reads nothing would wait for us as we wait for it.
-    fn watch_reading(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let waits = matches!(self.state, State::Shared)
-            && !self.out.bytes.is_empty()
-            && self.inbox.len() > self.scanner.length();
-        if !waits {
-            self.stuck = None;
-            return Ok(());
-        }
-        let limit = self.upstream.limits.slow_reader;
-        let clock = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        if clock.as_mut().poll(cx).is_pending() {
-            return Ok(());
-        }
-        self.upstream.metrics.clients_aborted.inc();
-        tracing::warn!(
-            pool = self.upstream.name(),
-            seconds = limit.as_secs(),
-            "disconnected a client that sends commands and does not read the replies"
-        );
-        Err(End("too slow"))
-    }
-
-    /// Takes replies from the mailbox and writes them.
-    fn flush(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
-        match self.take_mail(cx) {
-            MailState::Open | MailState::Gone => {}
-            MailState::Torn => self.closing = Closing::AfterReplies,
-            MailState::Flooded => {
-                self.upstream.metrics.clients_aborted.inc();
-                tracing::warn!(
-                    pool = self.upstream.name(),
-                    limit_bytes = self.upstream.limits.reply_bytes_per_client,
-                    "disconnected a client that does not read its replies"
-                );
-                return Err(End("flooded"));
-            }
-        }
-        let mut moved = Moved::No;
-        while self.out.at < self.out.bytes.len() {
-            match self.stream.poll_write_from(cx, &self.out.bytes[self.out.at..]) {
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    moved = Moved::Yes;
-                    self.out.at += n;
-                    self.mailbox.note_taken(n);
-                    self.stuck = None;
-                }
-                Poll::Ready(_) => return Err(End("the client is gone")),
-                Poll::Pending => return Ok(moved),
-            }
-        }
-        if moved == Moved::Yes {
-            let sent = u64::try_from(self.out.at).unwrap_or(0);
-            self.upstream.metrics.bytes_sent_client.inc_by(sent);
-            self.settle_backlog();
-            self.out = Outbox::default();
-        }
-        if self.stream.poll_flushed(cx).map(|result| result.is_err()) == Poll::Ready(true) {
-            return Err(End("the client is gone"));
-        }
-        Ok(moved)
-    }
-
-    fn take_mail(&mut self, cx: &Context<'_>) -> MailState {
-        if let State::Parked(_) = self.state {
-            // What comes is looked at first.
-            return MailState::Open;
-        }
-        let empty = self.out.bytes.is_empty();
-        let (mail, _owed) = self.mailbox.poll_take(cx, &mut self.out.bytes);
-        if empty {
-            self.out.counted = self.out.bytes.len();
-        }
-        mail
-    }
-
-    fn settle_backlog(&mut self) {
-        self.upstream.backlog.settle(std::mem::take(&mut self.out.counted));
-    }
-
     /// Waits for a connection.
     fn wait(&mut self, cx: &mut Context<'_>) -> Moved {
         let State::Waiting(waiting) = &mut self.state else { return Moved::No };
@@ -411,112 +344,6 @@ impl Session {
                 self.closing = Closing::AfterReplies;
             }
         }
-    }
-
-    /// Reads from the client, unless commands still wait; then only its end is noticed.
-    fn read(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
-        if let Sending::Ended(_) = self.sending {
-            return self.finish(cx);
-        }
-        let unseen = self.inbox.len() > self.scanner.length();
-        let willing = match &self.state {
-            State::Shared => !unseen,
-            State::Waiting(_) => false,
-            // Read on behind a command that blocks: only so is the client's end seen.
-            State::Parked(_) => !unseen || self.inbox.len() < READ_AHEAD,
-            State::Pinned(pinned, _) => {
-                (!unseen || self.inbox.len() < READ_AHEAD) && pinned.has_room(usize::MAX)
-            }
-        };
-        if !willing || self.closing == Closing::AfterReplies {
-            return self.watch_end(cx);
-        }
-        self.next_look = None;
-        with_read_buffer(|buffer| {
-            let n = match self.stream.poll_read_into(cx, buffer) {
-                Poll::Pending => return Ok(Moved::No),
-                Poll::Ready(Ok(n)) if n > 0 => n,
-                Poll::Ready(Ok(_)) => return self.end_of_client(),
-                Poll::Ready(Err(_)) => return Err(End("the client is gone")),
-            };
-            let received = u64::try_from(n).unwrap_or(0);
-            self.upstream.metrics.bytes_received_client.inc_by(received);
-            if self.inbox.is_empty() && matches!(self.state, State::Shared) {
-                let used = self.digest(cx, &buffer[..n], 0)?;
-                self.inbox.extend_from_slice(&buffer[used..n]);
-                self.bound_inbox(cx)?;
-            } else {
-                self.inbox.extend_from_slice(&buffer[..n]);
-                self.carry_inbox(cx)?;
-            }
-            Ok(Moved::Yes)
-        })
-    }
-
-    /// Behind bytes that are not read yet no wake-up tells of the client's end: asks again in a while.
-    fn look_again(&mut self, cx: &mut Context<'_>) {
-        let fresh = || Box::pin(tokio::time::sleep(LOOK_AGAIN));
-        let look = self.next_look.get_or_insert_with(fresh);
-        if look.as_mut().poll(cx).is_ready() {
-            self.next_look = None;
-            cx.waker().wake_by_ref();
-        }
-    }
-
-    /// Notices that the client has closed its side while what it sent is still to be read.
-    fn watch_end(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
-        if let Sending::Closed(_) = self.sending {
-            return self.finish(cx);
-        }
-        match self.stream.poll_hangup(cx) {
-            Poll::Ready(()) => {
-                self.sending = Sending::Closed(self.last_replies());
-                Ok(Moved::Yes)
-            }
-            Poll::Pending => {
-                self.look_again(cx);
-                Ok(Moved::No)
-            }
-        }
-    }
-
-    /// The client has closed its side and all it sent is read: what it asked for is still answered, as a server does.
-    fn end_of_client(&mut self) -> Result<Moved, End> {
-        self.sending = match std::mem::replace(&mut self.sending, Sending::Open) {
-            Sending::Open => Sending::Ended(self.last_replies()),
-            Sending::Closed(patience) | Sending::Ended(patience) => Sending::Ended(patience),
-        };
-        Ok(Moved::Yes)
-    }
-
-    /// Runs while a client that has closed its side waits for its replies.
-    fn last_replies(&self) -> Pin<Box<Sleep>> {
-        Box::pin(tokio::time::sleep(self.upstream.limits.cleanup_timeout))
-    }
-
-    /// Goes on for a client that has closed its side, until it has all it can get.
-    fn finish(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
-        let (patience, all_read) = match &mut self.sending {
-            Sending::Open => return Ok(Moved::No),
-            Sending::Closed(patience) => (patience, false),
-            Sending::Ended(patience) => (patience, true),
-        };
-        let late = patience.as_mut().poll(cx).is_ready();
-        let unseen = self.inbox.len() > self.scanner.length();
-        let more = unseen || !all_read;
-        let owed = !self.mailbox.is_quiet() || !self.out.bytes.is_empty();
-        let pending = owed
-            || match &self.state {
-                State::Shared => more,
-                State::Waiting(waiting) => match waiting.purpose {
-                    Purpose::Hold(reason) => reason.ends_soon(),
-                    Purpose::Facts => true,
-                },
-                // What is owed for the attempt comes; for more a client that is gone does not wait.
-                State::Parked(_) => false,
-                State::Pinned(pinned, _) => pinned.has_an_end(more),
-            };
-        if late || !pending { Err(End("the client is gone")) } else { Ok(Moved::No) }
     }
 
     fn carry_inbox(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
@@ -608,7 +435,7 @@ impl Session {
             }
             if let Some((length, replies)) = self.transaction_here(command, &bytes[begin..]) {
                 let work = Work { bytes: &bytes[begin..begin + length], silent: 0, replies };
-                if self.room() == 0 || self.send(cx, work) == Submitted::Full {
+                if self.room() == 0 || self.send(cx, work) != Submitted::Taken {
                     return Ok(begin);
                 }
                 self.upstream.metrics.transactions.inc();
@@ -631,14 +458,28 @@ impl Session {
     /// The transaction that begins with this command, if all of it is in `bytes` and it may go over the lane.
     fn transaction_here(&self, command: &[u8], bytes: &[u8]) -> Option<(usize, u32)> {
         let begins = step(Arguments::new(command).next().unwrap_or_default()) == Step::Multi;
-        let known = self.identity.standing == Standing::Known && self.queue.is_none();
-        (begins && known).then(|| self.whole_transaction(bytes)).flatten()
+        (begins && self.is_free()).then(|| self.whole_transaction(bytes)).flatten()
+    }
+
+    /// Whether the client's words are what they are anywhere.
+    fn is_free(&self) -> bool {
+        self.queue.is_none()
+            && self.identity.standing == Standing::Known
+            && (self.subscribed.is_none() || !self.listens_only())
     }
 
     fn goes_over_lane(&self, command: &[u8]) -> bool {
-        self.queue.is_none()
-            && self.identity.standing == Standing::Known
-            && carriage(Arguments::new(command)) == Carriage::Lane
+        let words = Arguments::new(command);
+        let goes = self.is_free() && carriage(words.clone()) == Carriage::Lane;
+        if !goes {
+            return false;
+        }
+        match remark(words.clone()) {
+            Remark::None => {}
+            Remark::Script => self.upstream.scripts.note(words),
+            Remark::Information => return false,
+        }
+        true
     }
 
     /// Hands the run to the lane: where the bytes that are not done with begin (`begin`, or the run's own begin).
@@ -650,23 +491,41 @@ impl Session {
         let work = Work { bytes: &bytes[from..end], silent: 0, replies };
         match self.send(cx, work) {
             Submitted::Taken => begin,
-            Submitted::Full => from,
+            Submitted::Full | Submitted::Shut => from,
         }
     }
 
     fn send(&mut self, cx: &Context<'_>, work: Work<'_>) -> Submitted {
         let key = self.key();
-        let lane = self.lane.get_or_insert_with(|| Arc::clone(self.upstream.lane(key)));
-        let submitted = lane.submit(cx, key, work, &self.mailbox);
+        let mut submitted = self.choose_lane(key).submit(cx, key, work, &self.mailbox);
+        if submitted == Submitted::Shut && !self.mailbox.is_owed() {
+            self.lane = None;
+            submitted = self.choose_lane(key).submit(cx, key, work, &self.mailbox);
+        }
         if submitted == Submitted::Taken {
             self.upstream.metrics.requests.inc_by(u64::from(work.replies));
         }
         submitted
     }
 
+    /// The lane of this session. While it is owed nothing it may go to another: large replies travel apart, if there is a
+    /// connection for them.
+    fn choose_lane(&mut self, key: Key) -> Arc<Lane> {
+        let large = self.mailbox.size() == Size::Large;
+        let lane = match self.lane.take() {
+            Some(lane) if lane.is_spare() == large || self.mailbox.is_owed() => lane,
+            _ => match self.upstream.spare().filter(|spare| large && spare.admits()) {
+                Some(spare) => Arc::clone(spare),
+                None => Arc::clone(self.upstream.lane(key)),
+            },
+        };
+        self.lane = Some(Arc::clone(&lane));
+        lane
+    }
+
     /// How many commands may go over the lane now.
     fn room(&self) -> u32 {
-        if self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
+        if self.amending || self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
             return 0;
         }
         let depth = u32::try_from(self.upstream.limits.pipeline_depth).unwrap_or(u32::MAX);
@@ -694,12 +553,19 @@ impl Session {
             },
         }
         let how = carriage(words.iter().copied());
-        let free = self.queue.is_none() && self.identity.standing == Standing::Known;
+        let free = self.is_free();
+        if how == Carriage::Lane && free && remark(words.iter().copied()) == Remark::Information {
+            return if self.mailbox.is_quiet() {
+                self.inform(cx, &words)
+            } else {
+                Special::Blocked
+            };
+        }
         if how == Carriage::Lane && free {
             let mut bytes = Vec::new();
             write_command(&words, &mut bytes);
             let work = Work { bytes: &bytes, silent: 0, replies: 1 };
-            let blocked = self.room() == 0 || self.send(cx, work) == Submitted::Full;
+            let blocked = self.room() == 0 || self.send(cx, work) != Submitted::Taken;
             return if blocked { Special::Blocked } else { Special::Taken };
         }
         if !self.mailbox.is_quiet() {
@@ -711,6 +577,9 @@ impl Session {
     fn special_now(&mut self, cx: &mut Context<'_>, words: &[&[u8]], how: Carriage) -> Special {
         if self.queue.is_some() {
             return self.enqueue(cx, words, how);
+        }
+        if self.listens_only() {
+            return self.say_while_listening(cx, words, how);
         }
         match how {
             Carriage::Session(word) => self.answer(cx, word, words),
@@ -724,6 +593,7 @@ impl Session {
                 Special::Taken
             }
             Carriage::Pinned(Reason::Blocking) => self.block(cx, words),
+            Carriage::Pinned(Reason::Subscription) => self.subscription(cx, words),
             Carriage::Pinned(Reason::Transaction)
                 if step(words.first().copied().unwrap_or_default()) == Step::Multi
                     && words.len() == 1 =>
@@ -777,6 +647,9 @@ impl Session {
         if self.key() != before {
             self.lane = None;
         }
+        if word == Word::Reset {
+            self.subscribed = None;
+        }
         if effect == Effect::Close {
             self.closing = Closing::AfterReplies;
         }
@@ -812,6 +685,26 @@ impl Session {
     pub(super) fn moved(&mut self) {
         self.lane = None;
         self.upstream.facts.note_database(self.identity.db);
+    }
+}
+
+/// What there is to be done about a command that goes over a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remark {
+    None,
+    /// It may bring a script.
+    Script,
+    /// INFO: its reply is added to.
+    Information,
+}
+
+/// Asked of each command: most are told by their first letter.
+fn remark<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> Remark {
+    let name = words.next().unwrap_or_default();
+    match (name.first(), name.len()) {
+        (Some(b'E' | b'e'), 4 | 7) | (Some(b'S' | b's'), 6) => Remark::Script,
+        (Some(b'I' | b'i'), 4) if name.eq_ignore_ascii_case(b"INFO") => Remark::Information,
+        _ => Remark::None,
     }
 }
 

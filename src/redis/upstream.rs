@@ -8,6 +8,8 @@ use super::blocking::Stations;
 use super::greeting::Access;
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
+use super::pubsub::Hub;
+use super::scripts::Scripts;
 use crate::config::{Auth, RedisLimits, RedisSettings, RedisUpstream};
 use crate::metrics::PoolMetrics;
 use crate::net::{Tls, TlsError, TlsSettings, Verify};
@@ -26,14 +28,20 @@ pub struct Upstream {
     config: Arc<RedisUpstream>,
     auth: Auth,
     lanes: Vec<Arc<Lane>>,
+    /// For sessions whose replies are large, while the holds leave it a connection.
+    spare: Option<Arc<Lane>>,
     keys: Mutex<Vec<Key>>,
     holds: Arc<RedisPool>,
     /// Where sessions wait for elements together; none if there is but one connection.
     pub stations: Option<Arc<Stations>>,
+    /// Where all subscribe together; none if there is but one connection.
+    pub hub: Option<Arc<Hub>>,
     /// Sessions that wait for a connection of their own.
     pub waiting: Arc<AtomicUsize>,
     /// What the server said of itself.
     pub facts: Arc<FactsCell>,
+    /// What it was given of scripts.
+    pub scripts: Arc<Scripts>,
     /// Replies that lie here unread.
     pub backlog: Arc<Backlog>,
     /// Bounds of each session.
@@ -57,41 +65,55 @@ impl Upstream {
         metrics: Arc<PoolMetrics>,
     ) -> Result<Self, TlsError> {
         let facts = Arc::new(FactsCell::default());
+        let scripts = Arc::new(Scripts::default());
         let tls = tls(config)?;
         let pool = |limit: usize| {
-            let connect = RedisConnect::new(Arc::clone(config), tls.clone(), Arc::clone(&facts));
+            let (facts, scripts) = (Arc::clone(&facts), Arc::clone(&scripts));
+            let connect = RedisConnect::new(Arc::clone(config), tls.clone(), facts, scripts);
             let pool_settings = pool_settings(settings, &config.name);
             Pool::new(connect, pool_settings, Budget::new(limit), Arc::clone(&metrics))
         };
         let mail = MailLimits {
             client_bytes: settings.limits.reply_bytes_per_client,
             total_bytes: settings.limits.reply_bytes_total,
+            stall: settings.limits.reply_stall,
         };
         let waiting = Arc::new(AtomicUsize::new(0));
         let size = settings.pool_size.max(1);
-        let (holds, lanes) = if size == 1 {
+        let (holds, lanes, spare) = if size == 1 {
             let only = pool(1);
             let sharing = Sharing::TakingTurns(Arc::clone(&waiting));
-            (Arc::clone(&only), vec![Lane::new(only, mail, sharing)])
+            (Arc::clone(&only), vec![Lane::new(only, mail, sharing)], None)
         } else {
             let count = (size / CONNECTIONS_PER_LANE).clamp(1, LANE_LIMIT);
             let for_lanes = pool(count);
             let lane = || Lane::new(Arc::clone(&for_lanes), mail, Sharing::Apart);
-            let lanes = std::iter::repeat_with(lane).take(count).collect();
-            (pool(size - count), lanes)
+            let lanes: Vec<_> = std::iter::repeat_with(lane).take(count).collect();
+            let holds = pool(size - count);
+            let home = lanes.first().map(Arc::clone);
+            let spare =
+                home.map(|home| Lane::new(Arc::clone(&holds), mail, Sharing::Spare { home }));
+            (holds, lanes, spare)
         };
         let backlog = Arc::<Backlog>::default();
         let stations = (size > 1).then(|| Stations::new(Arc::clone(&holds), Arc::clone(&backlog)));
+        let limits = &settings.limits;
+        let hub = (size > 1).then(|| {
+            Hub::new(Arc::clone(&holds), limits.subscription_limit, limits.reply_bytes_per_client)
+        });
         metrics.server_limit.set(i64::try_from(size).unwrap_or(i64::MAX));
         Ok(Self {
             config: Arc::clone(config),
             auth: settings.auth,
             lanes,
+            spare,
             keys: Mutex::default(),
             holds,
             stations,
+            hub,
             waiting,
             facts,
+            scripts,
             backlog,
             limits: settings.limits.clone(),
             metrics,
@@ -156,9 +178,15 @@ impl Upstream {
         &self.lanes[place % self.lanes.len()]
     }
 
+    /// The lane of sessions whose replies are large.
+    #[must_use]
+    pub fn spare(&self) -> Option<&Arc<Lane>> {
+        self.spare.as_ref()
+    }
+
     /// Tells lanes that share their connection that somebody waits.
     pub fn nudge_lanes(&self) {
-        for lane in &self.lanes {
+        for lane in self.lanes.iter().chain(&self.spare) {
             lane.nudge();
         }
     }

@@ -60,10 +60,15 @@ impl Redis {
     }
 
     pub fn resume(&mut self) {
+        self.resume_with(&[]);
+    }
+
+    /// With more words on its command line.
+    pub fn resume_with(&mut self, words: &[&str]) {
         let mut command = Command::new("redis-server");
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
         command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
-        command.arg("--dir").arg(self.directory.path());
+        command.arg("--dir").arg(self.directory.path()).args(words);
         if let Some(password) = self.password {
             command.args(["--requirepass", password]);
         }

@@ -28,6 +28,8 @@ pub struct Ledger {
     channels: BTreeSet<Box<[u8]>>,
     /// What the running transaction wants to hear no more.
     unlistening: Vec<Unlisten>,
+    /// What UNLISTENs on their way name: their command tags tell that they have run.
+    unlistens_sent: VecDeque<Unlisten>,
     /// Custom settings this session may have changed.
     custom: Vec<String>,
     /// What is under way that takes names away.
@@ -124,7 +126,10 @@ impl Ledger {
     /// Whether the server's command tags tell something of this session.
     #[must_use]
     pub(super) fn minds_tags(&self) -> bool {
-        self.discarding.is_some() || !self.suspects.is_empty() || !self.unlistening.is_empty()
+        self.discarding.is_some()
+            || !self.suspects.is_empty()
+            || !self.unlistening.is_empty()
+            || !self.unlistens_sent.is_empty()
     }
 
     /// The client hears that a transaction has been committed.
@@ -140,9 +145,25 @@ impl Ledger {
         }
     }
 
-    /// An error, or a rollback: what the transaction did not want to hear any more it may want again.
-    pub(super) fn undone(&mut self) {
+    /// A rollback: what the transaction did not want to hear any more it may want again.
+    pub(super) fn rolled_back(&mut self) {
         self.unlistening.clear();
+    }
+
+    /// An error, which takes what is on its way with it.
+    pub(super) fn undone(&mut self) {
+        self.rolled_back();
+        self.unlistens_sent.clear();
+    }
+
+    /// An UNLISTEN has run.
+    pub(super) fn unlistened(&mut self) {
+        self.unlistening.extend(self.unlistens_sent.pop_front());
+    }
+
+    /// A flight is over: an UNLISTEN of it that has not run was only bound.
+    pub(super) fn flight_over(&mut self) {
+        self.unlistens_sent.clear();
     }
 
     /// The connection is lost, and with it everything on it.
@@ -193,7 +214,8 @@ impl Ledger {
         }
         self.suspects.insert(suspects);
         if !self.channels.is_empty() {
-            self.unlistening.extend(findings.unlistens.iter().cloned());
+            self.unlistens_sent.extend(findings.unlistens.iter().cloned());
+            self.unlistening.extend(findings.unlistens_within.iter().cloned());
         }
         for name in &findings.settings {
             match name {

@@ -1,9 +1,11 @@
 //! Server to client: answers to what tidegate added are swallowed, the rest passes as it is.
 
+use std::sync::Arc;
+
 use super::super::exchange::{Desync, Outcome, Owed, Refusal, Status, Verdict};
 use super::super::message::ErrorFields;
 use super::super::sql::Suspects;
-use super::super::statements::SessionStatements;
+use super::super::statements::{SessionStatements, Statement};
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
 use super::reports::{Left, Whose};
 use super::shapes::{self, Told};
@@ -258,6 +260,11 @@ fn reply(
         }
         _ => {}
     }
+    if header.tag == b'Z'
+        && let Some(ledger) = ledger
+    {
+        ledger.flight_over();
+    }
     let of_refusal = line.exchange.refusal().is_some();
     let of_truth = line.exchange.hears_truth();
     let of_handover = line.exchange.hands_over();
@@ -386,13 +393,27 @@ fn undo_one(
         }
         // The one that failed has still dropped what was there before.
         Owed::ParseUnnamed(earlier) => {
-            statements.unnamed = if before.is_empty() { None } else { earlier };
+            let earlier = if before.is_empty() { None } else { earlier };
+            unnamed_again(line, statements, earlier);
         }
-        Owed::CloseUnnamed(earlier) => statements.unnamed = earlier,
+        Owed::CloseUnnamed(earlier) => unnamed_again(line, statements, earlier),
         Owed::CloseNamed(named) => {
             statements.named.insert(named.name, named.statement);
         }
         _ => {}
+    }
+}
+
+/// The unnamed statement is what it was, unless a later request has changed it, too.
+fn unnamed_again(
+    line: &mut Line,
+    statements: &mut SessionStatements,
+    earlier: Option<Arc<Statement>>,
+) {
+    match line.exchange.next_unnamed() {
+        None => statements.unnamed = earlier,
+        Some(Some(before)) => *before = earlier,
+        Some(None) => {}
     }
 }
 
@@ -402,8 +423,10 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
     if matches!(tag, b"COMMIT\0" | b"PREPARE TRANSACTION\0") {
         ledger.committed();
     }
-    if tag == b"ROLLBACK\0" {
-        ledger.undone();
+    match tag {
+        b"ROLLBACK\0" => ledger.rolled_back(),
+        b"UNLISTEN\0" => ledger.unlistened(),
+        _ => {}
     }
     let Some(discarding) = &mut ledger.discarding else { return };
     let named = &mut ledger.statements.named;

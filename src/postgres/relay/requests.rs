@@ -9,8 +9,8 @@ use super::super::statements::Registry;
 use super::super::wire::{self, HEADER_BYTES, Header};
 use super::shapes::Checking;
 use super::{
-    Leave, Ledger, Line, Names, Pace, Pinning, Resettle, Retry, Suspicion, Unnamed, Violation,
-    client_header,
+    Doubt, Leave, Ledger, Line, Names, Pace, Pinning, Resettle, Retry, Suspicion, Unnamed,
+    Violation, client_header,
 };
 
 /// Longest Query that is gathered before it is read; a longer one is read as it passes.
@@ -288,6 +288,7 @@ impl Pass<'_> {
         match header.tag {
             b'X' => return Ok(Step::Goodbye),
             b'S' => {
+                self.doubt_behind_sync();
                 self.line.exchange.sent_sync();
                 if self.line.resettle == Resettle::AtSync {
                     self.line.resettle = Resettle::Now;
@@ -318,6 +319,9 @@ impl Pass<'_> {
                 let body = &input[self.at + HEADER_BYTES..self.at + whole];
                 match header.tag {
                     b'P' => return self.parse(header, body),
+                    b'D' if self.must_wait_for_unnamed(body.strip_prefix(b"S"), b'D') => {
+                        return Ok(Step::Wait(HEADER_BYTES));
+                    }
                     b'D' => self.describe(header, body),
                     _ => self.close(header, body),
                 }
@@ -359,9 +363,48 @@ impl Pass<'_> {
         true
     }
 
+    /// A Sync goes out: what the flight before it has changed may be lost.
+    fn doubt_behind_sync(&mut self) {
+        self.line.doubt = match self.line.doubt {
+            Doubt::None => Doubt::None,
+            Doubt::UnnamedHere | Doubt::Unnamed => Doubt::Unnamed,
+            Doubt::NamesHere => {
+                if self.line.names == Names::Certain {
+                    self.line.names = Names::Doubtful;
+                }
+                Doubt::Unnamed
+            }
+        };
+    }
+
+    /// The unnamed statement is changed.
+    fn note_unnamed(&mut self) {
+        self.line.unnamed = Unnamed::Session;
+        if self.line.doubt != Doubt::NamesHere {
+            self.line.doubt = Doubt::UnnamedHere;
+        }
+    }
+
+    /// Whether a frame that uses the statement whose name `body` begins with must wait until it is known whether that is there.
+    fn must_wait_for_unnamed(&mut self, body: Option<&[u8]>, tag: u8) -> bool {
+        let unnamed = body.is_some_and(|body| body.first() == Some(&0));
+        if !unnamed || self.line.doubt != Doubt::Unnamed {
+            return false;
+        }
+        if self.line.exchange.owed() == 0 {
+            self.line.doubt = Doubt::None;
+            return false;
+        }
+        if self.line.names == Names::Certain {
+            self.line.names = Names::Doubtful;
+        }
+        self.must_wait_for_names(tag)
+    }
+
     /// Whether an UNLISTEN must wait for the answers before it: an error among them takes back what is noted by then.
     fn must_wait_to_unlisten(&mut self, findings: &Findings, tag: u8) -> bool {
-        if findings.unlistens.is_empty() || self.line.exchange.owed() == 0 {
+        let unlistens = findings.unlistens.len() + findings.unlistens_within.len();
+        if unlistens == 0 || self.line.exchange.owed() == 0 {
             return false;
         }
         if self.line.names == Names::Certain {
@@ -529,6 +572,9 @@ impl Pass<'_> {
 
     /// Sends a frame of ours ahead of the client's next.
     fn inject(&mut self, tag: u8, parts: &[&[u8]], owed: Owed) {
+        if tag == b'P' && self.line.exchange.is_inside_flight() {
+            self.line.doubt = Doubt::NamesHere;
+        }
         self.put(tag, parts);
         self.line.exchange.sent(owed);
     }

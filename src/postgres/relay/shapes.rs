@@ -79,7 +79,8 @@ impl Line {
         } else {
             self.statements.note_shape(statement, shape);
         }
-        if told == Told::Client {
+        // Only of utility commands (a FETCH before its cursor is there) may rows come all the same, and no server refuses those.
+        if told == Told::Client && shape != Shape::NoRows {
             statements.note_told(statement, shape);
         }
     }

@@ -133,8 +133,10 @@ pub struct Findings {
     pub executes: Vec<Box<[u8]>>,
     /// Custom settings that it may change.
     pub settings: Vec<SettingName>,
-    /// What it names in UNLISTEN.
+    /// What it names in UNLISTEN, one for each.
     pub unlistens: Vec<Unlisten>,
+    /// As [`Findings::unlistens`], where no command tag tells whether they have run: in blocks and routines.
+    pub unlistens_within: Vec<Unlisten>,
 }
 
 impl Findings {
@@ -143,7 +145,8 @@ impl Findings {
         self.suspects.insert(other.suspects);
         add_new(&mut self.settings, &other.settings);
         add_new(&mut self.deallocates, &other.deallocates);
-        add_new(&mut self.unlistens, &other.unlistens);
+        add_new(&mut self.unlistens_within, &other.unlistens);
+        add_new(&mut self.unlistens_within, &other.unlistens_within);
     }
 
     /// Whether nothing was found.

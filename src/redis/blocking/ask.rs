@@ -14,16 +14,22 @@ pub(super) async fn ask(way: Way, bytes: Vec<u8>, backlog: Arc<Backlog>) -> Vec<
     let work = Work { bytes: &bytes, silent: 0, replies: 1 };
     poll_fn(|cx| match way.lane.submit(cx, way.key, work, &mailbox) {
         Submitted::Taken => Poll::Ready(()),
-        Submitted::Full => Poll::Pending,
+        // It is no spare lane, which alone can be shut.
+        Submitted::Full | Submitted::Shut => Poll::Pending,
     })
     .await;
     let mut reply = Vec::new();
     poll_fn(|cx| {
         let mut piece = Vec::new();
-        let (state, owed) = mailbox.poll_take(cx, &mut piece);
+        let mail = mailbox.poll_take(cx, &mut piece);
         backlog.settle(piece.len());
+        mailbox.note_taken(piece.len());
         reply.append(&mut piece);
-        if owed == 0 || state != MailState::Open { Poll::Ready(()) } else { Poll::Pending }
+        if mail.owed == 0 || mail.state != MailState::Open {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     })
     .await;
     reply

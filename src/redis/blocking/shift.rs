@@ -13,11 +13,11 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::ask::ask;
-use super::incoming::Incoming;
 use super::{Elements, Outcome, Spot, Stations, Way, Wish};
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
 use crate::redis::greeting::Proto;
+use crate::redis::incoming::Incoming;
 use crate::redis::pop::{Answer, Catch, Class, KeyName, Kind};
 use crate::redis::wire::write_command;
 

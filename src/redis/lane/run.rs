@@ -1,5 +1,6 @@
 //! A lane at work on one connection: batches out, replies in, both at any time.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -7,16 +8,18 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
+use super::loss::{Behind, Sent, Share, judge};
 use super::{Batch, Lane, Part, fail};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
-use crate::redis::backend::{Key, RedisConnect};
-use crate::redis::exchange::{Debt, Exchange, Fate};
-use crate::redis::mailbox::{Mailbox, Progress, Tail};
+use crate::redis::backend::{Key, RedisConnect, Role};
+use crate::redis::exchange::{Debt, Exchange};
+use crate::redis::mailbox::{MailLimits, Mailbox, Progress, Tail};
 use crate::redis::wire::{Reply, ReplyScanner};
 
 /// While others wait behind a client that is being sent a large reply, how often the lane looks whether that client reads. If it
-/// doesn't, or not fast enough, the lane goes on for the sake of the others and lets the bytes pile up to the client's limit.
+/// doesn't, or not fast enough, the lane goes on for the sake of the others and lets the bytes pile up to the client's limit. There
+/// it waits once more, for [`MailLimits::stall`] at a time, and then cuts the client.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// How often a lane looks whether it still needs its connection, and whether that may live on.
@@ -40,11 +43,18 @@ pub(super) enum Ending {
 
 #[derive(Debug, Clone)]
 enum Creditor {
-    Session(Arc<Mailbox>),
+    Session(Arc<Mailbox>, Piece),
     /// Nobody: the session has answered these itself. What it is owed for the same piece comes next.
     Nobody,
     /// Our own commands that bring the connection to another key.
     Switch,
+}
+
+/// Of a session's commands: how many replies come first that nobody is to get, and how many connections they have seen end.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    silent: u32,
+    tries: u8,
 }
 
 /// The connection's way from one key to another.
@@ -74,6 +84,10 @@ pub(super) struct LaneRun {
     sent: usize,
     /// Bytes sent before `out`.
     sent_before: u64,
+    /// What was sent and not answered.
+    kept: Sent,
+    /// From here on nothing was applied, though it was sent.
+    void_from: Option<u64>,
     waiting: Option<Standstill>,
     round: Pin<Box<Sleep>>,
     tenure: Tenure,
@@ -105,17 +119,27 @@ impl Standstill {
     }
 
     /// Ready when the lane reads on. As long as nobody else is kept waiting, the client has all the time that it needs.
-    fn poll_end(&mut self, cx: &mut Context<'_>, others_wait: impl Fn() -> bool) -> Poll<()> {
-        while self.mailbox.poll_room(cx).is_pending() {
+    fn poll_end(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: MailLimits,
+        others_wait: impl Fn() -> bool,
+    ) -> Poll<()> {
+        while self.mailbox.poll_room(cx, limits).is_pending() {
             if !others_wait() {
                 self.look = None;
                 return Poll::Pending;
             }
-            let fresh = || Box::pin(tokio::time::sleep(LOOK));
+            let last = self.mailbox.is_given_up();
+            let time = if last { limits.stall } else { LOOK };
+            let fresh = || Box::pin(tokio::time::sleep(time));
             ready!(self.look.get_or_insert_with(fresh).as_mut().poll(cx));
             let taken = self.mailbox.taken();
-            let progress = if taken > self.taken { Progress::Some } else { Progress::None };
-            self.mailbox.look(progress);
+            match if taken > self.taken { Progress::Some } else { Progress::None } {
+                // It has taken less than would have made room.
+                _ if last => self.mailbox.cut(),
+                progress => self.mailbox.look(progress),
+            }
             (self.taken, self.look) = (taken, None);
         }
         Poll::Ready(())
@@ -133,6 +157,8 @@ impl LaneRun {
             out: Vec::new(),
             sent: 0,
             sent_before: 0,
+            kept: Sent::default(),
+            void_from: None,
             waiting: None,
             round: Box::pin(tokio::time::sleep(ROUND)),
             tenure: Tenure::Used,
@@ -164,9 +190,13 @@ impl LaneRun {
             return Poll::Pending;
         }
         if self.lane.must_yield() || self.tenure == Tenure::Over {
-            self.lane.listen(cx);
-            // What is owed is awaited; then the connection goes to whoever waits for it.
-            return if self.exchange.is_empty() { Poll::Ready(None) } else { Poll::Pending };
+            // What a spare lane has taken it sends, and takes no more.
+            self.lane.shut();
+            if !(self.lane.is_spare() && self.lane.has_batch()) {
+                self.lane.listen(cx);
+                // What is owed is awaited; then the connection goes to whoever waits for it.
+                return if self.exchange.is_empty() { Poll::Ready(None) } else { Poll::Pending };
+            }
         }
         let Some(batch) = ready!(self.lane.poll_batch(cx)) else {
             return if self.exchange.is_empty() { Poll::Ready(None) } else { Poll::Pending };
@@ -189,9 +219,9 @@ impl LaneRun {
         }
         for part in batch.parts {
             let begins = self.sent_before + u64::try_from(part.begins).unwrap_or(0);
-            let silent = part.silent;
+            let Part { silent, tries, .. } = part;
             self.exchange.owe(Debt { creditor: Creditor::Nobody, replies: silent, begins });
-            let creditor = Creditor::Session(part.mailbox);
+            let creditor = Creditor::Session(part.mailbox, Piece { silent, tries });
             self.exchange.owe(Debt { creditor, replies: part.replies, begins });
         }
         self.out = batch.bytes;
@@ -209,10 +239,9 @@ impl LaneRun {
         }
         let length = self.out.len();
         lease.pool().metrics().bytes_sent_server.inc_by(u64::try_from(length).unwrap_or(0));
+        self.kept.keep(self.sent_before, std::mem::take(&mut self.out));
         self.sent_before += u64::try_from(length).unwrap_or(0);
         self.sent = 0;
-        // Kept for the next batch's switch at most: batches bring their own memory.
-        self.out = Vec::new();
         ready!(lease.stream.poll_flushed(cx)).map_err(|error| error.to_string())?;
         Poll::Ready(Ok(()))
     }
@@ -222,10 +251,10 @@ impl LaneRun {
         if let Some(standstill) = &mut self.waiting {
             let (lane, exchange) = (&self.lane, &self.exchange);
             let mailbox = Arc::clone(&standstill.mailbox);
-            let is_it = |creditor: &Creditor| matches!(creditor, Creditor::Session(known) if Arc::ptr_eq(known, &mailbox));
+            let is_it = |creditor: &Creditor| matches!(creditor, Creditor::Session(known, _) if Arc::ptr_eq(known, &mailbox));
             let others_wait =
                 || lane.has_batch() || lane.must_yield() || exchange.owes_other_than(is_it);
-            ready!(standstill.poll_end(cx, others_wait));
+            ready!(standstill.poll_end(cx, lane.limits(), others_wait));
             self.waiting = None;
         }
         with_read_buffer(|buffer| {
@@ -257,6 +286,11 @@ impl LaneRun {
                 let said = String::from_utf8_lossy(&bytes[begins..at]).trim().to_owned();
                 return Err(format!("unasked reply: {said:.200}"));
             };
+            if reply == Reply::Whole && self.is_demoted(&bytes[begins..at]) {
+                self.hand_over(cx, &bytes[run..begins], replies)?;
+                self.void_from = self.exchange.begins();
+                return Err("the server takes no more writes".into());
+            }
             if reply == Reply::Whole {
                 replies += 1;
                 if replies == owed {
@@ -268,16 +302,28 @@ impl LaneRun {
         self.hand_over(cx, &bytes[run..], replies)
     }
 
+    /// Whether a reply tells that a server that was the master is none any more. Then nothing behind it is applied here, either, and
+    /// another server is to be found at the address; if it is the same one, it says so at login.
+    fn is_demoted(&self, reply: &[u8]) -> bool {
+        reply.starts_with(b"-READONLY ")
+            && self.lease.as_ref().is_some_and(|lease| lease.role == Role::Master)
+            && matches!(self.exchange.front(), Some((Creditor::Session(..), _)))
+    }
+
     fn hand_over(&mut self, cx: &Context<'_>, bytes: &[u8], replies: u32) -> Result<(), String> {
         if bytes.is_empty() {
             return Ok(());
         }
         match self.exchange.front() {
-            Some((Creditor::Session(mailbox), _)) => {
+            Some((Creditor::Session(mailbox, _), owed)) => {
                 let inside = self.replies.is_inside() && !self.replies.is_push();
                 let tail = if inside { Tail::Partial } else { Tail::Whole };
-                mailbox.deliver(bytes, replies, tail, self.lane.limits());
-                if self.waiting.is_none() && mailbox.poll_room(cx).is_pending() {
+                mailbox.deliver(bytes, replies, tail);
+                // Behind its last reply nothing more comes for it.
+                if (inside || replies < owed)
+                    && self.waiting.is_none()
+                    && mailbox.poll_room(cx, self.lane.limits()).is_pending()
+                {
                     self.waiting = Some(Standstill::new(mailbox));
                 }
             }
@@ -290,6 +336,7 @@ impl LaneRun {
         self.exchange.pay(replies);
         if replies > 0 {
             self.lane.forget_retries();
+            self.kept.answered(self.exchange.begins().unwrap_or(self.sent_before));
         }
         if self.exchange.is_empty()
             && let Course::Switching(batch) = std::mem::replace(&mut self.course, Course::Steady)
@@ -305,54 +352,62 @@ impl LaneRun {
     /// The connection is gone: tells those whose commands may have been applied, keeps the others' for the next one.
     fn settle(&mut self, reason: &str) {
         let written = self.sent_before + u64::try_from(self.sent).unwrap_or(0);
-        let mid_reply = self.replies.is_inside() && !self.replies.is_push();
-        let (mut ambiguous, mut first, mut silent) = (0, true, 0);
-        let mut unsent = Vec::new();
-        let key = self.lease.as_ref().map(|lease| lease.key);
-        for (fate, debt) in self.exchange.settle(written) {
-            let Creditor::Session(mailbox) = debt.creditor else {
-                silent = if matches!(debt.creditor, Creditor::Nobody) { debt.replies } else { 0 };
-                first = false;
-                continue;
-            };
-            let silent = std::mem::take(&mut silent);
-            match fate {
-                Fate::Ambiguous if first && mid_reply => mailbox.tear(),
-                Fate::Ambiguous => fail(&mailbox, debt.replies, LOST, self.lane.limits()),
-                Fate::Unsent => unsent.push((mailbox, (silent, debt.replies), debt.begins)),
-            }
-            ambiguous += if fate == Fate::Ambiguous { debt.replies } else { 0 };
-            first = false;
+        let written = self.void_from.map_or(written, |from| from.min(written));
+        let end = self.sent_before + u64::try_from(self.out.len()).unwrap_or(0);
+        self.kept.close(self.sent_before, std::mem::take(&mut self.out));
+        let torn = self.replies.is_inside() && !self.replies.is_push();
+        let debts = self.exchange.take();
+        if torn && let Some(Debt { creditor: Creditor::Session(mailbox, _), .. }) = debts.front() {
+            mailbox.tear();
         }
-        if ambiguous > 0 {
-            tracing::warn!(reason, in_flight = ambiguous, "a lane lost its connection");
+        let (errors, batch) = self.judge_all(debts, written, end);
+        if errors > 0 {
+            tracing::warn!(reason, in_flight = errors, "a lane lost its connection");
         } else {
-            tracing::info!(
-                reason,
-                "an idle lane lost its connection; the next command opens another"
-            );
+            tracing::info!(reason, "a lane lost its connection; the next command opens another");
         }
-        if let (Some(batch), Some(key)) = (self.unsent(&unsent), key) {
-            self.lane.put_back(Batch { key, ..batch });
+        if !batch.parts.is_empty() {
+            self.lane.put_back(batch);
         }
         if let Course::Switching(batch) = std::mem::replace(&mut self.course, Course::Steady) {
             self.lane.put_back(batch);
         }
     }
 
-    fn unsent(&mut self, parts: &[(Arc<Mailbox>, (u32, u32), u64)]) -> Option<Batch> {
-        let origin = parts.first()?.2;
-        let place = |begins: u64| usize::try_from(begins - origin).unwrap_or(0);
-        let offset = usize::try_from(origin.saturating_sub(self.sent_before)).ok()?;
-        let bytes = self.out.get(offset..)?.to_vec();
-        let parts = parts.iter().map(|(mailbox, (silent, replies), begins)| Part {
-            mailbox: Arc::clone(mailbox),
-            silent: *silent,
-            replies: *replies,
-            begins: place(*begins),
-        });
-        let key = Key { db: 0, proto: crate::redis::greeting::Proto::Resp2 };
-        Some(Batch { key, bytes, parts: parts.collect() })
+    /// Tells the sessions of their errors; how many these are, and what is to be sent again.
+    fn judge_all(&self, debts: VecDeque<Debt<Creditor>>, written: u64, end: u64) -> (u32, Batch) {
+        let key = self.lease.as_ref().map_or(Key::FRESH, |lease| lease.key);
+        let mut batch = Batch { key, bytes: Vec::new(), parts: Vec::new() };
+        let mut verdicts = Vec::with_capacity(debts.len());
+        // Sessions of which something that was sent later may have been applied.
+        let mut wrote: Vec<Arc<Mailbox>> = Vec::new();
+        let (mut ends, mut next) = (end, end);
+        for Debt { creditor, replies, begins } in debts.into_iter().rev() {
+            if begins < next {
+                (ends, next) = (next, begins);
+            }
+            let Creditor::Session(mailbox, Piece { silent, tries }) = creditor else { continue };
+            let known = wrote.iter().any(|one| Arc::ptr_eq(one, &mailbox));
+            let behind = if known { Behind::Written } else { Behind::Nothing };
+            let share = Share { begins, ends, silent, replies, tries };
+            let verdict = judge(&share, &self.kept, written, behind);
+            if verdict.errors > 0 && !known {
+                wrote.push(Arc::clone(&mailbox));
+            }
+            verdicts.push((mailbox, tries, verdict));
+        }
+        let mut errors = 0;
+        for (mailbox, tries, verdict) in verdicts.into_iter().rev() {
+            if verdict.errors > 0 {
+                fail(&mailbox, verdict.errors, LOST);
+                errors += verdict.errors;
+            }
+            let Some((bytes, silent, replies)) = verdict.again else { continue };
+            let begins = batch.bytes.len();
+            batch.bytes.extend_from_slice(bytes);
+            batch.parts.push(Part { mailbox, silent, replies, begins, tries: tries + 1 });
+        }
+        (errors, batch)
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Moved, Ending> {

@@ -1,3 +1,5 @@
+//! Reading and writing pops.
+
 use super::*;
 
 fn parse(line: &str) -> Option<Pop> {

@@ -80,7 +80,7 @@ impl Session {
         let mut bytes = Vec::new();
         pop.write_attempt(&free, &mut bytes);
         let work = Work { bytes: &bytes, silent: 0, replies: 1 };
-        if self.room() == 0 || self.send(cx, work) == Submitted::Full {
+        if self.room() == 0 || self.send(cx, work) != Submitted::Taken {
             return Special::Blocked;
         }
         let stage = Stage::Attempt(Vec::new());
@@ -119,15 +119,16 @@ impl Session {
 
     fn attempt(&mut self, cx: &mut Context<'_>) -> Moved {
         let mut piece = Vec::new();
-        let (_state, owed) = self.mailbox.poll_take(cx, &mut piece);
+        let mail = self.mailbox.poll_take(cx, &mut piece);
         let State::Parked(parked) = &mut self.state else { return Moved::No };
         let Stage::Attempt(head) = &mut parked.stage else { return Moved::No };
         self.upstream.backlog.settle(piece.len());
+        self.mailbox.note_taken(piece.len());
         head.append(&mut piece);
         let found = parked.pop.read_head(head);
         let head = std::mem::take(head);
         match found {
-            Head::More if owed > 0 => {
+            Head::More if mail.owed > 0 => {
                 parked.stage = Stage::Attempt(head);
                 return Moved::No;
             }
@@ -140,7 +141,10 @@ impl Session {
                 self.hold(cx, Purpose::Hold(Reason::Blocking));
             }
             // The rest comes as any other reply does.
-            Head::Found { used, begins } => self.finish_first(&[&begins, &head[used..]].concat()),
+            Head::Found { used, begins } => {
+                self.tail = mail.tail;
+                self.finish_first(&[&begins, &head[used..]].concat());
+            }
         }
         Moved::Yes
     }
@@ -225,7 +229,7 @@ impl Session {
             let mut bytes = Vec::new();
             write_command(words, &mut bytes);
             let work = Work { bytes: &bytes, silent: 0, replies: 1 };
-            let blocked = self.room() == 0 || self.send(cx, work) == Submitted::Full;
+            let blocked = self.room() == 0 || self.send(cx, work) != Submitted::Taken;
             return if blocked { Special::Blocked } else { Special::Taken };
         };
         let ended = u64::try_from(client).ok().map(|id| stations.unblock(id, outcome));

@@ -109,7 +109,7 @@ impl Session {
         write_command(&["EXEC"], &mut bytes);
         // Those to MULTI and to each command are given already.
         let work = Work { bytes: &bytes, silent: queue.commands + 1, replies: 1 };
-        if self.room() == 0 || self.send(cx, work) == Submitted::Full {
+        if self.room() == 0 || self.send(cx, work) != Submitted::Taken {
             self.queue = Some(queue);
             return Special::Blocked;
         }

@@ -47,7 +47,7 @@ impl Pass<'_> {
         let before = ledger.statements.unnamed.replace(Arc::clone(&now));
         self.lend(&now.findings, Resettle::AtSync);
         self.reads_sequences(suspects);
-        self.line.unnamed = Unnamed::Session;
+        self.note_unnamed();
         self.line.unnamed_shape = None;
         self.line.exchange.sent(Owed::ParseUnnamed(before));
         self.pass(header);
@@ -145,6 +145,10 @@ impl Pass<'_> {
             }
             return Ok(Step::Wait(header.frame().min(here + 1)));
         };
+        // The name behind that of the portal.
+        if self.must_wait_for_unnamed(body.get(portal.len() + 1..), b'B') {
+            return Ok(Step::Wait(HEADER_BYTES));
+        }
         let statement = self.understood(name);
         let mut refusal = None;
         if let Some(statement) = &statement {
@@ -324,7 +328,7 @@ impl Pass<'_> {
             _ => Owed::ClosePlain,
         };
         if name == Some(b"") {
-            self.line.unnamed = Unnamed::Session;
+            self.note_unnamed();
         }
         self.line.exchange.sent(owed);
         self.pass(header);
@@ -356,7 +360,7 @@ impl Pass<'_> {
                 // The server's own words say that there is none.
                 None => self.inject(b'C', &[b"S\0"], Owed::CloseOurs),
             }
-            self.line.unnamed = Unnamed::Session;
+            self.note_unnamed();
         }
         statement
     }

@@ -10,6 +10,8 @@ use crate::redis::wire::{Reply, ReplyScanner};
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
     bytes: Vec<u8>,
+    /// The next reply begins here.
+    at: usize,
     /// The scanner has looked at so many of them.
     seen: usize,
     scanner: ReplyScanner,
@@ -23,7 +25,7 @@ impl Incoming {
 
     /// Whether a part of a reply is here.
     pub(super) fn is_inside(&self) -> bool {
-        !self.bytes.is_empty()
+        self.at < self.bytes.len()
     }
 
     fn poll_reply(
@@ -37,6 +39,8 @@ impl Incoming {
                 Ok(None) => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
+            self.bytes.drain(..self.at);
+            (self.seen, self.at) = (self.seen - self.at, 0);
             let read = with_read_buffer(|buffer| {
                 let n = ready!(stream.poll_read_into(cx, buffer))?;
                 self.bytes.extend_from_slice(&buffer[..n]);
@@ -58,12 +62,14 @@ impl Incoming {
             if state == Reply::Partial {
                 continue;
             }
-            let rest = self.bytes.split_off(self.seen);
-            let frame = std::mem::replace(&mut self.bytes, rest);
-            self.seen = 0;
+            let frame = self.bytes[self.at..self.seen].to_vec();
+            self.at = self.seen;
             if state == Reply::Whole {
                 return Ok(Some(frame));
             }
+        }
+        if self.at == self.bytes.len() {
+            (self.bytes, self.at, self.seen) = (Vec::new(), 0, 0);
         }
         Ok(None)
     }

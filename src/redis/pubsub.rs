@@ -1,0 +1,523 @@
+//! The hub: what all sessions have subscribed to, over one connection to the server.
+//!
+//! A channel is asked for when the first session wants it and given up when the last one has left. A session is told that it is
+//! subscribed when the server has said so; from then on it gets every message, in the order in which they came. Each
+//! session has a box of its own: who does not read is dropped alone. When the connection is lost another one takes its place, and
+//! all is subscribed anew. Source: Redis documentation, "Redis Pub/sub".
+
+mod watch;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::backend::RedisPool;
+use crate::pool::{Checkout, CheckoutErrorKind};
+use watch::{Ending, Watch};
+
+/// Between two attempts to subscribe anew.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The name of a channel, or a pattern.
+pub type Name = Arc<[u8]>;
+
+/// What can be subscribed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// SUBSCRIBE.
+    Channel,
+    /// PSUBSCRIBE.
+    Pattern,
+    /// SSUBSCRIBE.
+    Shard,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Channel, Self::Pattern, Self::Shard];
+
+    /// The command that subscribes.
+    #[must_use]
+    pub fn subscribe(self) -> &'static str {
+        match self {
+            Self::Channel => "subscribe",
+            Self::Pattern => "psubscribe",
+            Self::Shard => "ssubscribe",
+        }
+    }
+
+    /// The command that ends it.
+    #[must_use]
+    pub fn unsubscribe(self) -> &'static str {
+        match self {
+            Self::Channel => "unsubscribe",
+            Self::Pattern => "punsubscribe",
+            Self::Shard => "sunsubscribe",
+        }
+    }
+
+    /// Its place among all.
+    #[must_use]
+    pub fn place(self) -> usize {
+        match self {
+            Self::Channel => 0,
+            Self::Pattern => 1,
+            Self::Shard => 2,
+        }
+    }
+
+    fn message(self) -> &'static str {
+        match self {
+            Self::Channel => "message",
+            Self::Pattern => "pmessage",
+            Self::Shard => "smessage",
+        }
+    }
+}
+
+/// The hub of one upstream.
+#[derive(Debug)]
+pub struct Hub {
+    pool: Arc<RedisPool>,
+    /// Most subscriptions of all sessions.
+    limit: usize,
+    /// Most bytes that wait for one session.
+    letter_bytes: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    topics: [HashMap<Name, Topic>; 3],
+    /// Whose state at the server may have to change.
+    changed: VecDeque<(Kind, Name)>,
+    subscriptions: usize,
+    task: Task,
+}
+
+#[derive(Debug, Default)]
+enum Task {
+    #[default]
+    None,
+    Running(Option<Waker>),
+}
+
+/// What somebody subscribes to.
+#[derive(Debug, Default)]
+struct Topic {
+    members: BTreeMap<u64, Member>,
+    stand: Stand,
+}
+
+/// How a topic stands at the server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Stand {
+    #[default]
+    Absent,
+    Asked,
+    Subscribed,
+    Leaving,
+}
+
+#[derive(Debug)]
+struct Member {
+    letters: Arc<Letters>,
+    standing: Standing,
+}
+
+/// Whether the session was told that it is subscribed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Told,
+    /// Since then.
+    Waits(Instant),
+}
+
+/// What comes for one session.
+#[derive(Debug)]
+pub struct Letters {
+    limit: usize,
+    inner: Mutex<Post>,
+}
+
+#[derive(Debug, Default)]
+struct Post {
+    messages: VecDeque<Arc<[u8]>>,
+    bytes: usize,
+    overflow: Overflow,
+    /// Subscriptions that the server has not confirmed.
+    unsettled: usize,
+    refusal: Option<Arc<str>>,
+    session: Option<Waker>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Overflow {
+    #[default]
+    No,
+    Yes,
+}
+
+/// What became of a SUBSCRIBE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// All of it is confirmed.
+    Confirmed,
+    /// The server, or the hub, refuses: the text.
+    Refused(Arc<str>),
+}
+
+/// The session has not read what came.
+#[derive(Debug)]
+pub struct Flooded;
+
+impl Letters {
+    fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, inner: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Post> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, message: &Arc<[u8]>) {
+        let mut inner = self.lock();
+        // One message may be longer than what may wait.
+        if !inner.messages.is_empty() && inner.bytes + message.len() > self.limit {
+            inner.overflow = Overflow::Yes;
+        }
+        if inner.overflow == Overflow::No {
+            inner.bytes += message.len();
+            inner.messages.push_back(Arc::clone(message));
+        }
+        wake(&inner);
+    }
+
+    fn settle(&self, refusal: Option<&Arc<str>>) {
+        let mut inner = self.lock();
+        inner.unsettled = inner.unsettled.saturating_sub(1);
+        if let Some(text) = refusal {
+            inner.refusal.get_or_insert_with(|| Arc::clone(text));
+        }
+        wake(&inner);
+    }
+
+    /// Its session is to be disconnected.
+    fn cut(&self) {
+        let mut inner = self.lock();
+        inner.overflow = Overflow::Yes;
+        wake(&inner);
+    }
+
+    /// What became of the latest SUBSCRIBE; once. The task is woken when it is known.
+    pub fn poll_settled(&self, cx: &Context<'_>) -> Poll<Settled> {
+        let mut inner = self.lock();
+        if inner.unsettled > 0 {
+            inner.session = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(inner.refusal.take().map_or(Settled::Confirmed, Settled::Refused))
+    }
+
+    /// The next message; the task is woken when there is one.
+    ///
+    /// # Errors
+    /// When too many were not read.
+    pub fn poll_next(&self, cx: &Context<'_>) -> Poll<Result<Arc<[u8]>, Flooded>> {
+        let mut inner = self.lock();
+        if inner.overflow == Overflow::Yes {
+            return Poll::Ready(Err(Flooded));
+        }
+        match inner.messages.pop_front() {
+            Some(message) => {
+                inner.bytes -= message.len();
+                Poll::Ready(Ok(message))
+            }
+            None => {
+                inner.session = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+fn wake(inner: &Post) {
+    if let Some(session) = &inner.session {
+        session.wake_by_ref();
+    }
+}
+
+impl Hub {
+    /// Without a connection, until somebody subscribes.
+    #[must_use]
+    pub fn new(pool: Arc<RedisPool>, limit: usize, letter_bytes: usize) -> Arc<Self> {
+        Arc::new(Self { pool, limit, letter_bytes, inner: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A box for a session.
+    #[must_use]
+    pub fn letters(&self) -> Arc<Letters> {
+        Letters::new(self.letter_bytes)
+    }
+
+    /// A session subscribes; [`Letters::poll_settled`] tells when the server has confirmed it.
+    pub fn join(self: &Arc<Self>, kind: Kind, name: &Name, session: u64, letters: &Arc<Letters>) {
+        letters.lock().unsettled += 1;
+        let mut inner = self.lock();
+        if inner.subscriptions >= self.limit {
+            let text = format!(
+                "ERR tidegate: all clients together have {} subscriptions, which is redis.subscription_limit; \
+                 raise it, or use patterns",
+                self.limit
+            );
+            drop(inner);
+            return letters.settle(Some(&text.into()));
+        }
+        inner.subscriptions += 1;
+        self.pool.metrics().subscriptions.inc();
+        let topic = inner.topics[kind.place()].entry(Arc::clone(name)).or_default();
+        let told = topic.stand == Stand::Subscribed;
+        let standing = if told { Standing::Told } else { Standing::Waits(Instant::now()) };
+        topic.members.insert(session, Member { letters: Arc::clone(letters), standing });
+        if told {
+            drop(inner);
+            return letters.settle(None);
+        }
+        inner.changed.push_back((kind, Arc::clone(name)));
+        match &mut inner.task {
+            Task::Running(waker) => {
+                if let Some(waker) = waker.take() {
+                    waker.wake();
+                }
+            }
+            Task::None => {
+                inner.task = Task::Running(None);
+                tokio::spawn(Arc::clone(self).serve());
+            }
+        }
+    }
+
+    /// A session gives up what it has subscribed to, or has asked for: nothing comes any more.
+    pub fn leave(&self, kind: Kind, name: &Name, session: u64) {
+        let mut inner = self.lock();
+        let Some(topic) = inner.topics[kind.place()].get_mut(name) else { return };
+        if topic.members.remove(&session).is_none() {
+            return;
+        }
+        let deserted = topic.members.is_empty();
+        inner.subscriptions -= 1;
+        self.pool.metrics().subscriptions.dec();
+        if deserted {
+            inner.changed.push_back((kind, Arc::clone(name)));
+            inner.wake();
+        }
+    }
+
+    /// How many sessions have subscribed to a channel, if the server counts this hub among its subscribers.
+    #[must_use]
+    pub fn members(&self, kind: Kind, name: &[u8]) -> Option<usize> {
+        let inner = self.lock();
+        let topic = inner.topics[kind.place()].get(name)?;
+        let counted = topic.stand == Stand::Subscribed;
+        let told = |member: &&Member| member.standing == Standing::Told;
+        counted.then(|| topic.members.values().filter(told).count())
+    }
+
+    async fn serve(self: Arc<Self>) {
+        while !self.close_if_idle() {
+            let lease = match self.pool.checkout() {
+                Checkout::Ready(lease) => Ok(lease),
+                Checkout::Queued(ticket) => ticket.lease().await,
+            };
+            match lease {
+                Ok(lease) => match Watch::new(Arc::clone(&self), lease).run().await {
+                    Ending::Over => {}
+                    Ending::Lost(reason) => {
+                        self.lost(&reason);
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                },
+                Err(error) if error.kind == CheckoutErrorKind::Closed => return,
+                Err(error) => {
+                    self.refuse_waiting(Duration::ZERO, &format!("ERR tidegate: {error}").into());
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Ends the task if nothing is subscribed.
+    fn close_if_idle(&self) -> bool {
+        let mut inner = self.lock();
+        let idle = inner.is_idle();
+        if idle {
+            inner.changed.clear();
+            inner.topics = Default::default();
+            inner.task = Task::None;
+        }
+        idle
+    }
+
+    /// The connection is lost: everything must be asked for again, over the next one.
+    fn lost(&self, reason: &str) {
+        {
+            let mut inner = self.lock();
+            inner.changed.clear();
+            for kind in Kind::ALL {
+                let topics = &mut inner.topics[kind.place()];
+                topics.retain(|_, topic| !topic.members.is_empty());
+                topics.values_mut().for_each(|topic| topic.stand = Stand::Absent);
+                let names: Vec<Name> = topics.keys().cloned().collect();
+                inner.changed.extend(names.into_iter().map(|name| (kind, name)));
+            }
+        }
+        self.pool.metrics().subscription_losses.inc();
+        tracing::warn!(
+            pool = self.pool.settings().name,
+            reason,
+            "the connection with all subscriptions was lost; messages may have been missed until it is replaced"
+        );
+        let text =
+            "ERR tidegate: the Redis server does not confirm the subscription; look at its log";
+        self.refuse_waiting(self.pool.settings().wait, &text.into());
+    }
+
+    /// Tells those who have waited for so long that they are not subscribed.
+    fn refuse_waiting(&self, since: Duration, text: &Arc<str>) {
+        let mut inner = self.lock();
+        let late = |member: &Member| match member.standing {
+            Standing::Told => false,
+            Standing::Waits(begun) => begun.elapsed() >= since,
+        };
+        let mut gone = 0;
+        for topic in inner.topics.iter_mut().flat_map(HashMap::values_mut) {
+            topic.members.retain(|_, member| {
+                if !late(member) {
+                    return true;
+                }
+                member.letters.settle(Some(text));
+                gone += 1;
+                false
+            });
+        }
+        inner.forget(gone);
+        self.pool.metrics().subscriptions.sub(i64::try_from(gone).unwrap_or(i64::MAX));
+    }
+
+    /// What the server is to be asked for, in this order.
+    fn poll_changes(&self, cx: &Context<'_>) -> Poll<Vec<(Kind, Name, Change)>> {
+        let mut inner = self.lock();
+        let mut changes = Vec::new();
+        while let Some((kind, name)) = inner.changed.pop_front() {
+            let topics = &mut inner.topics[kind.place()];
+            let Some(topic) = topics.get_mut(&name) else { continue };
+            match (topic.stand, topic.members.is_empty()) {
+                (Stand::Absent, true) => {
+                    topics.remove(&name);
+                }
+                (Stand::Absent, false) => {
+                    topic.stand = Stand::Asked;
+                    changes.push((kind, name, Change::Join));
+                }
+                (Stand::Subscribed, true) => {
+                    topic.stand = Stand::Leaving;
+                    changes.push((kind, name, Change::Leave));
+                }
+                (Stand::Subscribed, false) | (Stand::Asked | Stand::Leaving, _) => {}
+            }
+        }
+        if changes.is_empty() {
+            if let Task::Running(waker) = &mut inner.task {
+                *waker = Some(cx.waker().clone());
+            }
+            return Poll::Pending;
+        }
+        Poll::Ready(changes)
+    }
+
+    /// The server has done what it was asked for.
+    fn done(&self, kind: Kind, name: &Name, change: Change) {
+        let mut inner = self.lock();
+        let Some(topic) = inner.topics[kind.place()].get_mut(name) else { return };
+        topic.stand = match change {
+            Change::Join => Stand::Subscribed,
+            Change::Leave => Stand::Absent,
+        };
+        if change == Change::Join {
+            for member in topic.members.values_mut() {
+                if member.standing != Standing::Told {
+                    member.standing = Standing::Told;
+                    member.letters.settle(None);
+                }
+            }
+        }
+        // Somebody may have come or gone meanwhile.
+        inner.changed.push_back((kind, Arc::clone(name)));
+    }
+
+    /// The server has refused a subscription.
+    fn refused(&self, kind: Kind, name: &Name, text: &Arc<str>) {
+        let mut inner = self.lock();
+        let Some(topic) = inner.topics[kind.place()].remove(name) else { return };
+        for member in topic.members.values() {
+            match member.standing {
+                // It believes that it is subscribed: only a new connection tells it otherwise.
+                Standing::Told => member.letters.cut(),
+                Standing::Waits(_) => member.letters.settle(Some(text)),
+            }
+        }
+        inner.forget(topic.members.len());
+        let gone = i64::try_from(topic.members.len()).unwrap_or(i64::MAX);
+        self.pool.metrics().subscriptions.sub(gone);
+    }
+
+    /// A message has come.
+    fn publish(&self, kind: Kind, name: &[u8], frame: Vec<u8>) {
+        let inner = self.lock();
+        let Some(topic) = inner.topics[kind.place()].get(name) else { return };
+        let frame: Arc<[u8]> = frame.into();
+        for member in topic.members.values() {
+            if member.standing == Standing::Told {
+                member.letters.push(&frame);
+            }
+        }
+    }
+
+    /// Whether the server knows of no subscription of ours, and is not to be asked for any.
+    fn is_empty(&self) -> bool {
+        let inner = self.lock();
+        inner.changed.is_empty() && inner.topics.iter().all(HashMap::is_empty)
+    }
+}
+
+/// What the server is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Join,
+    Leave,
+}
+
+impl Inner {
+    fn is_idle(&self) -> bool {
+        self.topics.iter().flat_map(HashMap::values).all(|topic| topic.members.is_empty())
+    }
+
+    fn wake(&mut self) {
+        if let Task::Running(waker) = &mut self.task
+            && let Some(waker) = waker.take()
+        {
+            waker.wake();
+        }
+    }
+
+    fn forget(&mut self, subscriptions: usize) {
+        self.subscriptions = self.subscriptions.saturating_sub(subscriptions);
+    }
+}
