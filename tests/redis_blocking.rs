@@ -635,7 +635,11 @@ fn a_server_that_takes_no_writes_for_a_while_is_waited_for() {
     direct.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     // The call is made anew without its key.
     assert_eq!(waiters[1].reply(), Value::Null);
-    blocked_on_server(&mut direct, 0);
+    eventually("the call is refused", || {
+        let stats = direct.command(&["INFO", "commandstats"]).text();
+        let calls = stats.lines().find(|line| line.starts_with("cmdstat_blmpop:"))?;
+        (!calls.contains("rejected_calls=0,")).then_some(())
+    });
     direct.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     direct.command(&["RPUSH", "a", "x"]);
     assert_eq!(waiters[0].reply().words(), ["a", "x"]);
