@@ -348,6 +348,33 @@ fn an_unlisten_behind_a_rollback_counts() {
     assert_eq!(next(&mut session), pair("c", "still"));
 }
 
+/// An UNLISTEN that the server refused to parse takes nothing away, at once and later.
+#[test]
+fn an_unlisten_that_never_ran_does_not_count() {
+    let (server, gate, mut session, _) = before_the_hub();
+    let mut speaker = server.direct();
+    for round in 0..50 {
+        let text = round.to_string();
+        speaker.query(&format!("notify a, '{text}'")).expect_no_error();
+        let name = format!("s{round}");
+        session.send(
+            &[
+                parse(&name, "unlisten a; select 1/0"),
+                bind("", &name, &[]),
+                execute("", 0),
+                execute("", 0),
+                sync(),
+            ]
+            .concat(),
+        );
+        let reply = session.reply();
+        assert_eq!(reply.errors()[0].code, "42601");
+        let early = reply.frames.iter().find(|frame| frame.kind() == 'A').map(heard);
+        assert_eq!(early.unwrap_or_else(|| next(&mut session)), pair("a", &text));
+    }
+    settle(&gate);
+}
+
 #[test]
 fn who_leaves_notifications_unread_is_sent_away() {
     let server = Postgres::start();

@@ -1,14 +1,17 @@
-//! Redis: pub/sub through tidegate brings the same bytes as directly.
+//! Redis: pub/sub over one connection for all sessions brings the same bytes as directly, every message once, in order.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use support::DEADLINE;
 use support::redis::Redis;
-use support::tidegate::Setup;
+use support::resp::{Connection, Value, encode};
+use support::tidegate::{Setup, Tidegate};
+use support::{DEADLINE, eventually};
 
 /// At most one name is left for a command without arguments: Redis names several in an order of chance.
 const CONVERSATIONS: &[&[&str]] = &[
@@ -68,4 +71,407 @@ fn words_about_subscriptions_bring_the_same_bytes_as_directly() {
             assert_eq!(pooled, direct, "{conversation:?} in pieces of {piece_bytes}");
         }
     }
+}
+
+fn before(server: &Redis, pool_size: usize) -> Tidegate {
+    Setup::new().redis(server).pool_size(pool_size).wait_ms(5_000).start()
+}
+
+fn with_settings(server: &Redis, lines: &str) -> Tidegate {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("[redis]\n{lines}\n")).unwrap();
+    Setup::new().redis(server).pool_size(3).wait_ms(5_000).config(file.path()).start()
+}
+
+fn message(channel: &str, text: &str) -> Vec<String> {
+    ["message", channel, text].map(str::to_owned).to_vec()
+}
+
+#[test]
+fn a_hundred_subscribers_share_one_connection() {
+    let server = Redis::start();
+    let gate = before(&server, 4);
+    let mut subscribers: Vec<_> = (0..100).map(|_| gate.redis_client()).collect();
+    for (n, subscriber) in subscribers.iter_mut().enumerate() {
+        if n % 2 == 1 {
+            subscriber.command(&["HELLO", "3"]);
+        }
+        let channel = format!("c{}", n % 10);
+        let told = subscriber.command(&["SUBSCRIBE", &channel]);
+        assert_eq!(told.words(), ["subscribe", &channel, "1"]);
+        if n % 10 == 0 {
+            assert_eq!(subscriber.command(&["PSUBSCRIBE", "c0*"]).words()[2], "2");
+        }
+    }
+    assert_eq!(gate.redis_metric("tidegate_subscriptions", &[]), 110.0);
+    let mut speaker = gate.redis_client();
+    for n in 0..200 {
+        for channel in 0..10 {
+            speaker.send(&encode(&["PUBLISH", &format!("c{channel}"), &n.to_string()]));
+        }
+        (0..10).for_each(|_| assert!(matches!(speaker.reply(), Value::Integer(1 | 2))));
+    }
+    assert!(server.connections() <= 2, "{} connections", server.connections());
+    for (n, subscriber) in subscribers.iter_mut().enumerate() {
+        let channel = format!("c{}", n % 10);
+        for expected in 0..200 {
+            let text = expected.to_string();
+            let heard = subscriber.reply();
+            assert_eq!(matches!(heard, Value::Push(_)), n % 2 == 1, "{heard:?}");
+            assert_eq!(heard.words(), message(&channel, &text));
+            if n % 10 == 0 {
+                assert_eq!(subscriber.reply().words(), ["pmessage", "c0*", "c0", &text]);
+            }
+        }
+    }
+    drop(subscribers);
+    eventually("nothing is subscribed any more", || {
+        let channels = server.direct().command(&["PUBSUB", "CHANNELS"]);
+        let pinned = gate.redis_metric("tidegate_server_connections", &[("state", "pinned")]);
+        (channels.words().is_empty() && pinned == 0.0).then_some(())
+    });
+    assert_eq!(gate.redis_metric("tidegate_subscriptions", &[]), 0.0);
+}
+
+/// Who was told that it is subscribed misses nothing from then on, and gets nothing once it was told that it is not.
+#[test]
+fn who_comes_and_goes_hears_all_in_between() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    let done = AtomicBool::new(false);
+    let port = server.port();
+    std::thread::scope(|scope| {
+        let speaker = scope.spawn(|| {
+            let mut speaker = Connection::open(port);
+            let mut said = 0;
+            while !done.load(Ordering::Relaxed) {
+                speaker.command(&["PUBLISH", "news", &said.to_string()]);
+                said += 1;
+            }
+            said
+        });
+        let sessions: Vec<_> = (0..8)
+            .map(|n| {
+                let mut session = gate.redis_client();
+                scope.spawn(move || {
+                    let mut heard = 0;
+                    for round in 0..100 {
+                        if (round + n) % 7 == 0 {
+                            session.command(&["HELLO", ["2", "3"][round % 2]]);
+                        }
+                        heard += subscribe_for_a_while(&mut session, (round + n) % 4);
+                    }
+                    heard
+                })
+            })
+            .collect();
+        let heard: usize = sessions.into_iter().map(|session| session.join().unwrap()).sum();
+        done.store(true, Ordering::Relaxed);
+        assert!(heard > 500 && speaker.join().unwrap() > 100, "{heard} were heard");
+    });
+}
+
+/// Subscribes, hears at least so many messages, unsubscribes, and makes sure that they were all there were.
+fn subscribe_for_a_while(session: &mut Connection, least: usize) -> usize {
+    let told = session.command(&["SUBSCRIBE", "news"]);
+    assert_eq!(told.words(), ["subscribe", "news", "1"]);
+    let mut numbers: Vec<usize> = Vec::new();
+    let mut asked = false;
+    loop {
+        if numbers.len() >= least && !asked {
+            session.send(&encode(&["UNSUBSCRIBE", "news"]));
+            asked = true;
+        }
+        let words = session.reply().words();
+        match words[0].as_str() {
+            "message" => numbers.push(words[2].parse().unwrap()),
+            _ => break assert_eq!(words, ["unsubscribe", "news", "0"]),
+        }
+    }
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+    assert_eq!(session.command(&["ECHO", "x"]), Value::bulk("x"));
+    numbers.len()
+}
+
+#[test]
+fn subscriptions_outlive_their_connection() {
+    let server = Redis::start();
+    let mut gate = before(&server, 3);
+    let (mut old, mut new) = (gate.redis_client(), gate.redis_client());
+    old.command(&["SUBSCRIBE", "a"]);
+    old.command(&["PSUBSCRIBE", "b*"]);
+    old.command(&["SSUBSCRIBE", "s"]);
+    let mut direct = server.direct();
+    assert_eq!(direct.command(&["CLIENT", "KILL", "TYPE", "pubsub"]), Value::Integer(1));
+    eventually("all is subscribed anew", || {
+        let patterns = direct.command(&["PUBSUB", "NUMPAT"]) == Value::Integer(1);
+        (patterns && direct.command(&["PUBSUB", "SHARDCHANNELS"]).words() == ["s"]).then_some(())
+    });
+    new.command(&["SUBSCRIBE", "a"]);
+    for (command, channel) in [("PUBLISH", "a"), ("PUBLISH", "b1"), ("SPUBLISH", "s")] {
+        assert_eq!(direct.command(&[command, channel, "x"]), Value::Integer(1));
+    }
+    assert_eq!(old.reply().words(), message("a", "x"));
+    assert_eq!(old.reply().words(), ["pmessage", "b*", "b1", "x"]);
+    assert_eq!(old.reply().words(), ["smessage", "s", "x"]);
+    assert_eq!(new.reply().words(), message("a", "x"));
+    assert_eq!(gate.redis_metric("tidegate_subscription_losses_total", &[]), 1.0);
+    assert!(gate.output().contains("messages may have been missed"));
+    gate.assert_alive();
+}
+
+/// While the server is away a subscription waits; a session that was subscribed before finds it again.
+#[test]
+fn subscriptions_outlive_their_server() {
+    let mut server = Redis::start();
+    let mut gate = before(&server, 3);
+    let (mut old, mut new) = (gate.redis_client(), gate.redis_client());
+    old.command(&["SUBSCRIBE", "a"]);
+    server.stop();
+    new.send(&encode(&["SUBSCRIBE", "b"]));
+    server.resume();
+    assert_eq!(new.reply().words(), ["subscribe", "b", "1"]);
+    let mut direct = server.direct();
+    eventually("it is subscribed anew", || {
+        (direct.command(&["PUBLISH", "a", "x"]) == Value::Integer(1)).then_some(())
+    });
+    assert_eq!(old.reply().words(), message("a", "x"));
+    gate.assert_alive();
+}
+
+#[test]
+fn a_server_that_stays_away_is_an_honest_error() {
+    let mut server = Redis::start();
+    let gate = Setup::new().redis(&server).pool_size(3).wait_ms(300).start();
+    server.stop();
+    let mut client = gate.redis_client();
+    let told = client.command(&["SUBSCRIBE", "a", "b"]);
+    assert!(told.error().starts_with("ERR tidegate: "), "{told:?}");
+    assert!(told.error().contains("could not be reached"), "{told:?}");
+    server.resume();
+    // After a failure the next attempt waits a little.
+    let told = eventually("it is subscribed", || match client.command(&["SUBSCRIBE", "a"]) {
+        Value::Error(_) => None,
+        told => Some(told),
+    });
+    assert_eq!(told.words(), ["subscribe", "a", "1"]);
+}
+
+#[test]
+fn a_subscriber_that_does_not_read_is_dropped_alone() {
+    let server = Redis::start();
+    let mut gate = with_settings(&server, "reply_bytes_per_client = 1000000");
+    let (mut slow, mut quick) = (gate.redis_client(), gate.redis_client());
+    slow.command(&["SUBSCRIBE", "a"]);
+    quick.command(&["SUBSCRIBE", "a"]);
+    let before = gate.resident_kib();
+    let text = "x".repeat(100_000);
+    let mut speaker = server.direct();
+    // What the kernel takes for it comes to a few megabytes.
+    for _ in 0..300 {
+        speaker.command(&["PUBLISH", "a", &text]);
+        assert_eq!(quick.reply().words()[2].len(), text.len());
+    }
+    eventually("it is sent away", || {
+        gate.output().contains("disconnected a subscriber").then_some(())
+    });
+    assert!(slow.closed());
+    let grown = gate.resident_kib().saturating_sub(before);
+    assert!(grown < 16_000, "{grown} KiB");
+    assert_eq!(speaker.command(&["PUBLISH", "a", "end"]), Value::Integer(1));
+    assert_eq!(quick.reply().words(), message("a", "end"));
+    gate.assert_alive();
+}
+
+/// Messages stand between replies, however large those are, and both keep their order.
+#[test]
+fn messages_and_replies_do_not_break_into_each_other() {
+    let server = Redis::start();
+    let gate = before(&server, 4);
+    let mut client = gate.redis_client();
+    client.command(&["HELLO", "3"]);
+    client.command(&["SET", "large", &"v".repeat(300_000)]);
+    client.command(&["SUBSCRIBE", "a"]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let speaker = scope.spawn(|| {
+            let mut speaker = server.direct();
+            let mut said = 0;
+            while !done.load(Ordering::Relaxed) {
+                speaker.command(&["PUBLISH", "a", &format!("{said} {}", "m".repeat(2_000))]);
+                said += 1;
+            }
+            said
+        });
+        let (mut heard, mut answered) = (0, 0);
+        let mut next = |client: &mut Connection| {
+            loop {
+                match client.reply() {
+                    Value::Push(words) => {
+                        let text = words[2].text();
+                        assert!(text.starts_with(&format!("{heard} m")) && text.len() > 2_000);
+                        heard += 1;
+                    }
+                    reply => break reply,
+                }
+            }
+        };
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(2) || answered < 40 {
+            let word = answered.to_string();
+            client.send(
+                &[encode(&["GET", "large"]), encode(&["ECHO", &word]), encode(&["GET", "no"])]
+                    .concat(),
+            );
+            assert_eq!(next(&mut client).text().len(), 300_000);
+            assert_eq!(next(&mut client), Value::bulk(&word));
+            assert_eq!(next(&mut client), Value::Null);
+            if answered % 5 == 0 {
+                // On a backend of its own, too.
+                client.send(&[encode(&["WATCH", "w"]), encode(&["GET", "large"])].concat());
+                assert_eq!(next(&mut client), Value::simple("OK"));
+                assert_eq!(next(&mut client).text().len(), 300_000);
+                client.send(&encode(&["UNWATCH"]));
+                assert_eq!(next(&mut client), Value::simple("OK"));
+            }
+            answered += 1;
+        }
+        done.store(true, Ordering::Relaxed);
+        let said = speaker.join().unwrap();
+        client.send(&encode(&["PING"]));
+        while heard < said {
+            match client.reply() {
+                Value::Push(_) => heard += 1,
+                other => assert_eq!(other, Value::simple("PONG")),
+            }
+        }
+        assert!(said > 20, "{said} messages");
+    });
+}
+
+#[test]
+fn what_the_server_forbids_is_refused_in_its_words() {
+    let server = Redis::start();
+    let mut direct = server.direct();
+    let rules = ["ACL", "SETUSER", "default", "resetchannels", "&open*"];
+    assert_eq!(direct.command(&rules), Value::simple("OK"));
+    let gate = before(&server, 3);
+    let mut client = gate.redis_client();
+    for words in [&["SUBSCRIBE", "secret"][..], &["SUBSCRIBE", "open", "secret"]] {
+        let told = client.command(words);
+        assert_eq!(told, direct.command(words), "{words:?}");
+        assert!(told.error().starts_with("NOPERM"), "{told:?}");
+    }
+    assert_eq!(client.command(&["GET", "x"]), Value::Null, "nothing is subscribed");
+    assert_eq!(client.command(&["SUBSCRIBE", "open2"]).words(), ["subscribe", "open2", "1"]);
+    eventually("only that is subscribed", || {
+        (direct.command(&["PUBSUB", "CHANNELS"]).words() == ["open2"]).then_some(())
+    });
+}
+
+#[test]
+fn subscriptions_are_limited() {
+    let server = Redis::start();
+    let gate = with_settings(&server, "subscription_limit = 3");
+    let (mut one, mut other) = (gate.redis_client(), gate.redis_client());
+    one.send(&encode(&["SUBSCRIBE", "a", "b"]));
+    (0..2).for_each(|_| assert_eq!(one.reply().words()[0], "subscribe"));
+    let told = other.command(&["SUBSCRIBE", "a", "c"]);
+    assert!(told.error().contains("redis.subscription_limit"), "{told:?}");
+    assert_eq!(other.command(&["PSUBSCRIBE", "d*"]).words(), ["psubscribe", "d*", "1"]);
+    one.command(&["UNSUBSCRIBE", "a"]);
+    assert_eq!(other.command(&["SUBSCRIBE", "a"]).words(), ["subscribe", "a", "2"]);
+}
+
+#[test]
+fn events_of_keys_are_heard() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    server.direct().command(&["CONFIG", "SET", "notify-keyspace-events", "KEA"]);
+    let mut client = gate.redis_client();
+    client.command(&["PSUBSCRIBE", "__keyevent@0__:*"]);
+    let mut writer = gate.redis_client();
+    writer.command(&["SET", "k", "v"]);
+    let expected = ["pmessage", "__keyevent@0__:*", "__keyevent@0__:set", "k"];
+    assert_eq!(client.reply().words(), expected);
+    writer.command(&["DEL", "k"]);
+    assert_eq!(client.reply().words()[2], "__keyevent@0__:del");
+}
+
+/// A web process with workers, subscribers and a cache: what a plan of few connections has to carry.
+#[test]
+fn workers_subscribers_and_a_cache_use_four_connections() {
+    const JOBS: usize = 2_000;
+    let server = Redis::start();
+    let gate = before(&server, 4);
+    let sent = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..50)
+            .map(|_| {
+                let mut worker = gate.redis_client();
+                scope.spawn(move || {
+                    let mut done = Vec::new();
+                    loop {
+                        let job = worker.command(&["BRPOP", "jobs", "0"]).words()[1].clone();
+                        match job.parse::<usize>() {
+                            Ok(number) => done.push(number),
+                            Err(_end) => return done,
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut subscribers: Vec<_> = (0..100).map(|_| gate.redis_client()).collect();
+        for (n, subscriber) in subscribers.iter_mut().enumerate() {
+            subscriber.command(&["SUBSCRIBE", &format!("c{}", n % 10)]);
+        }
+        let caches: Vec<_> = (0..100)
+            .map(|n| {
+                let (mut cache, sent) = (gate.redis_client(), &sent);
+                scope.spawn(move || {
+                    let mut round = 0;
+                    while !sent.load(Ordering::Relaxed) {
+                        round += 1;
+                        use_the_cache(&mut cache, &format!("k{n}"), &round.to_string());
+                    }
+                })
+            })
+            .collect();
+        let mut direct = server.direct();
+        let mut most = 0;
+        for n in 0..JOBS {
+            direct.command(&["LPUSH", "jobs", &n.to_string()]);
+            direct.command(&["PUBLISH", &format!("c{}", n % 10), &n.to_string()]);
+            if n % 50 == 0 {
+                most = most.max(server.connections() - 1);
+            }
+        }
+        sent.store(true, Ordering::Relaxed);
+        caches.into_iter().for_each(|cache| cache.join().unwrap());
+        (0..50).for_each(|_| drop(direct.command(&["LPUSH", "jobs", "end"])));
+        let mut done = Vec::new();
+        for worker in workers {
+            let mine = worker.join().unwrap();
+            assert!(mine.windows(2).all(|pair| pair[0] < pair[1]), "in another order: {mine:?}");
+            done.extend(mine);
+        }
+        done.sort_unstable();
+        assert_eq!(done, (0..JOBS).collect::<Vec<_>>(), "each job once");
+        for (n, subscriber) in subscribers.iter_mut().enumerate() {
+            for number in (n % 10..JOBS).step_by(10) {
+                let expected = message(&format!("c{}", n % 10), &number.to_string());
+                assert_eq!(subscriber.reply().words(), expected);
+            }
+        }
+        assert!(most <= 4, "{most} connections");
+    });
+}
+
+fn use_the_cache(cache: &mut Connection, key: &str, value: &str) {
+    assert_eq!(cache.command(&["SET", key, value]), Value::simple("OK"));
+    assert_eq!(cache.command(&["GET", key]), Value::bulk(value));
+    let steps = [&["MULTI"][..], &["INCR", "all"], &["GET", key], &["EXEC"]];
+    let replies = cache.pipeline(&steps);
+    let Value::Array(items) = &replies[3] else { panic!("{replies:?}") };
+    assert_eq!(items[1], Value::bulk(value));
 }

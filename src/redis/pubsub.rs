@@ -170,10 +170,6 @@ pub enum Settled {
     Refused(Arc<str>),
 }
 
-/// The session has not read what came.
-#[derive(Debug)]
-pub struct Flooded;
-
 impl Letters {
     fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit, inner: Mutex::default() })
@@ -222,19 +218,18 @@ impl Letters {
         Poll::Ready(inner.refusal.take().map_or(Settled::Confirmed, Settled::Refused))
     }
 
+    /// Whether too much came that was not read.
+    pub fn are_flooded(&self) -> bool {
+        self.lock().overflow == Overflow::Yes
+    }
+
     /// The next message; the task is woken when there is one.
-    ///
-    /// # Errors
-    /// When too many were not read.
-    pub fn poll_next(&self, cx: &Context<'_>) -> Poll<Result<Arc<[u8]>, Flooded>> {
+    pub fn poll_next(&self, cx: &Context<'_>) -> Poll<Arc<[u8]>> {
         let mut inner = self.lock();
-        if inner.overflow == Overflow::Yes {
-            return Poll::Ready(Err(Flooded));
-        }
         match inner.messages.pop_front() {
             Some(message) => {
                 inner.bytes -= message.len();
-                Poll::Ready(Ok(message))
+                Poll::Ready(message)
             }
             None => {
                 inner.session = Some(cx.waker().clone());
@@ -411,10 +406,11 @@ impl Hub {
         self.pool.metrics().subscriptions.sub(i64::try_from(gone).unwrap_or(i64::MAX));
     }
 
-    /// What the server is to be asked for, in this order.
+    /// What the server is to be asked for, in this order. Nothing, if something has changed all the same.
     fn poll_changes(&self, cx: &Context<'_>) -> Poll<Vec<(Kind, Name, Change)>> {
         let mut inner = self.lock();
         let mut changes = Vec::new();
+        let changed = !inner.changed.is_empty();
         while let Some((kind, name)) = inner.changed.pop_front() {
             let topics = &mut inner.topics[kind.place()];
             let Some(topic) = topics.get_mut(&name) else { continue };
@@ -433,7 +429,7 @@ impl Hub {
                 (Stand::Subscribed, false) | (Stand::Asked | Stand::Leaving, _) => {}
             }
         }
-        if changes.is_empty() {
+        if !changed {
             if let Task::Running(waker) = &mut inner.task {
                 *waker = Some(cx.waker().clone());
             }

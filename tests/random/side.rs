@@ -169,7 +169,16 @@ impl Client {
 
     /// Reads until it has heard of `channel`; gives what comes instead.
     pub fn listen_until(&mut self, channel: &str) -> Option<Frame> {
-        while self.heard.last().is_none_or(|(last, _)| last != channel) {
+        self.listen_while(|heard| heard.last().is_none_or(|(last, _)| last != channel))
+    }
+
+    /// Reads until it has heard so many.
+    pub fn listen_for(&mut self, count: usize) -> Option<Frame> {
+        self.listen_while(|heard| heard.len() < count)
+    }
+
+    fn listen_while(&mut self, wants: impl Fn(&[(String, String)]) -> bool) -> Option<Frame> {
+        while wants(&self.heard) {
             match self.connection.try_frame() {
                 Ok(frame) if frame.tag == b'A' => self.hear(&frame),
                 Ok(frame) if frame.tag == b'S' => self.report(&frame),

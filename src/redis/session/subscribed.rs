@@ -13,7 +13,7 @@ use super::{
 };
 use crate::redis::command::{Command, look_up};
 use crate::redis::greeting::{Proto, write_error};
-use crate::redis::pubsub::{Flooded, Hub, Kind, Letters, Name, Settled};
+use crate::redis::pubsub::{Hub, Kind, Letters, Name, Settled};
 
 /// What a session has subscribed to; all of it is given up when this is dropped.
 pub(in crate::redis) struct Subscribed {
@@ -185,7 +185,7 @@ impl Session {
                 subscribed.hub.leave(kind, &name, subscribed.session);
             }
             // What came before is the client's.
-            while let Poll::Ready(Ok(message)) = subscribed.letters.poll_next(cx) {
+            while let Poll::Ready(message) = subscribed.letters.poll_next(cx) {
                 write_message(proto, &message, &mut self.out.bytes);
             }
             let count = subscribed.count(kind);
@@ -280,6 +280,15 @@ impl Session {
     /// When it has left too much unread.
     pub(super) fn read_letters(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         let Some(subscribed) = &self.subscribed else { return Ok(Moved::No) };
+        if subscribed.letters.are_flooded() {
+            self.upstream.metrics.clients_aborted.inc();
+            tracing::warn!(
+                pool = self.upstream.name(),
+                limit_bytes = self.upstream.limits.reply_bytes_per_client,
+                "disconnected a subscriber that does not read its messages, or whose channel is refused now"
+            );
+            return Err(End("flooded with messages"));
+        }
         let between = match &self.state {
             State::Pinned(pinned, _) => pinned.is_between_replies(),
             State::Shared | State::Waiting(_) | State::Parked(_) => true,
@@ -288,24 +297,12 @@ impl Session {
             return Ok(Moved::No);
         }
         let mut moved = Moved::No;
-        while self.out.bytes.len() < UNREAD_LIMIT {
-            match subscribed.letters.poll_next(cx) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(message)) => {
-                    write_message(self.identity.proto, &message, &mut self.out.bytes);
-                    self.upstream.metrics.messages.inc();
-                    moved = Moved::Yes;
-                }
-                Poll::Ready(Err(Flooded)) => {
-                    self.upstream.metrics.clients_aborted.inc();
-                    tracing::warn!(
-                        pool = self.upstream.name(),
-                        limit_bytes = self.upstream.limits.reply_bytes_per_client,
-                        "disconnected a subscriber that does not read its messages, or whose channel is refused now"
-                    );
-                    return Err(End("flooded with messages"));
-                }
-            }
+        while self.out.bytes.len() < UNREAD_LIMIT
+            && let Poll::Ready(message) = subscribed.letters.poll_next(cx)
+        {
+            write_message(self.identity.proto, &message, &mut self.out.bytes);
+            self.upstream.metrics.messages.inc();
+            moved = Moved::Yes;
         }
         Ok(moved)
     }
