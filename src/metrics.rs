@@ -71,6 +71,9 @@ struct Families {
     subscriptions: IntGaugeVec,
     subscription_losses: IntCounterVec,
     messages: IntCounterVec,
+    parked: IntGaugeVec,
+    elements: IntCounterVec,
+    parked_losses: IntCounterVec,
     pin_timeouts: IntCounterVec,
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
@@ -119,6 +122,9 @@ impl Families {
                 &[],
             )?,
             messages: counter("tidegate_messages_total", help::MESSAGES, &[])?,
+            parked: gauge("tidegate_parked_clients", help::PARKED, &[])?,
+            elements: counter("tidegate_parked_elements_total", help::ELEMENTS, &["outcome"])?,
+            parked_losses: counter("tidegate_parked_losses_total", help::PARKED_LOSSES, &[])?,
             connect_errors: counter("tidegate_connect_errors_total", help::CONNECT, &["code"])?,
             server_closed: counter("tidegate_server_closed_total", help::CLOSED, &["reason"])?,
         })
@@ -147,6 +153,9 @@ mod help {
         "Channels and patterns that Redis clients have subscribed to, all clients together.";
     pub(super) const SUBSCRIPTION_LOSSES: &str = "Losses of the server connection with all subscriptions: messages may have been missed before it was replaced.";
     pub(super) const MESSAGES: &str = "Messages given to Redis clients that have subscribed.";
+    pub(super) const PARKED: &str = "Redis clients that wait for an element (BLPOP and the like) without a server connection of their own.";
+    pub(super) const ELEMENTS: &str = "Times something came for Redis clients that wait together, by outcome: handed (to the client), returned (put back, because nobody waited for it any more), lost (could not be put back).";
+    pub(super) const PARKED_LOSSES: &str = "Losses of a server connection that waited on behalf of Redis clients: they wait on over a new one.";
     pub(super) const TRANSACTIONS: &str =
         "Transactions finished: for Postgres lone statements, too; for Redis those that EXEC ran.";
     pub(super) const REQUESTS: &str =
@@ -265,6 +274,16 @@ pub struct PoolMetrics {
     pub subscription_losses: IntCounter,
     /// Messages given to subscribers.
     pub messages: IntCounter,
+    /// Clients that wait together for an element.
+    pub parked: IntGauge,
+    /// Pops of theirs that were handed to a client.
+    pub elements_handed: IntCounter,
+    /// Pops put back where they came from.
+    pub elements_returned: IntCounter,
+    /// Pops that could not be put back.
+    pub elements_lost: IntCounter,
+    /// Losses of a connection that waits for them.
+    pub parked_losses: IntCounter,
     labelled: Labelled,
 }
 
@@ -288,6 +307,8 @@ impl PoolMetrics {
         let bytes = |peer: &str, direction: &str| {
             families.bytes.with_label_values(&[labels[0], labels[1], peer, direction])
         };
+        let elements =
+            |outcome: &str| families.elements.with_label_values(&[labels[0], labels[1], outcome]);
         Self {
             clients_idle: client("idle"),
             clients_active: client("active"),
@@ -320,6 +341,11 @@ impl PoolMetrics {
             subscriptions: families.subscriptions.with_label_values(&labels),
             subscription_losses: families.subscription_losses.with_label_values(&labels),
             messages: families.messages.with_label_values(&labels),
+            parked: families.parked.with_label_values(&labels),
+            elements_handed: elements("handed"),
+            elements_returned: elements("returned"),
+            elements_lost: elements("lost"),
+            parked_losses: families.parked_losses.with_label_values(&labels),
             labelled: Labelled {
                 protocol,
                 pool: pool.to_owned(),

@@ -159,11 +159,24 @@ impl Stations {
         pop.keys.iter().filter(|key| !inner.wants(db, kind, key)).cloned().collect()
     }
 
-    /// Takes a place for `client`; `None` if there are too many keys.
-    pub fn join(self: &Arc<Self>, db: u32, pop: &Pop, client: u64, way: &Way) -> Option<Seat> {
+    /// A number behind all others: whoever comes now.
+    #[must_use]
+    pub fn ticket(&self) -> Ticket {
         let mut inner = self.lock();
         inner.tickets += 1;
-        let ticket = inner.tickets;
+        inner.tickets
+    }
+
+    /// Takes a place for `client`, which came with `ticket`; `None` if there are too many keys.
+    pub fn join(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        db: u32,
+        pop: &Pop,
+        client: u64,
+        way: &Way,
+    ) -> Option<Seat> {
+        let mut inner = self.lock();
         let spot = self.station(&mut inner, Spot { db, class: pop.class.clone() }, way);
         let station = inner.stations.get_mut(&spot)?;
         if station.roster.key_count() + pop.keys.len() > KEY_LIMIT {
@@ -175,6 +188,7 @@ impl Stations {
         station.hand_over();
         station.wake();
         inner.clients.insert(client, (Arc::clone(&spot), ticket));
+        self.pool.metrics().parked.inc();
         let (stations, way) = (Arc::clone(self), way.clone());
         Some(Seat { stations, spot, ticket, client, way })
     }
@@ -249,6 +263,7 @@ impl Stations {
     }
 
     fn note_loss(&self, spot: &Spot, reason: &str, elements: Elements) {
+        self.pool.metrics().parked_losses.inc();
         tracing::warn!(
             pool = self.pool.settings().name,
             reason,
@@ -444,6 +459,7 @@ impl Drop for Seat {
         let place = {
             let mut inner = self.stations.lock();
             inner.clients.remove(&self.client);
+            self.stations.pool.metrics().parked.dec();
             let leave = |station: &mut Station| {
                 station.roster.leave(self.ticket);
                 station.wake();

@@ -159,6 +159,14 @@ mod tests {
     }
 
     #[test]
+    fn who_came_first_is_first_however_late_it_joins() {
+        let mut roster = Roster::default();
+        roster.join(2, &keys("a"));
+        roster.join(1, &keys("a"));
+        assert_eq!((roster.first_for(b"a"), roster.first()), (Some(1), Some(1)));
+    }
+
+    #[test]
     fn keys_come_in_the_order_of_those_who_wait() {
         let mut roster = Roster::default();
         roster.join(1, &keys("b a"));

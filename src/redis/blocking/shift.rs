@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::ask::ask;
-use super::{Elements, Outcome, Spot, Stations, Way, Wish};
+use super::{Elements, Outcome, PAUSE, Spot, Stations, Way, Wish};
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
 use crate::redis::greeting::Proto;
@@ -33,6 +33,9 @@ const GRACE: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the connection is kept when nobody waits any more.
 const LINGER: Duration = Duration::from_millis(100);
+/// Errors of a server that takes no writes for a while: who waits already would not see them on a connection of its own.
+const PASSING: &[&str] =
+    &["LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "OOM", "TRYAGAIN", "CLUSTERDOWN"];
 /// Between two requests to end a call.
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(64);
@@ -300,6 +303,13 @@ impl Shift {
             }
             Some("WRONGTYPE") => self.stations.fail_first(spot, &Outcome::Failed(line)),
             Some("NOPERM") => self.stations.refuse(spot),
+            Some(code) if PASSING.contains(&code) => sleep(PAUSE).await,
+            // The server is a replica now, or somebody has ended the call.
+            Some("UNBLOCKED") => return Err(Loss(line)),
+            Some("READONLY") => {
+                self.stations.fail_all(spot, &Outcome::Failed(line.clone()));
+                return Err(Loss(line));
+            }
             _ if line.starts_with("ERR unknown command") => self.stations.refuse(spot),
             _ => self.stations.fail_all(spot, &Outcome::Failed(line)),
         }
@@ -344,23 +354,39 @@ impl Shift {
             self.stations.offer(&self.spot, catches);
             return Err(loss);
         }
-        for catch in catches.iter().rev() {
-            let reply = self.reply().await?;
-            let (pool, key) = (self.pool_name(), text(&catch.key));
-            match reply.first() {
-                Some(b'-') => {
-                    let error = text(&reply);
-                    tracing::error!(
-                        pool,
-                        key,
-                        error,
-                        "an element could not be put back: it is lost"
-                    );
+        for (catch, left) in catches.iter().rev().zip((1..=catches.len()).rev()) {
+            match self.reply().await {
+                Ok(reply) => self.note_return(catch, &reply),
+                Err(loss) => {
+                    self.note_doubt(left);
+                    return Err(loss);
                 }
-                _ => tracing::debug!(pool, key, "put back what its client left behind"),
             }
         }
         Ok(())
+    }
+
+    fn note_return(&self, catch: &Catch, reply: &[u8]) {
+        let (pool, key) = (self.pool_name(), text(&catch.key));
+        let metrics = self.lease.pool().metrics();
+        if reply.first() == Some(&b'-') {
+            metrics.elements_lost.inc();
+            let error = text(reply);
+            tracing::error!(pool, key, error, "an element could not be put back: it is lost");
+        } else {
+            metrics.elements_returned.inc();
+            tracing::debug!(pool, key, "put back what its client left behind");
+        }
+    }
+
+    /// So many were on their way back when the connection broke.
+    fn note_doubt(&self, pops: usize) {
+        self.lease.pool().metrics().elements_lost.inc_by(u64::try_from(pops).unwrap_or(u64::MAX));
+        tracing::error!(
+            pool = self.pool_name(),
+            pops,
+            "the connection was lost while elements were put back: they may be lost"
+        );
     }
 
     /// Moves an element back if it still lies where it was put. If not, it has been taken, or something has come before it: then
@@ -389,8 +415,13 @@ impl Shift {
         self.spot.class.write_return(catch, &mut bytes);
         write_command(&["EXEC"], &mut bytes);
         self.send(&bytes).await?;
-        for _ in 0..3 {
+        for _ in 0..2 {
             self.reply().await?;
+        }
+        let moved = self.reply().await?;
+        // Else it was touched meanwhile, and stays.
+        if moved.starts_with(b"*1") {
+            self.note_return(catch, &moved);
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use crate::redis::command::Reason;
 use crate::redis::greeting::{ServerFacts, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::pop::{Catch, Head, Pop};
+use crate::redis::roster::Ticket;
 use crate::redis::wire::{RequestScanner, write_command};
 
 /// What the server says whose number is this one has ended the waiting.
@@ -28,6 +29,8 @@ const FIRST_VERSION: u32 = 7;
 /// What a session waits for, and how far it is.
 pub(in crate::redis) struct Parked {
     pop: Pop,
+    /// Its place in the order of all: taken when it came, not when the attempt was answered.
+    ticket: Ticket,
     stage: Stage,
     /// Runs out when it has waited as long as it wanted.
     timer: Option<Pin<Box<Sleep>>>,
@@ -72,9 +75,10 @@ impl Session {
     fn park(&mut self, cx: &mut Context<'_>, stations: &Arc<Stations>, pop: Pop) -> Special {
         let timer = pop.timeout.map(|time| Box::pin(tokio::time::sleep(time)));
         let free = stations.free_keys(self.identity.db, &pop);
+        let ticket = stations.ticket();
         if free.is_empty() {
             self.upstream.metrics.requests.inc();
-            self.sit_down(cx, stations, pop, timer);
+            self.sit_down(cx, stations, ticket, pop, timer);
             return Special::Blocked;
         }
         let mut bytes = Vec::new();
@@ -84,7 +88,7 @@ impl Session {
             return Special::Blocked;
         }
         let stage = Stage::Attempt(Vec::new());
-        self.state = State::Parked(Box::new(Parked { pop, stage, timer }));
+        self.state = State::Parked(Box::new(Parked { pop, ticket, stage, timer }));
         Special::Blocked
     }
 
@@ -93,15 +97,16 @@ impl Session {
         &mut self,
         cx: &mut Context<'_>,
         stations: &Arc<Stations>,
+        ticket: Ticket,
         pop: Pop,
         timer: Option<Pin<Box<Sleep>>>,
     ) {
         let key = self.key();
         let way = Way { lane: Arc::clone(self.upstream.lane(key)), key };
-        match stations.join(key.db, &pop, self.identity.id, &way) {
+        match stations.join(ticket, key.db, &pop, self.identity.id, &way) {
             Some(seat) => {
                 let stage = Stage::Seated(seat);
-                self.state = State::Parked(Box::new(Parked { pop, stage, timer }));
+                self.state = State::Parked(Box::new(Parked { pop, ticket, stage, timer }));
             }
             None => self.hold(cx, Purpose::Hold(Reason::Blocking)),
         }
@@ -154,9 +159,9 @@ impl Session {
         let State::Parked(parked) = std::mem::replace(&mut self.state, State::Shared) else {
             return;
         };
-        let Parked { pop, timer, .. } = *parked;
+        let Parked { pop, ticket, timer, .. } = *parked;
         if let Some(stations) = self.upstream.stations.clone() {
-            self.sit_down(cx, &stations, pop, timer);
+            self.sit_down(cx, &stations, ticket, pop, timer);
         }
     }
 
@@ -204,6 +209,7 @@ impl Session {
                 Poll::Pending => {}
             }
         }
+        self.upstream.metrics.elements_handed.inc();
         self.upstream.metrics.bytes_sent_client.inc_by(u64::try_from(sent).unwrap_or(0));
         self.finish_first(&reply[sent..]);
         Ok(Moved::Yes)
