@@ -72,8 +72,18 @@ struct Station {
     /// What nobody has yet.
     offers: VecDeque<Catch>,
     way: Way,
+    /// Those who have waited long enough, and what they are told when no call is running that may still bring them something.
+    leaving: Vec<(Ticket, Outcome)>,
+    work: Work,
     /// Of the task that waits for them.
     task: Option<Waker>,
+}
+
+/// Whether a call may be running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Off,
+    On,
 }
 
 /// A waiter's place.
@@ -214,8 +224,7 @@ impl Stations {
         if !matches!(station.seats.get(&ticket), Some(Place::Waiting(_))) {
             return Unblocked::Nobody;
         }
-        station.serve(ticket, outcome);
-        station.wake();
+        station.give_up(ticket, outcome);
         Unblocked::One
     }
 
@@ -283,6 +292,7 @@ impl Stations {
     fn wish(&self, spot: &Spot) -> Wish {
         let wish = |station: &mut Station| {
             station.hand_over();
+            station.dismiss();
             if !station.offers.is_empty() {
                 return Wish::PutBack(station.offers.drain(..).collect());
             }
@@ -292,6 +302,16 @@ impl Stations {
             }
         };
         self.look(spot, wish).unwrap_or(Wish::Nothing)
+    }
+
+    /// From now on calls may be running, or are none any more.
+    fn set_work(&self, spot: &Spot, work: Work) {
+        self.look(spot, |station| {
+            station.work = work;
+            if work == Work::Off {
+                station.dismiss();
+            }
+        });
     }
 
     /// The call asks for `keys` from now on; for `others`, too, there are waiters, but it can't.
@@ -350,7 +370,11 @@ impl Stations {
 
     /// Ready when the running call must end.
     fn poll_stale(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
-        self.poll(cx, spot, |station| station.roster.must_end_call() || !station.offers.is_empty())
+        self.poll(cx, spot, |station| {
+            station.roster.must_end_call()
+                || !station.offers.is_empty()
+                || !station.leaving.is_empty()
+        })
     }
 
     fn poll(&self, cx: &Context<'_>, spot: &Spot, is_it: impl Fn(&Station) -> bool) -> Poll<()> {
@@ -389,6 +413,8 @@ impl Station {
             seats: HashMap::new(),
             offers: VecDeque::new(),
             way,
+            leaving: Vec::new(),
+            work: Work::Off,
             task: None,
         }
     }
@@ -415,6 +441,27 @@ impl Station {
         }
     }
 
+    /// Somebody waits no longer than until the call is over: what that brings is still theirs, as the server has it.
+    fn give_up(&mut self, ticket: Ticket, outcome: Outcome) {
+        if !matches!(self.seats.get(&ticket), Some(Place::Waiting(_))) {
+            return;
+        }
+        match self.work {
+            Work::Off => self.serve(ticket, outcome),
+            Work::On => self.leaving.push((ticket, outcome)),
+        }
+        self.wake();
+    }
+
+    /// No call is running: whoever has given up is told so.
+    fn dismiss(&mut self) {
+        for (ticket, outcome) in std::mem::take(&mut self.leaving) {
+            if matches!(self.seats.get(&ticket), Some(Place::Waiting(_))) {
+                self.serve(ticket, outcome);
+            }
+        }
+    }
+
     fn wake(&mut self) {
         if let Some(task) = self.task.take() {
             task.wake();
@@ -423,6 +470,12 @@ impl Station {
 }
 
 impl Seat {
+    /// The session has waited long enough; [`Seat::poll_outcome`] tells when it is over.
+    pub fn give_up(&self) {
+        let leave = |station: &mut Station| station.give_up(self.ticket, Outcome::Nothing);
+        self.stations.look(&self.spot, leave);
+    }
+
     /// What became of it; once. The task is woken when there is something.
     pub fn poll_outcome(&self, cx: &Context<'_>) -> Poll<Outcome> {
         let take = |station: &mut Station| match station.seats.get_mut(&self.ticket) {

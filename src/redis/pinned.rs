@@ -431,12 +431,10 @@ impl Pinned {
         carriage: Carriage,
         bytes: &[u8],
     ) -> Decision {
-        let alone = words.len() == 1;
         match (step(name), carriage) {
-            (Step::Exec, _) if alone => {
-                self.relay(bytes, Some(Expect::Relay(Meaning::Exec)), Hold::Ending)
-            }
-            (Step::Discard, _) if alone => {
+            // With more words it ends the transaction, too.
+            (Step::Exec, _) => self.relay(bytes, Some(Expect::Relay(Meaning::Exec)), Hold::Ending),
+            (Step::Discard, _) if words.len() == 1 => {
                 self.relay(bytes, Some(Expect::Relay(Meaning::Ends)), Hold::Ending)
             }
             (_, Carriage::Session(Word::Reset | Word::Quit)) => match carriage {

@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::ask::ask;
-use super::{Elements, Outcome, PAUSE, Spot, Stations, Way, Wish};
+use super::{Elements, Outcome, PAUSE, Spot, Stations, Way, Wish, Work};
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
 use crate::redis::greeting::Proto;
@@ -178,7 +178,9 @@ impl Shift {
 
     /// Works until nobody waits, or the connection's time is over.
     pub(super) async fn run(mut self) -> Ending {
-        match self.work().await {
+        let worked = self.work().await;
+        self.stations.set_work(&self.spot, Work::Off);
+        match worked {
             Ok(()) => {
                 self.interrupt.settle().await;
                 match self.interrupt.doubt {
@@ -199,6 +201,7 @@ impl Shift {
 
     async fn work(&mut self) -> Result<(), Loss> {
         self.prepare().await?;
+        self.stations.set_work(&self.spot, Work::On);
         loop {
             match self.stations.wish(&self.spot) {
                 Wish::PutBack(catches) => self.put_back(catches).await?,

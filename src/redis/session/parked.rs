@@ -167,12 +167,15 @@ impl Session {
 
     fn wait_seated(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         let State::Parked(parked) = &mut self.state else { return Ok(Moved::No) };
+        let late = parked.is_late(cx);
+        if late {
+            parked.timer = None;
+        }
         let Stage::Seated(seat) = &parked.stage else { return Ok(Moved::No) };
-        let outcome = match seat.poll_outcome(cx) {
-            Poll::Ready(outcome) => outcome,
-            Poll::Pending if parked.is_late(cx) => Outcome::Nothing,
-            Poll::Pending => return Ok(Moved::No),
-        };
+        if late {
+            seat.give_up();
+        }
+        let Poll::Ready(outcome) = seat.poll_outcome(cx) else { return Ok(Moved::No) };
         let mut reply = Vec::new();
         match outcome {
             Outcome::Caught(catch) => return self.deliver(cx, catch),

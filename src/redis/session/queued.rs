@@ -13,6 +13,10 @@ use crate::redis::greeting::write_error;
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::wire::{Arguments, Progress, RequestScanner, write_command};
 
+/// What a server says to EXEC with more words.
+const EXEC_REFUSED: &str =
+    "EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command";
+
 impl Session {
     /// The length of the whole transaction at the start of `bytes`, and its replies, if it may go over a lane as it is.
     pub(super) fn whole_transaction(&self, bytes: &[u8]) -> Option<(usize, u32)> {
@@ -63,6 +67,7 @@ impl Session {
             (Step::Unwatch, 1) => out.extend_from_slice(b"+OK\r\n"),
             (Step::Exec, 1) => write_error("ERR EXEC without MULTI", out),
             (Step::Discard, 1) => write_error("ERR DISCARD without MULTI", out),
+            (Step::Exec, _) => write_error(EXEC_REFUSED, out),
             _ => {
                 let name = String::from_utf8_lossy(name).to_lowercase();
                 write_error(&format!("ERR wrong number of arguments for '{name}' command"), out);
