@@ -25,7 +25,7 @@
 //! flight takes, gives up and takes anew in several transactions; a look at settings behind a RESET in the same transaction's
 //! flight, where the client gave some at startup, and SET TRANSACTION ISOLATION LEVEL behind a RESET there; a look at a named
 //! statement in a failed transaction; a SET ROLE that a SET LOCAL SESSION AUTHORIZATION allowed (it can't be brought to
-//! another connection: the session ends there); locks on tables that a Parse alone takes (the pool knows the statement). Which of several refusals a failed transaction gives is not compared, and a
+//! another connection: the session ends there); an UNLISTEN that overtakes a notification on its way through the hub; locks on tables that a Parse alone takes (the pool knows the statement). Which of several refusals a failed transaction gives is not compared, and a
 //! setting may be reported behind the ReadyForQuery instead of before it (`late_reports` counts that); while the listening connection takes a
 //! channel over, notifications of several channels may come in another order than they were sent (`mixed`: one script in a
 //! thousand at most).

@@ -232,6 +232,15 @@ impl Run<'_> {
         if self.pair(s).direct.status == 'I' {
             self.sessions[s].reset_inside = false;
         }
+        if self.sessions[s].listened && unlistens(segments) {
+            if segments.len() > 1 || self.pair(s).direct.status != 'I' {
+                return Ok(Ran::Skipped);
+            }
+            // An UNLISTEN may overtake what the hub has not heard yet.
+            self.say(s, &[vec![Message::Query("select 'all is heard'".into())]])?;
+            let pair = self.pair(s);
+            pair.pooled.listen_for(pair.direct.heard.len());
+        }
         if self.sessions[s].isolates_too_late(segments) {
             return Ok(Ran::Skipped);
         }
@@ -643,6 +652,17 @@ impl Run<'_> {
 fn only_outside(segments: &[Segment]) -> bool {
     segments.iter().flatten().any(|message| {
         matches!(message, Message::Bind { statement, .. } if super::generator::of_changed_table(statement).is_some())
+    })
+}
+
+/// Whether it says UNLISTEN, perhaps by a statement parsed before.
+fn unlistens(segments: &[Segment]) -> bool {
+    segments.iter().flatten().any(|message| match message {
+        Message::Query(sql) | Message::Parse(_, sql) => {
+            let sql = sql.to_ascii_lowercase();
+            sql.contains("unlisten") || sql.contains("discard")
+        }
+        _ => false,
     })
 }
 
