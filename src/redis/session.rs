@@ -562,6 +562,7 @@ impl Session {
             };
         }
         if how == Carriage::Lane && free {
+            self.upstream.scripts.note(words.iter().copied());
             let mut bytes = Vec::new();
             write_command(&words, &mut bytes);
             let work = Work { bytes: &bytes, silent: 0, replies: 1 };

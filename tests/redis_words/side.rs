@@ -80,7 +80,16 @@ fn frame(from: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
 /// HELLO tells a number that is the connection's.
 fn without_id(reply: Vec<u8>) -> Vec<u8> {
     const ID: &[u8] = b"$2\r\nid\r\n:";
-    let Some(at) = reply.windows(ID.len()).position(|window| window == ID) else { return reply };
-    let digits = reply[at + ID.len()..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-    [&reply[..at + ID.len()], &reply[at + ID.len() + digits..]].concat()
+    let (mut hidden, mut rest) = (Vec::new(), &reply[..]);
+    while let Some(at) = rest.windows(ID.len()).position(|window| window == ID) {
+        let (before, behind) = rest.split_at(at + ID.len());
+        hidden.extend_from_slice(before);
+        let digits = behind.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        rest = &behind[digits..];
+    }
+    if hidden.is_empty() {
+        return reply;
+    }
+    hidden.extend_from_slice(rest);
+    hidden
 }

@@ -39,6 +39,9 @@ impl Command {
 
 impl fmt::Display for Command {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.form == Form::Inline {
+            write!(to, "(inline) ")?;
+        }
         for word in &self.words {
             match word.len() {
                 ..200 => write!(to, "{} ", word.escape_ascii())?,
@@ -281,6 +284,10 @@ const RARE: &[&str] = &[
     "FCALL mine 1 {k} {v}",
     "FCALL_RO mine 1 {k} {v}",
     "EVAL_RO {lua} 1 {k} {v}",
+];
+
+/// What may wait.
+const WAITING: &[&str] = &[
     "BLPOP {l} 0.001",
     "BRPOP {l} {l} 0.001",
     "BZPOPMIN {z} 0.001",
@@ -343,7 +350,7 @@ impl Words {
         let words: Vec<Vec<u8>> =
             template.split(' ').map(|word| filled(word, chance, session)).collect();
         let plain = |word: &Vec<u8>| {
-            !word.is_empty() && word.iter().all(|byte| byte.is_ascii_alphanumeric())
+            (1..100).contains(&word.len()) && word.iter().all(u8::is_ascii_alphanumeric)
         };
         let inline = chance.below(50) == 0 && words.iter().all(plain);
         Command { words, form: if inline { Form::Inline } else { Form::Array } }
@@ -353,6 +360,9 @@ impl Words {
         let holds = |one: &Session| one.watches || one.is_in_multi;
         let holders = self.sessions.iter().filter(|one| holds(one)).count();
         let may_hold = holders < self.holds || holds(&self.sessions[session]);
+        if chance.below(400) == 0 {
+            return chance.pick(WAITING);
+        }
         match chance.below(100) {
             0..6 if may_hold => chance.pick(TRANSACTIONS),
             6..8 if may_hold => "WATCH {k}",
