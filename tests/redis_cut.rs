@@ -6,6 +6,7 @@
 mod support;
 
 #[path = "random/chance.rs"]
+#[allow(dead_code, reason = "each test uses its own part")]
 mod chance;
 
 use std::io::{Read, Write};

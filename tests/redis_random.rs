@@ -15,13 +15,15 @@
 //! TIME, INFO, cursors of SCAN, near expiry, DUMP of sets. The connection's id in HELLO is not compared.
 //!
 //! Left out, too, because the pool is known to differ: `MULTI x`, whose connection counts as inside a transaction; a MULTI
-//! at the end of one flight and the rest of its transaction in another.
+//! at the end of one flight and the rest of its transaction in another; `WATCH` without a key, behind
+//! which another WATCH of the same flight is lost.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![allow(unreachable_pub, reason = "the modules are one test's")]
 
 mod support;
 
 #[path = "random/chance.rs"]
+#[allow(dead_code, reason = "each test uses its own part")]
 mod chance;
 #[path = "redis_random/generator.rs"]
 mod generator;

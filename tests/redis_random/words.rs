@@ -181,7 +181,6 @@ const PLAIN: &[&str] = &[
     "EXEC",
     "DISCARD",
     "UNWATCH",
-    "WATCH",
     "",
 ];
 
@@ -250,7 +249,7 @@ pub fn transaction(chance: &mut Chance) -> Vec<Command> {
                 &["BLPOP K 0", "BLMOVE K K LEFT LEFT 0", "BZPOPMIN K 0", "BLMPOP 0 1 K LEFT"],
             ),
             1 => filled(chance, &["MULTI", "WATCH K", "SELECT 1", "CLIENT GETNAME", "UNWATCH"]),
-            _ => filled(chance, &PLAIN[..PLAIN.len() - 6]),
+            _ => filled(chance, &PLAIN[..PLAIN.len() - 4]),
         });
     }
     all.push(line(if chance.often(85) { "EXEC" } else { "DISCARD" }));
