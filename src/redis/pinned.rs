@@ -270,6 +270,10 @@ impl Pinned {
 
     /// Decides about a command, of which at least the name is in `words`; if taken, `bytes` are to be sent and a reply is expected.
     pub fn take(&mut self, words: &[&[u8]], carriage: Carriage, bytes: &[u8]) -> Decision {
+        // Refused, the WATCH or MULTI is the end of the hold: what follows it must not count on it.
+        if self.expects.iter().any(|expect| matches!(expect, Expect::Relay(Meaning::Began))) {
+            return Decision::Wait;
+        }
         let name = words.first().copied().unwrap_or_default();
         match self.hold {
             Hold::Preparing(_) | Hold::Once | Hold::Ending | Hold::Fencing => Decision::Wait,
@@ -397,7 +401,7 @@ impl Pinned {
     ) -> Decision {
         let plain = Some(Expect::Relay(Meaning::Plain));
         match (step(name), carriage) {
-            (Step::Multi, _) => self.relay(bytes, plain, Hold::Queueing),
+            (Step::Multi, _) if words.len() == 1 => self.relay(bytes, plain, Hold::Queueing),
             (Step::Unwatch, _) => self.relay(bytes, plain, Hold::Ending),
             (_, Carriage::Session(word @ (Word::Select | Word::Hello))) => {
                 self.run_own(word, words, bytes, Hold::Watching)
