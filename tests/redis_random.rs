@@ -13,10 +13,6 @@
 //!
 //! Not asked, because two servers need not agree: SPOP, RANDOMKEY and the order of sets and KEYS (hash tables are seeded),
 //! TIME, INFO, cursors of SCAN, near expiry, DUMP of sets. The connection's id in HELLO is not compared.
-//!
-//! Left out, too, because the pool is known to differ: `MULTI x`, whose connection counts as inside a transaction; a MULTI
-//! at the end of one flight and the rest of its transaction in another; `WATCH` without a key, behind
-//! which another WATCH of the same flight is lost.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![allow(unreachable_pub, reason = "the modules are one test's")]
 

@@ -60,7 +60,7 @@ fn say(chance: &mut Chance, may_stay: bool, open: &mut bool) -> Act {
     }
     let stays = may_stay && chance.often(15);
     if stays {
-        commands.push(words::line(["WATCH k1", "WATCH k2 k3"][chance.below(2)]));
+        commands.push(words::line(["MULTI", "WATCH k1", "WATCH k2 k3"][chance.below(3)]));
     } else {
         commands.push(words::line("DISCARD"));
         commands.push(words::line("UNWATCH"));

@@ -173,16 +173,19 @@ fn say(
     Ok(())
 }
 
-/// Without the connection's id, which HELLO tells.
+/// Without the connection's id, which HELLO tells, perhaps several times in the answer to EXEC.
 fn plain(reply: &[u8]) -> Vec<u8> {
     const ID: &[u8] = b"$2\r\nid\r\n:";
-    let mut reply = reply.to_vec();
-    if let Some(at) =
-        reply.windows(ID.len()).position(|part| part == ID).filter(|_| reply.len() < 500)
-    {
-        let begin = at + ID.len();
-        let digits = reply[begin..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        reply.drain(begin..begin + digits);
+    if !matches!(reply[0], b'*' | b'%') {
+        return reply.to_vec();
     }
-    reply
+    let (mut kept, mut rest) = (Vec::new(), reply);
+    while let Some(at) = rest.windows(ID.len()).position(|part| part == ID) {
+        let (before, behind) = rest.split_at(at + ID.len());
+        kept.extend_from_slice(before);
+        let digits = behind.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        rest = &behind[digits..];
+    }
+    kept.extend_from_slice(rest);
+    kept
 }

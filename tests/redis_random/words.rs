@@ -178,6 +178,8 @@ const PLAIN: &[&str] = &[
     "XGROUP NOTHING",
     "ZUNION 0 K",
     "SORT K BY",
+    "WATCH",
+    "MULTI x",
     "EXEC",
     "DISCARD",
     "UNWATCH",
@@ -249,7 +251,7 @@ pub fn transaction(chance: &mut Chance) -> Vec<Command> {
                 &["BLPOP K 0", "BLMOVE K K LEFT LEFT 0", "BZPOPMIN K 0", "BLMPOP 0 1 K LEFT"],
             ),
             1 => filled(chance, &["MULTI", "WATCH K", "SELECT 1", "CLIENT GETNAME", "UNWATCH"]),
-            _ => filled(chance, &PLAIN[..PLAIN.len() - 4]),
+            _ => filled(chance, &PLAIN[..PLAIN.len() - 6]),
         });
     }
     all.push(line(if chance.often(85) { "EXEC" } else { "DISCARD" }));
