@@ -37,6 +37,10 @@ const CONVERSATIONS: &[&[&str]] = &[
     &["MULTI", "SET a 1", "RESET", "GET a", "EXEC"],
     &["EXEC", "DISCARD", "UNWATCH", "MULTI", "EXEC"],
     &["WATCH a", "MULTI", "SET a 1", "EXEC", "MULTI", "INCR a", "EXEC", "GET a"],
+    &["WATCH", "WATCH a", "SET a 1", "MULTI", "GET a", "EXEC", "GET a"],
+    &["WATCH", "MULTI", "SET a 1", "CLIENT GETNAME", "EXEC", "GET a"],
+    &["MULTI x", "CLIENT GETNAME", "HELLO 3", "HGETALL none"],
+    &["WATCH a", "MULTI x", "CLIENT GETNAME", "SET a 1", "MULTI", "EXEC"],
     &["MULTI", "SET a 1", "QUIT"],
 ];
 

@@ -237,6 +237,7 @@ impl Run<'_> {
                 return Ok(Ran::Skipped);
             }
             // An UNLISTEN may overtake what the hub has not heard yet.
+            self.make_room(s, None)?;
             self.say(s, &[vec![Message::Query("select 'all is heard'".into())]])?;
             let pair = self.pair(s);
             pair.pooled.listen_for(pair.direct.heard.len());

@@ -104,7 +104,8 @@ impl Connection {
     pub fn try_reply(&mut self) -> Option<Value> {
         let mut line = String::new();
         self.reader.read_line(&mut line).ok().filter(|&read| read > 0)?;
-        let line = line.trim_end();
+        // A connection may end within a reply.
+        let line = line.strip_suffix("\r\n")?;
         let (kind, rest) = line.split_at(1);
         Some(match kind {
             "+" => Value::Simple(rest.to_owned()),

@@ -41,9 +41,13 @@ impl Setup {
         self.env("DATABASE_URL", url)
     }
 
-    pub fn redis(mut self, server: &Redis) -> Self {
+    pub fn redis(self, server: &Redis) -> Self {
+        self.redis_url(&server.url())
+    }
+
+    pub fn redis_url(mut self, url: &str) -> Self {
         self.redis = Some(ports::free());
-        self.env("REDIS_URL", &server.url())
+        self.env("REDIS_URL", url)
     }
 
     pub fn pool_size(self, size: usize) -> Self {
