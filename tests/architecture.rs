@@ -37,6 +37,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "redis::backend",
             "redis::blocking",
             "redis::lane",
+            "redis::clients",
             "redis::incoming",
             "redis::pubsub",
             "redis::mailbox",

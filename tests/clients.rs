@@ -97,6 +97,26 @@ fn redis_py() {
 }
 
 #[test]
+fn celery() {
+    with_redis("celery_client.py");
+}
+
+#[test]
+fn rq() {
+    with_redis("rq_client.py");
+}
+
+#[test]
+fn django_redis() {
+    with_redis("django_redis_client.py");
+}
+
+#[test]
+fn bullmq() {
+    with_redis("bullmq_client.mjs");
+}
+
+#[test]
 fn ioredis() {
     with_redis("ioredis_client.mjs");
 }

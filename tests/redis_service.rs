@@ -381,8 +381,8 @@ async fn a_restarted_server_is_noticed_only_by_what_was_in_flight() {
     blocked.send("BLPOP never 0\r\n").await;
     // What the pause would keep from logging in must be there before.
     loop {
-        idle.send("CLIENT LIST\r\n").await;
-        if idle.bulk().await.contains("cmd=blmpop") {
+        idle.send("INFO clients\r\n").await;
+        if idle.bulk().await.contains("blocked_clients:1") {
             break;
         }
     }

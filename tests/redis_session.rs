@@ -6,10 +6,10 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-use support::DEADLINE;
 use support::redis::Redis;
-use support::resp::Value;
+use support::resp::{Value, encode};
 use support::tidegate::{Setup, Tidegate};
+use support::{DEADLINE, eventually};
 
 /// Inline commands, one conversation each; what is between the slashes is one word.
 const CONVERSATIONS: &[&[&str]] = &[
@@ -182,4 +182,70 @@ fn what_is_refused_inside_a_transaction_keeps_it_from_running() {
     assert!(many[4].error().contains("too many commands about the connection"), "{many:?}");
     assert!(many[5].error().starts_with("EXECABORT"), "{many:?}");
     assert_eq!(client.command(&["CLIENT", "GETNAME"]).text().replace("(nil)", ""), "");
+}
+
+/// CLIENT LIST shows those who are here, not tidegate's connections, and CLIENT KILL ends them.
+#[test]
+fn clients_see_and_end_each_other() {
+    let server = Redis::start();
+    let gate = Setup::new().redis(&server).pool_size(3).start();
+    let mut one = gate.redis_client();
+    let mut others: Vec<_> = (0..4).map(|_| gate.redis_client()).collect();
+    for (n, other) in others.iter_mut().enumerate() {
+        other.command(&["CLIENT", "SETNAME", &format!("other{n}")]);
+    }
+    others[1].command(&["SUBSCRIBE", "news"]);
+    others[2].command(&["HELLO", "3"]);
+    others[2].command(&["SELECT", "2"]);
+    others[3].send(&encode(&["BLPOP", "never", "0"]));
+    eventually("it waits", || {
+        server
+            .direct()
+            .command(&["INFO", "clients"])
+            .text()
+            .contains("blocked_clients:1")
+            .then_some(())
+    });
+    let list = one.command(&["CLIENT", "LIST"]).text();
+    assert_eq!(list.lines().count(), 5, "{list}");
+    let line = |name: &str| {
+        let line = list.lines().find(|line| line.contains(&format!(" name={name} ")));
+        line.unwrap_or_else(|| panic!("{name} in\n{list}")).to_owned()
+    };
+    let field = |line: &str, name: &str| {
+        let begin = format!("{name}=");
+        line.split(' ').find_map(|field| field.strip_prefix(&begin)).expect(name).to_owned()
+    };
+    let peer = others[0].stream().local_addr().unwrap().to_string();
+    assert_eq!(field(&line("other0"), "addr"), peer);
+    assert_eq!(
+        (field(&line("other1"), "flags"), field(&line("other1"), "sub")),
+        ("P".into(), "1".into())
+    );
+    assert_eq!(
+        (field(&line("other2"), "db"), field(&line("other2"), "resp")),
+        ("2".into(), "3".into())
+    );
+    let own = one.command(&["CLIENT", "INFO"]).text();
+    assert_eq!(field(own.trim(), "addr"), one.stream().local_addr().unwrap().to_string());
+    let pubsub = one.command(&["CLIENT", "LIST", "TYPE", "pubsub"]).text();
+    assert_eq!(pubsub.lines().count(), 1, "{pubsub}");
+
+    assert_eq!(one.command(&["CLIENT", "KILL", &peer]), Value::simple("OK"));
+    assert!(others[0].closed());
+    assert_eq!(one.command(&["CLIENT", "KILL", &peer]).error(), "ERR No such client");
+    assert_eq!(one.command(&["CLIENT", "KILL", "TYPE", "pubsub"]), Value::Integer(1));
+    assert!(others[1].closed());
+    let waiting = field(&line("other3"), "id");
+    assert_eq!(one.command(&["CLIENT", "KILL", "ID", &waiting]), Value::Integer(1));
+    assert!(others[3].closed());
+    one.command(&["WATCH", "k"]);
+    assert_eq!(one.command(&["CLIENT", "KILL", "USER", "default"]), Value::Integer(1));
+    assert!(others[2].closed());
+    assert!(one.command(&["CLIENT", "LIST"]).text().contains(" cmd=client|list "));
+    assert_eq!(
+        one.command(&["CLIENT", "KILL", "USER", "default", "SKIPME", "no"]),
+        Value::Integer(1)
+    );
+    assert!(one.closed());
 }

@@ -46,6 +46,10 @@ pub enum Word {
     SetInfo,
     /// CLIENT INFO.
     Info,
+    /// CLIENT LIST.
+    List,
+    /// CLIENT KILL.
+    Kill,
     /// CLIENT NO-EVICT: a hint about this one connection.
     NoEvict,
     /// CLIENT REPLY ON, which changes nothing.
@@ -120,8 +124,8 @@ pub enum Step {
 /// Longest name in the table, bytes.
 const NAME_LIMIT: usize = 32;
 
-const KILL: &str = "ERR tidegate: CLIENT KILL and CLIENT UNBLOCK name connections of the server, which are shared here; \
-     send them over a direct connection";
+const UNBLOCK: &str = "ERR tidegate: CLIENT UNBLOCK names a connection of the server, which is shared here; \
+     send it over a direct connection";
 
 /// Upper-case copy of a name, or of two with a bar between; empty when it is too long to be any of the table.
 struct Upper {
@@ -209,7 +213,7 @@ fn carried(command: &Command) -> Carriage {
         Way::Wait => Carriage::Pinned(Reason::Wait),
         Way::Subscription => Carriage::Pinned(Reason::Subscription),
         Way::Stream => Carriage::Pinned(Reason::Stream),
-        Way::Refused => Carriage::Refused(KILL),
+        Way::Refused => Carriage::Refused(UNBLOCK),
         Way::Unknown => Carriage::Pinned(Reason::Unknown),
     }
 }
@@ -227,6 +231,8 @@ fn word(name: &str) -> Option<Word> {
         "CLIENT|ID" => Word::Id,
         "CLIENT|SETINFO" => Word::SetInfo,
         "CLIENT|INFO" => Word::Info,
+        "CLIENT|LIST" => Word::List,
+        "CLIENT|KILL" => Word::Kill,
         "CLIENT|NO-EVICT" => Word::NoEvict,
         _ => return None,
     })
@@ -303,7 +309,7 @@ mod tests {
     #[test]
     fn plain_commands_share_a_lane_in_any_case() {
         for line in
-            ["GET a", "set a b", "ZRevRangeByScore k 1 2", "json.get k", "EVAL x 0", "CLIENT LIST"]
+            ["GET a", "set a b", "ZRevRangeByScore k 1 2", "json.get k", "EVAL x 0", "CLIENT HELP"]
         {
             assert_eq!(of(line), Carriage::Lane, "{line}");
         }
@@ -321,7 +327,8 @@ mod tests {
         assert_eq!(of("CLIENT REPLY OFF"), Carriage::Pinned(Reason::Stream));
         assert_eq!(of("CLIENT TRACKING ON"), Carriage::Pinned(Reason::Stream));
         assert_eq!(of("CLIENT TRACKING"), Carriage::Pinned(Reason::Stream));
-        assert!(matches!(of("CLIENT KILL ID 3"), Carriage::Refused(_)));
+        assert!(matches!(of("CLIENT UNBLOCK 3"), Carriage::Refused(_)));
+        assert_eq!(of("CLIENT KILL ID 3"), Carriage::Session(Word::Kill));
     }
 
     #[test]

@@ -38,9 +38,25 @@ pub struct Identity {
     pub proto: Proto,
     /// Whether it may work.
     pub standing: Standing,
+    /// Where it comes from, and where it has come to.
+    pub address: Box<str>,
+    /// As [`Identity::address`], our side.
+    pub local: Box<str>,
     name: Box<[u8]>,
     library: Box<[u8]>,
     library_version: Box<[u8]>,
+}
+
+/// How many channels, patterns and shard channels a client has subscribed to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Subscriptions(pub [usize; 3]);
+
+impl Subscriptions {
+    /// Whether it has subscribed to nothing.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0 == [0; 3]
+    }
 }
 
 /// Whether a client has shown that it may use the upstream.
@@ -130,6 +146,8 @@ impl Identity {
             db,
             proto: Proto::Resp2,
             standing,
+            address: Box::default(),
+            local: Box::default(),
             name: Box::default(),
             library: Box::default(),
             library_version: Box::default(),
@@ -161,7 +179,8 @@ impl Identity {
             Word::Auth => self.auth(&arguments[1..], access, out),
             Word::Select => return self.select(&arguments[1..], facts, out),
             Word::Reset => {
-                *self = Self::new(self.id, 0, access);
+                let (address, local) = (self.address.clone(), self.local.clone());
+                *self = Self { address, local, ..Self::new(self.id, 0, access) };
                 out.extend_from_slice(b"+RESET\r\n");
             }
             Word::Quit => {
@@ -176,6 +195,8 @@ impl Identity {
             Word::Id => out.extend_from_slice(format!(":{}\r\n", self.id).as_bytes()),
             Word::SetInfo => self.set_info(arguments, out),
             Word::Info => self.info(out),
+            // The session knows of the others.
+            Word::List | Word::Kill => {}
             Word::NoEvict | Word::ReplyOn => out.extend_from_slice(b"+OK\r\n"),
             // A server that doesn't know it says the same.
             Word::MaintNotifications => {
@@ -218,6 +239,8 @@ impl Identity {
             | Word::Quit
             | Word::NoEvict
             | Word::ReplyOn
+            | Word::List
+            | Word::Kill
             | Word::MaintNotifications => out.extend_from_slice(reply),
         }
     }
@@ -416,15 +439,33 @@ impl Identity {
     }
 
     fn info(&self, out: &mut Vec<u8>) {
-        let text = format!(
-            "id={} name={} flags=N db={} sub=0 psub=0 ssub=0 multi=-1 cmd=client|info resp={} lib-name={} lib-ver={}\n",
+        self.write_text(&self.line(0, Subscriptions::default(), "client|info"), out);
+    }
+
+    /// The client's line in CLIENT LIST, with its age in seconds and the command that it has given now. What Redis keeps of memory
+    /// and buffers is nought.
+    #[must_use]
+    pub fn line(&self, age: u64, subscriptions: Subscriptions, command: &str) -> String {
+        let Subscriptions([channels, patterns, shards]) = subscriptions;
+        format!(
+            "id={} addr={} laddr={} fd=0 name={} age={age} idle=0 flags={} db={} sub={channels} \
+             psub={patterns} ssub={shards} multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 \
+             obl=0 oll=0 omem=0 tot-mem=0 events=r cmd={command} user=default redir=-1 resp={} \
+             lib-name={} lib-ver={}\n",
             self.id,
+            self.address,
+            self.local,
             String::from_utf8_lossy(&self.name),
+            if subscriptions.is_empty() { "N" } else { "P" },
             self.db,
             self.proto.number(),
             String::from_utf8_lossy(&self.library),
             String::from_utf8_lossy(&self.library_version),
-        );
+        )
+    }
+
+    /// Writes a text in the client's protocol.
+    pub fn write_text(&self, text: &str, out: &mut Vec<u8>) {
         match self.proto {
             Proto::Resp2 => write_bulk(text.as_bytes(), out),
             Proto::Resp3 => {

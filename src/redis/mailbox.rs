@@ -217,6 +217,8 @@ pub enum MailState {
     Torn,
     /// Nobody is here any more.
     Gone,
+    /// Another client has ended it.
+    Killed,
 }
 
 impl Mailbox {
@@ -353,6 +355,21 @@ impl Mailbox {
         if let Some(session) = &inner.session {
             session.wake_by_ref();
         }
+    }
+
+    /// Ends the session.
+    pub fn kill(&self) {
+        let mut inner = self.lock();
+        self.discard(&mut inner, MailState::Killed);
+        if let Some(session) = &inner.session {
+            session.wake_by_ref();
+        }
+    }
+
+    /// Whether the session may go on.
+    #[must_use]
+    pub fn state(&self) -> MailState {
+        self.lock().state
     }
 
     /// The server went away in the middle of a reply, part of which was delivered: nothing more will come.

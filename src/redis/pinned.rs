@@ -94,6 +94,7 @@ pub enum Decision {
 
 const TOO_MANY: &str = "ERR tidegate: too many commands about the connection inside one MULTI; \
      send them before it, or in several transactions";
+const NO_KILL: &str = "ERR tidegate: CLIENT KILL can't stand inside MULTI; send it before the transaction or behind it";
 /// A server that doesn't know it says the same.
 const NO_NOTIFICATIONS: &str = "ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.";
 /// What no server knows: inside MULTI it makes EXEC fail, as every refused command does.
@@ -447,6 +448,8 @@ impl Pinned {
             (_, Carriage::Session(Word::MaintNotifications)) => {
                 self.refuse_queued(NO_NOTIFICATIONS)
             }
+            // There it would end connections of the server, which are everybody's.
+            (_, Carriage::Session(Word::Kill)) => self.refuse_queued(NO_KILL),
             (_, Carriage::Session(word)) => self.queue_own(word, words, bytes),
             (_, Carriage::Pinned(Reason::Unknown)) => {
                 self.condition = Condition::Spoilt;

@@ -8,6 +8,7 @@
 mod client;
 mod farewell;
 mod information;
+mod others;
 mod parked;
 mod pinned;
 mod queued;
@@ -186,16 +187,19 @@ impl Session {
         guard: DrainGuard,
         greeting: Sleep,
     ) -> Self {
-        let identity =
+        let mut identity =
             Identity::new(upstream.next_id(), upstream.first_database(), upstream.access());
+        (identity.address, identity.local) = addresses(&stream);
         let deadline = match identity.standing {
             Standing::Stranger => Some(Box::pin(greeting)),
             Standing::Known => None,
         };
         upstream.metrics.clients_idle.inc();
+        let mailbox = Arc::new(Mailbox::new(Arc::clone(&upstream.backlog)));
+        upstream.clients.enter(&identity, &mailbox);
         Self {
             stream,
-            mailbox: Arc::new(Mailbox::new(Arc::clone(&upstream.backlog))),
+            mailbox,
             upstream,
             lane: None,
             identity,
@@ -610,6 +614,12 @@ impl Session {
             self.hold(cx, Purpose::Facts);
             return Special::Blocked;
         }
+        if matches!(word, Word::List | Word::Kill | Word::Info)
+            && self.identity.standing == Standing::Known
+        {
+            self.tell_of_clients(word, words);
+            return Special::Taken;
+        }
         match self.answer_now(word, words, facts.as_deref()) {
             Effect::AskDatabase(_) => {
                 self.hold(cx, Purpose::Hold(Reason::Database));
@@ -646,6 +656,7 @@ impl Session {
         if word == Word::Reset {
             self.subscribed = None;
         }
+        self.note_client();
         if effect == Effect::Close {
             self.closing = Closing::AfterReplies;
         }
@@ -727,8 +738,18 @@ impl Future for Session {
     }
 }
 
+/// The client's address, and ours.
+fn addresses(stream: &Stream) -> (Box<str>, Box<str>) {
+    let text = |address: Option<std::net::SocketAddr>| {
+        address.map(|address| address.to_string()).unwrap_or_default().into_boxed_str()
+    };
+    let local = stream.tcp().and_then(|tcp| tcp.local_addr().ok());
+    (text(stream.peer()), text(local))
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
+        self.upstream.clients.leave(self.identity.id);
         self.settle_backlog();
         self.mailbox.abandon();
         if let State::Waiting(_) = self.state {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::backend::{FactsCell, Key, RedisConnect, RedisPool};
 use super::blocking::Stations;
+use super::clients::Clients;
 use super::greeting::Access;
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
@@ -40,6 +41,8 @@ pub struct Upstream {
     pub waiting: Arc<AtomicUsize>,
     /// What the server said of itself.
     pub facts: Arc<FactsCell>,
+    /// Who is here.
+    pub clients: Clients,
     /// What it was given of scripts.
     pub scripts: Arc<Scripts>,
     /// Replies that lie here unread.
@@ -113,6 +116,7 @@ impl Upstream {
             hub,
             waiting,
             facts,
+            clients: Clients::default(),
             scripts,
             backlog,
             limits: settings.limits.clone(),

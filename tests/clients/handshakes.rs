@@ -36,7 +36,8 @@ fn go_redis() {
         &[&["unwatch"]],
         &[&["evalsha", "da39a3ee5e6b4b0d3255bfef95601890afd80709", "1", "k"]],
         &[&["subscribe", "news"]],
-        &[&["publish", "news", "hello"]],
+        // Of its own message and the reply either may come first: 7.0 and 8.2 differ.
+        &[&["publish", "other", "hello"]],
         &[&["unsubscribe"]],
         &[&["blpop", "empty", "0.01"]],
         &[&["xadd", "s", "1-1", "f", "v"], &["xrange", "s", "-", "+"]],
@@ -69,7 +70,7 @@ fn lettuce() {
         &[&["INCR", "k"]],
         &[&["EXEC"]],
         &[&["SUBSCRIBE", "news", "more"]],
-        &[&["PUBLISH", "more", "hello"]],
+        &[&["PUBLISH", "other", "hello"]],
         &[&["UNSUBSCRIBE", "news"]],
         &[&["UNSUBSCRIBE", "more"]],
         &[&["INFO"]],

@@ -239,7 +239,7 @@ impl Run<'_> {
             // An UNLISTEN may overtake what the hub has not heard yet.
             self.make_room(s, None)?;
             self.say(s, &[vec![Message::Query("select 'all is heard'".into())]])?;
-            let pair = self.pair(s);
+            let Some(pair) = &mut self.sessions[s].pair else { return Ok(Ran::Skipped) };
             pair.pooled.listen_for(pair.direct.heard.len());
         }
         if self.sessions[s].isolates_too_late(segments) {

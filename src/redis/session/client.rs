@@ -43,6 +43,7 @@ impl Session {
         };
         match mail {
             MailState::Open | MailState::Gone => {}
+            MailState::Killed => return Err(End("killed by another client")),
             MailState::Torn => self.closing = Closing::AfterReplies,
             MailState::Flooded => {
                 self.upstream.metrics.clients_aborted.inc();
@@ -81,7 +82,10 @@ impl Session {
     pub(super) fn take_mail(&mut self, cx: &Context<'_>) -> MailState {
         if let State::Parked(_) = self.state {
             // What comes is looked at first.
-            return MailState::Open;
+            return match self.mailbox.state() {
+                MailState::Killed => MailState::Killed,
+                _ => MailState::Open,
+            };
         }
         let empty = self.out.bytes.is_empty();
         let mail = self.mailbox.poll_take(cx, &mut self.out.bytes);

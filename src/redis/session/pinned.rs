@@ -10,7 +10,7 @@ use tokio::time::Sleep;
 
 use super::{Closing, End, Moved, Session, State};
 use crate::redis::backend::Key;
-use crate::redis::command::{Carriage, carriage};
+use crate::redis::command::{Carriage, Word, carriage};
 use crate::redis::greeting::write_error;
 use crate::redis::pinned::{Decision, Hold, Inflow, Loss, PINNED_BUFFER, Pinned};
 use crate::redis::transaction::OwnCommand;
@@ -258,10 +258,14 @@ impl Session {
                 Offered::Taken
             }
             Decision::Answer(word) => {
-                if word == crate::redis::command::Word::Reset
+                if word == Word::Reset
                     && let Some(pinned) = self.unpin()
                 {
                     pinned.abandon("reset");
+                }
+                if matches!(word, Word::List | Word::Kill | Word::Info) {
+                    self.tell_of_clients(word, words);
+                    return Offered::Taken;
                 }
                 let facts = self.upstream.facts.get();
                 self.answer_now(word, words, facts.as_deref());

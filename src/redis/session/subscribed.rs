@@ -12,7 +12,7 @@ use super::{
     Carriage, End, Moved, Purpose, Reason, Session, Special, State, Tail, UNREAD_LIMIT, Word,
 };
 use crate::redis::command::{Command, look_up};
-use crate::redis::greeting::{Proto, write_error};
+use crate::redis::greeting::{Proto, Subscriptions, write_error};
 use crate::redis::pubsub::{Hub, Kind, Letters, Name, Settled};
 
 /// What a session has subscribed to; all of it is given up when this is dropped.
@@ -38,6 +38,11 @@ impl Subscribed {
             Kind::Channel | Kind::Pattern => channels + patterns,
             Kind::Shard => shards,
         }
+    }
+
+    /// How many of each kind.
+    pub(super) fn counts(&self) -> Subscriptions {
+        Subscriptions([0, 1, 2].map(|kind: usize| self.names[kind].len()))
     }
 
     fn is_empty(&self) -> bool {
@@ -207,6 +212,7 @@ impl Session {
         if self.subscribed.as_ref().is_some_and(|one| one.is_empty() && one.asked.is_none()) {
             self.subscribed = None;
         }
+        self.note_client();
     }
 
     /// A command of a client that may say little; everything before it is answered.
