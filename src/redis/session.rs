@@ -692,6 +692,7 @@ impl Session {
     pub(super) fn moved(&mut self) {
         self.lane = None;
         self.upstream.facts.note_database(self.identity.db);
+        self.note_client();
     }
 }
 
