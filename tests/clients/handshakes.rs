@@ -118,10 +118,7 @@ fn bring_the_same(flights: &[Flight]) {
     for ((flight, direct), pooled) in flights.iter().zip(direct).zip(pooled) {
         if flight == &[&["INFO"][..]] {
             // And ours behind them.
-            assert_eq!(
-                [headings(&direct), vec!["# Tidegate".to_owned()]].concat(),
-                headings(&pooled)
-            );
+            assert_eq!([headings(&direct), vec!["# Tidegate"]].concat(), headings(&pooled));
         } else {
             assert_eq!(neutral(&direct), neutral(&pooled), "{flight:?}");
         }
