@@ -401,7 +401,7 @@ fn events_of_keys_are_heard() {
 /// A web process with workers, subscribers and a cache: what a plan of few connections has to carry.
 #[test]
 fn workers_subscribers_and_a_cache_use_four_connections() {
-    const JOBS: usize = 2_000;
+    const JOBS: usize = 10_000;
     let server = Redis::start();
     let gate = before(&server, 4);
     let sent = AtomicBool::new(false);
