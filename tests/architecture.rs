@@ -69,6 +69,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "redis::roster",
             "redis::exchange",
             "redis::lane::loss",
+            "redis::namespace",
             "redis::scripts",
             "redis::transaction",
         ],

@@ -4,10 +4,12 @@
 //! What is not in the table might do either, so it gets a backend of its own for its time (safe), and that backend is
 //! reset before anybody else uses it.
 
+mod places;
 mod spec;
 mod table;
 
-pub use spec::{Access, Command, Flags, Way};
+pub use places::{Named, names};
+pub use spec::{Access, Command, Flags, Touch, Way};
 use table::COMMANDS;
 
 /// How a command travels.

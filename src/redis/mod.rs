@@ -14,6 +14,7 @@ mod incoming;
 pub mod lane;
 pub mod login;
 pub mod mailbox;
+pub mod namespace;
 pub mod pinned;
 pub mod pop;
 pub mod pubsub;

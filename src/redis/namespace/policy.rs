@@ -1,0 +1,137 @@
+//! Which commands a namespace lets through, and why others are refused.
+
+use crate::redis::command::{Command, Flags, Way};
+
+/// What is to be done about a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Policy {
+    /// It touches nothing.
+    Keyless,
+    /// It touches what it names.
+    Names,
+    /// It is about the whole database, of which the namespace is shown.
+    Whole(Whole),
+    /// Refused; the text says why.
+    Refused(&'static str),
+}
+
+/// Commands about the whole database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whole {
+    Keys,
+    Scan,
+    RandomKey,
+    Size,
+    Flush,
+    Channels,
+}
+
+const SERVER: &str = "is about the whole server";
+const CONNECTION: &str = "changes how a connection answers, and connections are shared";
+const OTHER_DATABASE: &str = "moves keys between databases";
+const SCRIPTS: &str = "runs or changes code that tidegate can't see through";
+
+/// Without keys or channels, and harmless.
+const KEYLESS: &[&str] = &[
+    "AUTH",
+    "CLIENT|GETNAME",
+    "CLIENT|GETREDIR",
+    "CLIENT|ID",
+    "CLIENT|INFO",
+    "CLIENT|KILL",
+    "CLIENT|LIST",
+    "CLIENT|NO-EVICT",
+    "CLIENT|SETINFO",
+    "CLIENT|SETNAME",
+    "CLIENT|TRACKINGINFO",
+    "CLIENT|UNBLOCK",
+    "DISCARD",
+    "ECHO",
+    "EXEC",
+    "HELLO",
+    "INFO",
+    "LASTSAVE",
+    "LOLWUT",
+    "MULTI",
+    "PING",
+    "QUIT",
+    "RESET",
+    "SELECT",
+    "TIME",
+    "UNWATCH",
+    "WAIT",
+    "WAITAOF",
+];
+
+/// What may be asked of the configuration: nothing secret, nothing about others.
+const OPEN_SETTINGS: &[&str] = &[
+    "appendonly",
+    "databases",
+    "maxclients",
+    "maxmemory",
+    "maxmemory-policy",
+    "notify-keyspace-events",
+    "proto-max-bulk-len",
+    "save",
+    "timeout",
+];
+
+/// Judges a command by itself.
+pub(super) fn policy(command: &Command, words: &[&[u8]]) -> Policy {
+    let says = |at: usize, text: &str| {
+        words.get(at).is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()))
+    };
+    let name = command.name;
+    match name {
+        "KEYS" => Policy::Whole(Whole::Keys),
+        "SCAN" => Policy::Whole(Whole::Scan),
+        "RANDOMKEY" => Policy::Whole(Whole::RandomKey),
+        "DBSIZE" => Policy::Whole(Whole::Size),
+        "FLUSHDB" | "FLUSHALL" => Policy::Whole(Whole::Flush),
+        "PUBSUB|CHANNELS" | "PUBSUB|SHARDCHANNELS" => Policy::Whole(Whole::Channels),
+        "COPY" if words.iter().skip(3).any(|word| word.eq_ignore_ascii_case(b"DB")) => {
+            Policy::Refused(OTHER_DATABASE)
+        }
+        "MOVE" | "SWAPDB" => Policy::Refused(OTHER_DATABASE),
+        "MIGRATE" => Policy::Refused("sends keys to another server"),
+        "CLIENT|REPLY" if says(2, "ON") => Policy::Keyless,
+        "CLIENT|TRACKING" if says(2, "OFF") => Policy::Keyless,
+        "CONFIG|GET" if words.iter().skip(2).all(|word| is_open(word)) => Policy::Keyless,
+        // The server says that a word is missing.
+        _ if words.len() == 1 && command.flags.has(Flags::CONTAINER) => Policy::Keyless,
+        _ if name.ends_with("|HELP") || name == "COMMAND" || name.starts_with("COMMAND|") => {
+            Policy::Keyless
+        }
+        _ if KEYLESS.contains(&name) => Policy::Keyless,
+        _ if is_code(name) => Policy::Refused(SCRIPTS),
+        _ if command.flags.has(Flags::ADMIN) => Policy::Refused(SERVER),
+        _ => match command.way {
+            Way::Stream => Policy::Refused(CONNECTION),
+            Way::Unknown | Way::Refused => Policy::Refused(SERVER),
+            _ if command.keys.is_empty() && !command.flags.has(Flags::PUBSUB) => {
+                Policy::Refused(SERVER)
+            }
+            _ if name == "PUBSUB|NUMPAT" => Policy::Refused("counts the patterns of all"),
+            _ => Policy::Names,
+        },
+    }
+}
+
+fn is_open(setting: &[u8]) -> bool {
+    OPEN_SETTINGS.iter().any(|name| setting.eq_ignore_ascii_case(name.as_bytes()))
+}
+
+fn is_code(name: &str) -> bool {
+    let family = name.split('|').next().unwrap_or_default();
+    matches!(
+        family,
+        "FUNCTION"
+            | "FCALL"
+            | "FCALL_RO"
+            | "SCRIPT"
+            | "EVAL"
+            | "EVAL_RO"
+            | "EVALSHA"
+            | "EVALSHA_RO"
+    )
+}

@@ -1,0 +1,556 @@
+//! Replies on their way out: where they name keys or channels the prefix goes, and what is outside of the namespace is left out.
+//!
+//! Bytes are taken as they come and given on at once; kept are headers, names, and of lists with a choice what was chosen.
+//! Source: the reply descriptions of the commands in the Redis documentation, for RESP2 and RESP3.
+
+use super::glob;
+use crate::redis::wire::{Reply, ReplyError, ReplyScanner};
+
+/// What in a reply must be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shape {
+    /// Nothing.
+    Plain,
+    /// An error's text may name a key.
+    Errors,
+    /// The first element is a name.
+    First,
+    /// Every element is.
+    Names,
+    /// Every other element is, from the first on.
+    Alternate,
+    /// The second element is a list of names.
+    Scan,
+    /// Streams: a list of pairs, or a map, by name.
+    Streams,
+    /// A list of names, not all of which belong into it.
+    Chosen(Choice),
+    /// As [`Shape::Scan`], with a choice.
+    ChosenScan(Choice),
+    /// A transaction's: replies at these places have these shapes.
+    Exec(Vec<(u64, Shape)>),
+    /// The reply, if it is no error, is this.
+    Instead(Vec<u8>),
+}
+
+/// Which names stay in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// They fit this.
+    pub pattern: Vec<u8>,
+    /// They begin with one of these.
+    pub prefixes: Vec<Box<[u8]>>,
+}
+
+impl Choice {
+    fn takes(&self, name: &[u8]) -> bool {
+        self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+            && glob::fits(&self.pattern, name)
+    }
+}
+
+impl Shape {
+    /// Of the reply to a command with names.
+    #[must_use]
+    pub(super) fn of(command: &str) -> Self {
+        match command {
+            "BLPOP" | "BRPOP" | "BZPOPMIN" | "BZPOPMAX" | "LMPOP" | "ZMPOP" | "BLMPOP"
+            | "BZMPOP" => Self::First,
+            "XREAD" | "XREADGROUP" => Self::Streams,
+            "PUBSUB|NUMSUB" | "PUBSUB|SHARDNUMSUB" => Self::Alternate,
+            "XPENDING"
+            | "XCLAIM"
+            | "XAUTOCLAIM"
+            | "XACK"
+            | "XACKDEL"
+            | "XINFO|CONSUMERS"
+            | "XINFO|GROUPS"
+            | "XINFO|STREAM"
+            | "XGROUP|CREATE"
+            | "XGROUP|CREATECONSUMER"
+            | "XGROUP|DELCONSUMER"
+            | "XGROUP|DESTROY"
+            | "XGROUP|SETID" => Self::Errors,
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// Reads one reply.
+#[derive(Debug)]
+pub struct ReplyFilter {
+    prefix: Box<[u8]>,
+    levels: Vec<Level>,
+    state: State,
+    /// The reply's own shape, until it has begun.
+    shape: Option<Shape>,
+}
+
+/// An aggregate whose elements are looked at.
+#[derive(Debug)]
+struct Level {
+    left: u64,
+    index: u64,
+    inside: Inside,
+}
+
+/// What the elements are.
+#[derive(Debug)]
+enum Inside {
+    First,
+    Names,
+    Alternate,
+    Scan,
+    Pairs,
+    Chosen { choice: Choice, kept: Vec<u8>, count: u64 },
+    ChosenScan(Option<Choice>),
+    Exec(Vec<(u64, Shape)>),
+}
+
+/// An element to come.
+#[derive(Debug)]
+enum Due {
+    Name,
+    Shaped(Shape),
+}
+
+#[derive(Debug)]
+enum State {
+    /// Before an element.
+    Between,
+    /// Within one that nobody looks at.
+    Passing(ReplyScanner),
+    /// Within one whose bytes are dropped, because something else stands for it.
+    Dropping(ReplyScanner),
+    /// Within the first line of one that is looked at.
+    Header(Due, Vec<u8>),
+    /// Within the beginning of a name.
+    Name {
+        length: u64,
+        held: Vec<u8>,
+    },
+    /// Within the rest of a string, and so many bytes are left.
+    Body(u64),
+    Done,
+}
+
+impl ReplyFilter {
+    /// A filter for the next reply.
+    #[must_use]
+    pub fn new(prefix: &[u8], shape: Shape) -> Self {
+        Self {
+            prefix: prefix.into(),
+            levels: Vec::new(),
+            state: State::Between,
+            shape: Some(shape),
+        }
+    }
+
+    /// Whether the whole reply has passed.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        matches!(self.state, State::Done)
+    }
+
+    /// Takes the next bytes: how many were of this reply. What the client gets is added to `out`.
+    ///
+    /// # Errors
+    /// When the bytes are not RESP.
+    pub fn advance(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, ReplyError> {
+        let mut at = 0;
+        while at < bytes.len() && !self.is_done() {
+            at += self.step(&bytes[at..], out)?;
+        }
+        Ok(at)
+    }
+
+    fn step(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, ReplyError> {
+        match std::mem::replace(&mut self.state, State::Between) {
+            State::Done => {
+                self.state = State::Done;
+                Ok(0)
+            }
+            State::Between => {
+                self.begin(bytes, out);
+                Ok(0)
+            }
+            State::Passing(mut scanner) => {
+                let (used, reply) = scanner.advance(bytes)?;
+                self.give(&bytes[..used], out);
+                self.after(reply, State::Passing(scanner), out);
+                Ok(used)
+            }
+            State::Dropping(mut scanner) => {
+                let (used, reply) = scanner.advance(bytes)?;
+                self.after(reply, State::Dropping(scanner), out);
+                Ok(used)
+            }
+            State::Header(due, mut line) => {
+                let end = memchr::memchr(b'\n', bytes).map(|newline| newline + 1);
+                let used = end.unwrap_or(bytes.len());
+                line.extend_from_slice(&bytes[..used]);
+                match end {
+                    None => self.state = State::Header(due, line),
+                    Some(_) => self.read_header(due, &line, out)?,
+                }
+                Ok(used)
+            }
+            State::Name { length, mut held } => {
+                let wanted = self.wanted(length) - held.len();
+                let used = wanted.min(bytes.len());
+                held.extend_from_slice(&bytes[..used]);
+                match used == wanted {
+                    true => self.read_name(length, &held, out),
+                    false => self.state = State::Name { length, held },
+                }
+                Ok(used)
+            }
+            State::Body(left) => {
+                let used = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                self.give(&bytes[..used], out);
+                match left - u64::try_from(used).unwrap_or(left) {
+                    0 => self.end_element(out),
+                    left => self.state = State::Body(left),
+                }
+                Ok(used)
+            }
+        }
+    }
+
+    /// So much of a name, and of what ends it, must be here before it is clear what is to be done with it.
+    fn wanted(&self, length: u64) -> usize {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        match self.levels.last() {
+            Some(Level { inside: Inside::Chosen { .. }, .. }) => length.saturating_add(2),
+            _ => length.min(self.prefix.len()),
+        }
+    }
+
+    /// What comes out: to the client, or into the list that is chosen from.
+    fn give(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        match self.levels.last_mut() {
+            Some(Level { inside: Inside::Chosen { kept, .. }, .. }) => {
+                kept.extend_from_slice(bytes)
+            }
+            _ => out.extend_from_slice(bytes),
+        }
+    }
+
+    /// Something else is part of the stream.
+    fn after(&mut self, reply: Reply, same: State, out: &mut Vec<u8>) {
+        match reply {
+            Reply::Partial => self.state = same,
+            Reply::Whole => self.end_element(out),
+            // It answers nothing, and stands between two replies.
+            Reply::Push => self.state = State::Between,
+        }
+    }
+
+    /// The next element begins with `bytes`.
+    fn begin(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        if bytes.first() == Some(&b'>') && self.levels.is_empty() {
+            self.state = State::Passing(ReplyScanner::default());
+            return;
+        }
+        let due = match (self.shape.take(), self.levels.last_mut()) {
+            (Some(shape), _) => Due::Shaped(shape),
+            (None, Some(level)) => level.due(),
+            (None, None) => {
+                self.state = State::Done;
+                return;
+            }
+        };
+        self.state = match due {
+            Due::Shaped(Shape::Plain) => State::Passing(ReplyScanner::default()),
+            Due::Shaped(Shape::Errors) if bytes.first() != Some(&b'-') => {
+                State::Passing(ReplyScanner::default())
+            }
+            Due::Shaped(Shape::Instead(reply)) if bytes.first() != Some(&b'-') => {
+                self.give(&reply, out);
+                State::Dropping(ReplyScanner::default())
+            }
+            due => State::Header(due, Vec::new()),
+        };
+    }
+
+    fn read_header(&mut self, due: Due, line: &[u8], out: &mut Vec<u8>) -> Result<(), ReplyError> {
+        let kind = line.first().copied().unwrap_or_default();
+        let number = || {
+            let digits = line.get(1..line.len().saturating_sub(2)).unwrap_or_default();
+            std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<i64>().ok())
+        };
+        match (kind, due) {
+            (b'-', _) => {
+                let line = without(line, &self.prefix);
+                self.give(&line, out);
+                self.end_element(out);
+            }
+            (b'$' | b'=' | b'!', due) => {
+                let length = number().ok_or(ReplyError(kind, "a length"))?;
+                let Ok(length) = u64::try_from(length) else {
+                    self.give(line, out);
+                    self.end_element(out);
+                    return Ok(());
+                };
+                match due {
+                    Due::Name => self.state = State::Name { length, held: Vec::new() },
+                    Due::Shaped(_) => {
+                        self.give(line, out);
+                        self.state = State::Body(length + 2);
+                    }
+                }
+                if self.wanted(length) == 0 && matches!(self.state, State::Name { .. }) {
+                    self.read_name(length, &[], out);
+                }
+            }
+            (b'*' | b'~' | b'>' | b'%', Due::Shaped(shape)) => {
+                let count = number().ok_or(ReplyError(kind, "a count"))?;
+                self.begin_aggregate(kind, count, shape, line, out);
+            }
+            // A null, a number, a status.
+            _ => {
+                self.give(line, out);
+                self.end_element(out);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_aggregate(
+        &mut self,
+        kind: u8,
+        count: i64,
+        shape: Shape,
+        line: &[u8],
+        out: &mut Vec<u8>,
+    ) {
+        let per_unit = if kind == b'%' { 2 } else { 1 };
+        let left = u64::try_from(count).unwrap_or(0).saturating_mul(per_unit);
+        let inside = match shape {
+            Shape::First => Inside::First,
+            Shape::Names => Inside::Names,
+            Shape::Alternate => Inside::Alternate,
+            Shape::Scan => Inside::Scan,
+            Shape::Streams if kind == b'%' => Inside::Alternate,
+            Shape::Streams => Inside::Pairs,
+            Shape::Chosen(choice) if count >= 0 => {
+                Inside::Chosen { choice, kept: Vec::new(), count: 0 }
+            }
+            Shape::ChosenScan(choice) => Inside::ChosenScan(Some(choice)),
+            Shape::Exec(shapes) => Inside::Exec(shapes),
+            Shape::Plain | Shape::Errors | Shape::Instead(_) | Shape::Chosen(_) => {
+                Inside::Exec(Vec::new())
+            }
+        };
+        if !matches!(inside, Inside::Chosen { .. }) {
+            self.give(line, out);
+        }
+        self.levels.push(Level { left, index: 0, inside });
+        self.close_levels(out);
+    }
+
+    fn read_name(&mut self, length: u64, held: &[u8], out: &mut Vec<u8>) {
+        if let Some(Level { inside: Inside::Chosen { choice, kept, count }, .. }) =
+            self.levels.last_mut()
+        {
+            let name = &held[..held.len().saturating_sub(2)];
+            if choice.takes(name) {
+                *count += 1;
+                kept.extend_from_slice(format!("${length}\r\n").as_bytes());
+                kept.extend_from_slice(held);
+            }
+            return self.end_element(out);
+        }
+        let stripped = held.strip_prefix(&*self.prefix).unwrap_or(held);
+        let gone = u64::try_from(held.len() - stripped.len()).unwrap_or(0);
+        out.extend_from_slice(format!("${}\r\n", length - gone).as_bytes());
+        out.extend_from_slice(stripped);
+        self.state = State::Body(length - u64::try_from(held.len()).unwrap_or(length) + 2);
+    }
+
+    fn end_element(&mut self, out: &mut Vec<u8>) {
+        self.state = State::Between;
+        if let Some(level) = self.levels.last_mut() {
+            level.left = level.left.saturating_sub(1);
+            level.index += 1;
+        }
+        self.close_levels(out);
+    }
+
+    /// Ends aggregates of which nothing is left.
+    fn close_levels(&mut self, out: &mut Vec<u8>) {
+        while self.levels.last().is_some_and(|level| level.left == 0) {
+            if let Some(Level { inside: Inside::Chosen { kept, count, .. }, .. }) =
+                self.levels.pop()
+            {
+                let line = format!("*{count}\r\n");
+                self.give(line.as_bytes(), out);
+                self.give(&kept, out);
+            }
+            if let Some(level) = self.levels.last_mut() {
+                level.left -= 1;
+                level.index += 1;
+            }
+        }
+        self.state = if self.levels.is_empty() { State::Done } else { State::Between };
+    }
+}
+
+impl Level {
+    fn due(&mut self) -> Due {
+        let plain = Due::Shaped(Shape::Plain);
+        match &mut self.inside {
+            Inside::First if self.index == 0 => Due::Name,
+            Inside::Names | Inside::Chosen { .. } => Due::Name,
+            Inside::Alternate if self.index % 2 == 0 => Due::Name,
+            Inside::Scan if self.index == 1 => Due::Shaped(Shape::Names),
+            Inside::Pairs => Due::Shaped(Shape::First),
+            Inside::ChosenScan(choice) if self.index == 1 => {
+                choice.take().map_or(plain, |choice| Due::Shaped(Shape::Chosen(choice)))
+            }
+            Inside::Exec(shapes) => {
+                let index = self.index;
+                let found = shapes.iter().position(|(place, _)| *place == index);
+                found.map_or(plain, |at| Due::Shaped(shapes.swap_remove(at).1))
+            }
+            _ => plain,
+        }
+    }
+}
+
+/// An error's text without the prefix of the key that it names.
+fn without(line: &[u8], prefix: &[u8]) -> Vec<u8> {
+    let quoted = [b"'", prefix].concat();
+    match memchr::memmem::find(line, &quoted) {
+        Some(at) if !prefix.is_empty() => [&line[..=at], &line[at + quoted.len()..]].concat(),
+        _ => line.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn through(shape: &Shape, reply: &str, piece: usize) -> String {
+        let mut filter = ReplyFilter::new(b"ns:", shape.clone());
+        let mut out = Vec::new();
+        let behind = format!("{reply}+NEXT\r\n");
+        let mut used = 0;
+        for bytes in behind.as_bytes().chunks(piece) {
+            used += filter.advance(bytes, &mut out).unwrap();
+            if filter.is_done() {
+                break;
+            }
+        }
+        assert_eq!(used, reply.len(), "{reply:?} in pieces of {piece}");
+        assert!(filter.is_done());
+        String::from_utf8(out).unwrap()
+    }
+
+    fn check(shape: Shape, reply: &str, expected: &str) {
+        for piece in 1..=reply.len() + 8 {
+            assert_eq!(through(&shape, reply, piece), expected, "{reply:?} in pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn the_prefix_goes_however_the_bytes_are_split() {
+        check(
+            Shape::First,
+            "*2\r\n$4\r\nns:a\r\n$4\r\nns:v\r\n",
+            "*2\r\n$1\r\na\r\n$4\r\nns:v\r\n",
+        );
+        check(Shape::First, "*-1\r\n", "*-1\r\n");
+        check(Shape::First, "_\r\n", "_\r\n");
+        check(
+            Shape::First,
+            "*2\r\n$4\r\nns:a\r\n*1\r\n*2\r\n$1\r\nm\r\n:1\r\n",
+            "*2\r\n$1\r\na\r\n*1\r\n*2\r\n$1\r\nm\r\n:1\r\n",
+        );
+        check(
+            Shape::Names,
+            "*3\r\n$4\r\nns:a\r\n$3\r\nns:\r\n$1\r\nx\r\n",
+            "*3\r\n$1\r\na\r\n$0\r\n\r\n$1\r\nx\r\n",
+        );
+        check(Shape::Names, "*0\r\n", "*0\r\n");
+        check(
+            Shape::Alternate,
+            "*4\r\n$4\r\nns:a\r\n:1\r\n$4\r\nns:b\r\n:0\r\n",
+            "*4\r\n$1\r\na\r\n:1\r\n$1\r\nb\r\n:0\r\n",
+        );
+        check(
+            Shape::Scan,
+            "*2\r\n$4\r\nns:7\r\n*1\r\n$4\r\nns:a\r\n",
+            "*2\r\n$4\r\nns:7\r\n*1\r\n$1\r\na\r\n",
+        );
+        check(Shape::Scan, "*2\r\n$1\r\n0\r\n*0\r\n", "*2\r\n$1\r\n0\r\n*0\r\n");
+        check(Shape::Plain, "*1\r\n$4\r\nns:a\r\n", "*1\r\n$4\r\nns:a\r\n");
+    }
+
+    #[test]
+    fn streams_are_known_in_both_protocols() {
+        let entries = "*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$4\r\nns:f\r\n$1\r\nv\r\n";
+        check(
+            Shape::Streams,
+            &format!("*1\r\n*2\r\n$4\r\nns:s\r\n{entries}"),
+            &format!("*1\r\n*2\r\n$1\r\ns\r\n{entries}"),
+        );
+        check(
+            Shape::Streams,
+            &format!("%1\r\n$4\r\nns:s\r\n{entries}"),
+            &format!("%1\r\n$1\r\ns\r\n{entries}"),
+        );
+        check(Shape::Streams, "*-1\r\n", "*-1\r\n");
+        check(
+            Shape::Errors,
+            "-NOGROUP No such key 'ns:s' or\r\n",
+            "-NOGROUP No such key 's' or\r\n",
+        );
+        check(
+            Shape::Streams,
+            "-NOGROUP No such key 'ns:s' or\r\n",
+            "-NOGROUP No such key 's' or\r\n",
+        );
+        check(Shape::Errors, "$4\r\nns:a\r\n", "$4\r\nns:a\r\n");
+    }
+
+    #[test]
+    fn what_is_not_chosen_is_left_out() {
+        let choice = || Choice {
+            pattern: b"*a".to_vec(),
+            prefixes: vec![b"ns:"[..].into(), b"o:"[..].into()],
+        };
+        check(
+            Shape::Chosen(choice()),
+            "*4\r\n$4\r\nns:a\r\n$4\r\nns:b\r\n$3\r\no:a\r\n$3\r\nx:a\r\n",
+            "*2\r\n$4\r\nns:a\r\n$3\r\no:a\r\n",
+        );
+        check(Shape::Chosen(choice()), "*0\r\n", "*0\r\n");
+        check(
+            Shape::ChosenScan(choice()),
+            "*2\r\n$1\r\n7\r\n*1\r\n$1\r\nx\r\n",
+            "*2\r\n$1\r\n7\r\n*0\r\n",
+        );
+    }
+
+    #[test]
+    fn a_transaction_has_a_shape_for_each_place() {
+        let shape = Shape::Exec(vec![
+            (1, Shape::Names),
+            (2, Shape::Chosen(Choice { pattern: b"*".to_vec(), prefixes: vec![] })),
+        ]);
+        check(
+            shape.clone(),
+            "*4\r\n+OK\r\n*1\r\n$4\r\nns:a\r\n*1\r\n$1\r\nx\r\n*1\r\n$4\r\nns:a\r\n",
+            "*4\r\n+OK\r\n*1\r\n$1\r\na\r\n*0\r\n*1\r\n$4\r\nns:a\r\n",
+        );
+        check(shape.clone(), "*-1\r\n", "*-1\r\n");
+        check(shape, "-EXECABORT no\r\n", "-EXECABORT no\r\n");
+        check(
+            Shape::Instead(b"+x\r\n".to_vec()),
+            "$40\r\n0123456789012345678901234567890123456789\r\n",
+            "+x\r\n",
+        );
+        check(Shape::Instead(b"+x\r\n".to_vec()), "-ERR\r\n", "-ERR\r\n");
+    }
+}
