@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{Auth, Loaded, PoolMode, Protocol, RedisTls, SslMode};
+use super::variable::Origin;
+use super::{Auth, Loaded, NamespaceMode, PoolMode, Protocol, RedisTls, SslMode};
 
 /// Describes everything that was loaded, for a person.
 #[must_use]
@@ -92,12 +93,24 @@ fn write_redis(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
             "          {} -> {} {}:{}, database {}, {tls}",
             listener.listen, upstream.name, upstream.host, upstream.port, upstream.database
         )?;
+        for (at, namespace) in listener.namespaces.iter().enumerate() {
+            let mode = match namespace.mode {
+                NamespaceMode::Enforce => "said by clients",
+                NamespaceMode::Prefix => "added and taken away",
+            };
+            let plain = if listener.first_namespace == Some(at) { ", plain clients" } else { "" };
+            let prefixes = namespace.prefixes.join(" ");
+            writeln!(text, "          namespace {}: {prefixes} {mode}{plain}", namespace.name)?;
+        }
     }
     write_urls(text, loaded, Protocol::Redis)
 }
 
 fn write_urls(text: &mut String, loaded: &Loaded, protocol: Protocol) -> std::fmt::Result {
-    for variable in loaded.variables.iter().filter(|variable| variable.protocol() == protocol) {
+    let named = |variable: &&super::PooledVariable| {
+        variable.protocol() == protocol && variable.origin == Origin::Environment
+    };
+    for variable in loaded.variables.iter().filter(named) {
         writeln!(text, "upstream  {}={}", variable.name, variable.masked_url())?;
     }
     Ok(())

@@ -23,6 +23,23 @@ const fn in_file(path: &'static str) -> Key {
 pub(super) const OTHER_VARIABLES: [&str; 3] =
     ["TIDEGATE_CONFIG", "TIDEGATE_DATABASE_URL", "TIDEGATE_REDIS_URL"];
 
+/// The settings of one `[[redis.namespaces]]`.
+pub(super) const NAMESPACE_KEYS: &[&str] = &[
+    "name",
+    "prefix",
+    "mode",
+    "password",
+    "password_env",
+    "readable",
+    "read_only",
+    "allow",
+    "scripts",
+    "value_bytes",
+    "client_limit",
+    "variable",
+    "url",
+];
+
 pub(super) const KEYS: &[Key] = &[
     everywhere("workers", "TIDEGATE_WORKERS", "workers"),
     in_file("drain_ms"),
@@ -87,4 +104,5 @@ pub(super) const KEYS: &[Key] = &[
     in_file("redis.pipeline_depth"),
     in_file("redis.cleanup_timeout_ms"),
     in_file("redis.slow_reader_ms"),
+    everywhere("redis.namespace", "TIDEGATE_REDIS_NAMESPACE", "redis-namespace"),
 ];

@@ -79,6 +79,14 @@ impl RedisUrl {
         uri.to_url()
     }
 
+    /// The same, for another user: a namespace of it.
+    pub(super) fn of_user(&self, user: &str, password: &Secret) -> Self {
+        let mut other = self.clone();
+        other.uri.user = Some(user.to_owned());
+        other.uri.password = Some(password.expose().to_owned());
+        other
+    }
+
     /// The URL with its secrets masked.
     pub(super) fn masked(&self) -> String {
         self.uri.masked()

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::namespaces;
 use super::postgres_url::PostgresUrl;
 use super::redis_url::RedisUrl;
 use super::suggest;
@@ -334,12 +335,19 @@ fn redis(
                         ConfigError::new(&text.source, "no port is left for a listener")
                     })?;
                 let upstream = Arc::new(url.upstream.clone());
-                listeners.push(RedisListener { listen, explicit, upstream });
+                listeners.push(RedisListener {
+                    listen,
+                    explicit,
+                    upstream,
+                    namespaces: Vec::new(),
+                    first_namespace: None,
+                });
                 listeners.len() - 1
             }
         };
         variables.push(PooledVariable::new(name, index, PooledUrl::Redis(Box::new(url))));
     }
+    namespaces::resolve(written, environment, settings.auth, &mut listeners, variables, warnings)?;
     let served = !listeners.is_empty();
     Ok(served.then_some(RedisSettings { listeners, ..settings }))
 }

@@ -333,6 +333,55 @@ pub struct RedisListener {
     pub explicit: bool,
     /// What it leads to.
     pub upstream: Arc<RedisUpstream>,
+    /// The parts of it that some clients are bound to.
+    pub namespaces: Vec<NamespaceSettings>,
+    /// Which of them those have who come with the upstream's own credentials, or none.
+    pub first_namespace: Option<usize>,
+}
+
+/// A part of a Redis, told by how its names begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceSettings {
+    /// The user that clients give.
+    pub name: String,
+    /// And the password.
+    pub password: Secret,
+    /// What its names begin with.
+    pub prefixes: Vec<String>,
+    /// What names begin with that may be read only.
+    pub readable: Vec<String>,
+    /// Who says the prefix.
+    pub mode: NamespaceMode,
+    /// Whether it may only be read.
+    pub read_only: bool,
+    /// Commands that are not looked at; subcommands behind a bar.
+    pub allowed: Vec<String>,
+    /// What becomes of scripts.
+    pub scripts: NamespaceScripts,
+    /// Longest word of a command, bytes.
+    pub value_bytes: usize,
+    /// Most clients at once.
+    pub client_limit: usize,
+}
+
+/// Who says the prefix of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamespaceMode {
+    /// The client.
+    Enforce,
+    /// Tidegate.
+    Prefix,
+}
+
+/// What becomes of Lua scripts in a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamespaceScripts {
+    /// They run inside of the namespace.
+    Sandbox,
+    /// They are refused.
+    Deny,
+    /// They run as they are: all of them, or those with these SHA1s.
+    Trust(Option<Vec<String>>),
 }
 
 /// A Redis server as one variable names it.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::Secret;
 use super::postgres_url::PostgresUrl;
 use super::redis_url::RedisUrl;
 
@@ -21,7 +22,18 @@ pub struct PooledVariable {
     pub name: String,
     /// Which listener of its protocol leads to its upstream.
     pub listener: usize,
+    /// Whose name it is.
+    pub(super) origin: Origin,
     url: PooledUrl,
+}
+
+/// Who gave a variable its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It holds the upstream's URL.
+    Environment,
+    /// A namespace: the wrapped command finds it beside the others.
+    Namespace,
 }
 
 /// The URL of either protocol.
@@ -36,7 +48,14 @@ pub enum PooledUrl {
 
 impl PooledVariable {
     pub(super) fn new(name: String, listener: usize, url: PooledUrl) -> Self {
-        Self { name, listener, url }
+        Self { name, listener, origin: Origin::Environment, url }
+    }
+
+    /// A variable more, for clients of a namespace of this one's upstream.
+    pub(super) fn of_namespace(&self, name: String, user: &str, password: &Secret) -> Option<Self> {
+        let PooledUrl::Redis(url) = &self.url else { return None };
+        let url = PooledUrl::Redis(Box::new(url.of_user(user, password)));
+        Some(Self { name, listener: self.listener, origin: Origin::Namespace, url })
     }
 
     /// Which side it belongs to.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
-use super::keys::{KEYS, OTHER_VARIABLES};
+use super::keys::{KEYS, NAMESPACE_KEYS, OTHER_VARIABLES};
 use super::{ConfigError, suggest};
 
 /// The process's environment as text; values that are not UTF-8 are `None`.
@@ -31,6 +31,23 @@ impl Entry {
 #[derive(Debug, Default)]
 pub(super) struct Written {
     entries: BTreeMap<&'static str, Entry>,
+    namespaces: Vec<Namespace>,
+}
+
+/// What was written of one `[[redis.namespaces]]`.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    /// Where it stands in the file.
+    pub(super) source: String,
+    entries: BTreeMap<&'static str, Entry>,
+}
+
+impl Namespace {
+    /// What was written for `key`, if anything was.
+    pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
+        debug_assert!(NAMESPACE_KEYS.contains(&key), "{key} is not in NAMESPACE_KEYS");
+        self.entries.get(key)
+    }
 }
 
 impl Written {
@@ -54,11 +71,54 @@ impl Written {
                 return Err(ConfigError::new(at, format!("unknown section [{key_name}]{hint}")));
             }
             for (key, value) in section {
+                if let (true, DeValue::Array(items)) =
+                    (is_namespaces(key_name, key.get_ref()), value.get_ref())
+                {
+                    self.take_namespaces(items, &place)?;
+                    continue;
+                }
                 let path = format!("{key_name}.{}", key.get_ref());
                 self.take_value(&path, value.get_ref(), &place(key.span().start))?;
             }
         }
         Ok(())
+    }
+
+    fn take_namespaces(
+        &mut self,
+        items: &DeArray<'_>,
+        place: &dyn Fn(usize) -> String,
+    ) -> Result<(), ConfigError> {
+        for item in items {
+            let source = place(item.span().start);
+            let DeValue::Table(table) = item.get_ref() else {
+                return Err(ConfigError::new(source, "must be tables: [[redis.namespaces]]"));
+            };
+            let mut namespace = Namespace { source, entries: BTreeMap::new() };
+            for (key, value) in table {
+                let (name, at): (&str, _) = (key.get_ref(), place(key.span().start));
+                let Some(known) = NAMESPACE_KEYS.iter().find(|known| **known == name) else {
+                    let hint = suggest::hint(name, NAMESPACE_KEYS.iter().copied());
+                    return Err(ConfigError::new(
+                        at,
+                        format!("unknown setting redis.namespaces.{name}{hint}"),
+                    ));
+                };
+                let source = format!("{at}, redis.namespaces.{name}");
+                let Some(text) = text_of(value.get_ref()) else {
+                    let problem = "must be a text, a number, a boolean or a list of texts";
+                    return Err(ConfigError::new(source, problem));
+                };
+                namespace.entries.insert(known, Entry { text, source });
+            }
+            self.namespaces.push(namespace);
+        }
+        Ok(())
+    }
+
+    /// Every `[[redis.namespaces]]`, in order.
+    pub(super) fn namespaces(&self) -> &[Namespace] {
+        &self.namespaces
     }
 
     fn take_value(&mut self, path: &str, value: &DeValue<'_>, at: &str) -> Result<(), ConfigError> {
@@ -194,6 +254,10 @@ pub(super) fn unknown_variables(environment: &Environment, pooled: &[String]) ->
             format!("{name} is not a setting of tidegate and is ignored{hint}")
         })
         .collect()
+}
+
+fn is_namespaces(section: &str, key: &str) -> bool {
+    section == "redis" && key == "namespaces"
 }
 
 fn text_of(value: &DeValue<'_>) -> Option<String> {

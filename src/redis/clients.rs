@@ -105,8 +105,12 @@ impl Filter {
         Self { address, ..Self::default() }
     }
 
-    fn takes(&self, id: u64, card: &Card) -> bool {
+    /// Whether the client is meant by one of namespace `realm`, or of none, who sees all.
+    fn takes(&self, id: u64, card: &Card, realm: Option<usize>) -> bool {
         let identity = &card.identity;
+        if realm.is_some() && realm != identity.namespace {
+            return false;
+        }
         let kind = match card.subscriptions.is_empty() {
             true => Kind::Normal,
             false => Kind::Pubsub,
@@ -138,6 +142,10 @@ fn read_kind(word: &[u8]) -> Result<Kind, Refusal> {
     }
 }
 
+fn realm(all: &BTreeMap<u64, Card>, id: u64) -> Option<usize> {
+    all.get(&id).and_then(|card| card.identity.namespace)
+}
+
 impl Clients {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Card>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -162,6 +170,14 @@ impl Clients {
         }
     }
 
+    /// Whether the client with the number `id` is of the same namespace as `own`, or `own` is of none.
+    #[must_use]
+    pub fn may_reach(&self, own: u64, id: u64) -> bool {
+        let all = self.lock();
+        let realm = realm(&all, own);
+        realm.is_none() || all.get(&id).is_some_and(|card| card.identity.namespace == realm)
+    }
+
     /// It has left.
     pub fn leave(&self, id: u64) {
         self.lock().remove(&id);
@@ -171,8 +187,9 @@ impl Clients {
     #[must_use]
     pub fn list(&self, filter: &Filter, own: u64, command: &str) -> String {
         let all = self.lock();
+        let realm = realm(&all, own);
         let mut text = String::new();
-        for (id, card) in all.iter().filter(|(id, card)| filter.takes(**id, card)) {
+        for (id, card) in all.iter().filter(|(id, card)| filter.takes(**id, card, realm)) {
             let says = if *id == own { command } else { "NULL" };
             let age = card.born.elapsed().as_secs();
             text.push_str(&card.identity.line(age, card.subscriptions, says));
@@ -184,8 +201,9 @@ impl Clients {
     /// left to it.
     pub fn kill(&self, filter: &Filter, own: u64) -> (usize, bool) {
         let all = self.lock();
+        let realm = realm(&all, own);
         let (mut count, mut own_too) = (0, false);
-        for (id, card) in all.iter().filter(|(id, card)| filter.takes(**id, card)) {
+        for (id, card) in all.iter().filter(|(id, card)| filter.takes(**id, card, realm)) {
             count += 1;
             if *id == own {
                 own_too = true;

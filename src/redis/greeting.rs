@@ -38,6 +38,8 @@ pub struct Identity {
     pub proto: Proto,
     /// Whether it may work.
     pub standing: Standing,
+    /// The number of the namespace that it is bound to.
+    pub namespace: Option<usize>,
     /// Where it comes from, and where it has come to.
     pub address: Box<str>,
     /// As [`Identity::address`], our side.
@@ -68,9 +70,41 @@ pub enum Standing {
     Known,
 }
 
+/// Who may come in, and what for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access<'a> {
+    /// What a client of the upstream itself must know.
+    pub main: Main<'a>,
+    /// The namespaces, by their numbers.
+    pub doors: &'a [Door],
+    /// The namespace of clients that give no other's name.
+    pub first: Option<usize>,
+}
+
+/// A namespace, as a client comes into it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Door {
+    /// The user.
+    pub user: Box<str>,
+    /// The user's password.
+    pub password: Box<str>,
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Door({})", self.user)
+    }
+}
+
+impl<'a> From<Main<'a>> for Access<'a> {
+    fn from(main: Main<'a>) -> Self {
+        Self { main, doors: &[], first: None }
+    }
+}
+
 /// What a client must know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access<'a> {
+pub enum Main<'a> {
     /// Nothing, and any password will do (`trust`).
     Open,
     /// Nothing, because the upstream URL has no password; as a Redis without `requirepass`.
@@ -137,15 +171,16 @@ impl Identity {
     /// A client that has just connected.
     #[must_use]
     pub fn new(id: u64, db: u32, access: Access<'_>) -> Self {
-        let standing = match access {
-            Access::Open | Access::NoPassword => Standing::Known,
-            Access::Password { .. } => Standing::Stranger,
+        let standing = match access.main {
+            Main::Open | Main::NoPassword => Standing::Known,
+            Main::Password { .. } => Standing::Stranger,
         };
         Self {
             id,
             db,
             proto: Proto::Resp2,
             standing,
+            namespace: access.first,
             address: Box::default(),
             local: Box::default(),
             name: Box::default(),
@@ -344,7 +379,7 @@ impl Identity {
 
     fn auth(&mut self, arguments: &[&[u8]], access: Access<'_>, out: &mut Vec<u8>) {
         let answer = match arguments {
-            [password] if access == Access::NoPassword => {
+            [password] if access.main == Main::NoPassword => {
                 let _unused = password;
                 Err(NO_PASSWORD)
             }
@@ -362,10 +397,18 @@ impl Identity {
         password: &[u8],
         access: Access<'_>,
     ) -> Result<(), &'static str> {
-        let right = match access {
-            Access::Open => true,
-            Access::NoPassword => user.is_none_or(|user| user == b"default"),
-            Access::Password { user: expected, password: secret } => {
+        let door = access.doors.iter().position(|door| user == Some(door.user.as_bytes()));
+        if let Some((at, door)) = door.and_then(|at| Some((at, access.doors.get(at)?))) {
+            if access.main != Main::Open && !same_secret(password, door.password.as_bytes()) {
+                return Err(WRONGPASS);
+            }
+            (self.standing, self.namespace) = (Standing::Known, Some(at));
+            return Ok(());
+        }
+        let right = match access.main {
+            Main::Open => true,
+            Main::NoPassword => user.is_none_or(|user| user == b"default"),
+            Main::Password { user: expected, password: secret } => {
                 // As with Redis, a lone password is the default user's; the URL's user is the one we are.
                 let named =
                     user.is_none_or(|user| user == expected.unwrap_or("default").as_bytes());
@@ -375,7 +418,7 @@ impl Identity {
         if !right {
             return Err(WRONGPASS);
         }
-        self.standing = Standing::Known;
+        (self.standing, self.namespace) = (Standing::Known, access.first);
         Ok(())
     }
 
@@ -525,7 +568,8 @@ mod tests {
         }
     }
 
-    const SECRET: Access<'static> = Access::Password { user: None, password: "pw" };
+    const SECRET: Access<'static> =
+        Access { main: Main::Password { user: None, password: "pw" }, doors: &[], first: None };
 
     fn say(identity: &mut Identity, word: Word, line: &str, access: Access<'_>) -> String {
         let arguments: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
@@ -554,17 +598,45 @@ mod tests {
 
     #[test]
     fn a_url_without_password_needs_none() {
-        let mut client = Identity::new(1, 0, Access::NoPassword);
+        let (no_password, open) = (Main::NoPassword.into(), Main::Open.into());
+        let mut client = Identity::new(1, 0, no_password);
+        assert!(say(&mut client, Word::Auth, "AUTH x", no_password).starts_with("-ERR AUTH"));
+        assert_eq!(say(&mut client, Word::Auth, "AUTH default x", no_password), "+OK\r\n");
+        assert_eq!(say(&mut client, Word::Auth, "AUTH any x", open), "+OK\r\n");
+    }
+
+    #[test]
+    fn a_namespace_has_a_password_of_its_own() {
+        let door = |name: &str| Door { user: name.into(), password: format!("{name}-pw").into() };
+        let doors = [door("cache"), door("queue")];
+        let access = Access { doors: &doors, ..SECRET };
+        let mut client = Identity::new(1, 0, access);
+        for line in
+            ["AUTH cache pw", "AUTH cache queue-pw", "AUTH cache-pw", "AUTH default cache-pw"]
+        {
+            assert!(say(&mut client, Word::Auth, line, access).starts_with("-WRONGPASS"), "{line}");
+            assert_eq!((client.standing, client.namespace), (Standing::Stranger, None), "{line}");
+        }
+        assert_eq!(say(&mut client, Word::Auth, "AUTH queue queue-pw", access), "+OK\r\n");
+        assert_eq!(client.namespace, Some(1));
+        assert!(say(&mut client, Word::Auth, "AUTH cache no", access).starts_with("-WRONGPASS"));
+        assert_eq!(client.namespace, Some(1));
         assert!(
-            say(&mut client, Word::Auth, "AUTH x", Access::NoPassword).starts_with("-ERR AUTH")
+            say(&mut client, Word::Hello, "HELLO 3 AUTH cache cache-pw", access).starts_with("%7")
         );
-        assert_eq!(say(&mut client, Word::Auth, "AUTH default x", Access::NoPassword), "+OK\r\n");
-        assert_eq!(say(&mut client, Word::Auth, "AUTH any x", Access::Open), "+OK\r\n");
+        assert_eq!(client.namespace, Some(0));
+        assert_eq!(say(&mut client, Word::Auth, "AUTH pw", access), "+OK\r\n");
+        assert_eq!(client.namespace, None);
+        let first = Access { first: Some(1), ..access };
+        assert_eq!(say(&mut client, Word::Auth, "AUTH pw", first), "+OK\r\n");
+        assert_eq!(client.namespace, Some(1));
+        say(&mut client, Word::Reset, "RESET", first);
+        assert_eq!((client.standing, client.namespace), (Standing::Stranger, Some(1)));
     }
 
     #[test]
     fn hello_and_select_refuse_as_redis_does() {
-        let open = Access::Open;
+        let open = Main::Open.into();
         let mut client = Identity::new(1, 0, open);
         assert!(say(&mut client, Word::Hello, "HELLO 4", open).starts_with("-NOPROTO "));
         assert!(

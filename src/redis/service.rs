@@ -36,7 +36,7 @@ impl Service {
     ) -> Result<Self, anyhow::Error> {
         let upstreams = settings.listeners.iter().map(|listener| {
             let metrics = metrics.pool(Protocol::Redis, &listener.upstream.name);
-            Upstream::new(settings, &listener.upstream, metrics).map(Arc::new)
+            Upstream::new(settings, listener, metrics).map(Arc::new)
         });
         Ok(Self {
             upstreams: upstreams.collect::<Result<_, _>>()?,

@@ -6,12 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::backend::{FactsCell, Key, RedisConnect, RedisPool};
 use super::blocking::Stations;
 use super::clients::Clients;
-use super::greeting::Access;
+use super::greeting::{Access, Door, Main};
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
+use super::namespace::{Mode, Namespace, Rights};
 use super::pubsub::Hub;
 use super::scripts::Scripts;
-use crate::config::{Auth, RedisLimits, RedisSettings, RedisUpstream};
+use crate::config::{
+    Auth, NamespaceMode, NamespaceSettings, RedisLimits, RedisListener, RedisSettings,
+    RedisUpstream,
+};
 use crate::metrics::PoolMetrics;
 use crate::net::{Tls, TlsError, TlsSettings, Verify};
 use crate::pool::{Budget, Pool, PoolSettings};
@@ -28,6 +32,10 @@ const KEY_LIMIT: usize = 64;
 pub struct Upstream {
     config: Arc<RedisUpstream>,
     auth: Auth,
+    doors: Vec<Door>,
+    first_namespace: Option<usize>,
+    /// Its namespaces, by their numbers.
+    pub namespaces: Vec<Arc<Namespace>>,
     lanes: Vec<Arc<Lane>>,
     /// For sessions whose replies are large, while the holds leave it a connection.
     spare: Option<Arc<Lane>>,
@@ -64,9 +72,10 @@ impl Upstream {
     /// When TLS can't be set up.
     pub fn new(
         settings: &RedisSettings,
-        config: &Arc<RedisUpstream>,
+        listener: &RedisListener,
         metrics: Arc<PoolMetrics>,
     ) -> Result<Self, TlsError> {
+        let config = &listener.upstream;
         let facts = Arc::new(FactsCell::default());
         let scripts = Arc::new(Scripts::default());
         let tls = tls(config)?;
@@ -108,6 +117,9 @@ impl Upstream {
         Ok(Self {
             config: Arc::clone(config),
             auth: settings.auth,
+            doors: listener.namespaces.iter().map(door).collect(),
+            first_namespace: listener.first_namespace,
+            namespaces: listener.namespaces.iter().map(namespace).map(Arc::new).collect(),
             lanes,
             spare,
             keys: Mutex::default(),
@@ -128,13 +140,14 @@ impl Upstream {
     /// What a client must know.
     #[must_use]
     pub fn access(&self) -> Access<'_> {
-        match (self.auth, &self.config.password) {
-            (Auth::Trust, _) => Access::Open,
-            (Auth::Password, None) => Access::NoPassword,
+        let main = match (self.auth, &self.config.password) {
+            (Auth::Trust, _) => Main::Open,
+            (Auth::Password, None) => Main::NoPassword,
             (Auth::Password, Some(password)) => {
-                Access::Password { user: self.config.user.as_deref(), password: password.expose() }
+                Main::Password { user: self.config.user.as_deref(), password: password.expose() }
             }
-        }
+        };
+        Access { main, doors: &self.doors, first: self.first_namespace }
     }
 
     /// The database that a client begins in.
@@ -193,6 +206,26 @@ impl Upstream {
         for lane in self.lanes.iter().chain(&self.spare) {
             lane.nudge();
         }
+    }
+}
+
+fn door(settings: &NamespaceSettings) -> Door {
+    Door { user: settings.name.as_str().into(), password: settings.password.expose().into() }
+}
+
+fn namespace(settings: &NamespaceSettings) -> Namespace {
+    let bytes = |names: &[String]| names.iter().map(|name| name.as_bytes().into()).collect();
+    Namespace {
+        name: settings.name.as_str().into(),
+        mode: match settings.mode {
+            NamespaceMode::Enforce => Mode::Enforce,
+            NamespaceMode::Prefix => Mode::Prefix,
+        },
+        prefixes: bytes(&settings.prefixes),
+        readable: bytes(&settings.readable),
+        rights: if settings.read_only { Rights::ReadOnly } else { Rights::ReadWrite },
+        allowed: settings.allowed.iter().map(|name| name.as_str().into()).collect(),
+        value_bytes: settings.value_bytes,
     }
 }
 
