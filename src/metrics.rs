@@ -77,6 +77,12 @@ struct Families {
     pin_timeouts: IntCounterVec,
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
+    namespace_commands: IntCounterVec,
+    namespace_refusals: IntCounterVec,
+    namespace_bytes: IntCounterVec,
+    namespace_clients: IntGaugeVec,
+    namespace_keys: IntGaugeVec,
+    namespace_memory: IntGaugeVec,
 }
 
 impl Families {
@@ -127,6 +133,32 @@ impl Families {
             parked_losses: counter("tidegate_parked_losses_total", help::PARKED_LOSSES, &[])?,
             connect_errors: counter("tidegate_connect_errors_total", help::CONNECT, &["code"])?,
             server_closed: counter("tidegate_server_closed_total", help::CLOSED, &["reason"])?,
+            namespace_commands: counter(
+                "tidegate_namespace_commands_total",
+                help::NAMESPACE_COMMANDS,
+                &["namespace"],
+            )?,
+            namespace_refusals: counter(
+                "tidegate_namespace_refusals_total",
+                help::NAMESPACE_REFUSALS,
+                &["namespace", "command", "reason"],
+            )?,
+            namespace_bytes: counter(
+                "tidegate_namespace_bytes_total",
+                help::NAMESPACE_BYTES,
+                &["namespace", "direction"],
+            )?,
+            namespace_clients: gauge(
+                "tidegate_namespace_clients",
+                help::NAMESPACE_CLIENTS,
+                &["namespace"],
+            )?,
+            namespace_keys: gauge("tidegate_namespace_keys", help::NAMESPACE_KEYS, &["namespace"])?,
+            namespace_memory: gauge(
+                "tidegate_namespace_memory_bytes",
+                help::NAMESPACE_MEMORY,
+                &["namespace"],
+            )?,
         })
     }
 }
@@ -168,6 +200,14 @@ mod help {
     pub(super) const PINS: &str = "Times a server connection had to stay with one client beyond a transaction, by reason. A pinned connection serves nobody else.";
     pub(super) const CONNECT: &str = "Failed attempts to open a server connection, by code: the server's error code, or io, dns, tls, timeout.";
     pub(super) const CLOSED: &str = "Server connections closed, by reason.";
+    pub(super) const NAMESPACE_COMMANDS: &str = "Redis commands of clients of a namespace.";
+    pub(super) const NAMESPACE_REFUSALS: &str = "Redis commands refused in a namespace, by command and reason: key, channel, pattern (named something outside), command, script, read_only, size.";
+    pub(super) const NAMESPACE_BYTES: &str = "Bytes carried for clients of a namespace, by direction (received or sent, as tidegate sees it).";
+    pub(super) const NAMESPACE_CLIENTS: &str = "Clients of a namespace now.";
+    pub(super) const NAMESPACE_KEYS: &str =
+        "Keys of a namespace, as estimated from a sample of the database's keys.";
+    pub(super) const NAMESPACE_MEMORY: &str =
+        "Bytes that a namespace's keys take in Redis, as estimated from a sample.";
     pub(super) const BUILD: &str = "Always 1; the label says which version of tidegate runs.";
 }
 
@@ -197,6 +237,27 @@ impl Metrics {
         Arc::clone(made)
     }
 
+    /// The handles of a namespace of a Redis pool.
+    #[must_use]
+    pub fn namespace(&self, pool: &str, namespace: &str) -> NamespaceMetrics {
+        let families = &self.families;
+        let labels = [Protocol::Redis.as_str(), pool, namespace];
+        let bytes = |direction: &str| {
+            families.namespace_bytes.with_label_values(&[labels[0], pool, namespace, direction])
+        };
+        NamespaceMetrics {
+            commands: families.namespace_commands.with_label_values(&labels),
+            clients: families.namespace_clients.with_label_values(&labels),
+            bytes_received: bytes("received"),
+            bytes_sent: bytes("sent"),
+            keys: families.namespace_keys.with_label_values(&labels),
+            memory_bytes: families.namespace_memory.with_label_values(&labels),
+            pool: pool.to_owned(),
+            name: namespace.to_owned(),
+            refusals: families.namespace_refusals.clone(),
+        }
+    }
+
     /// Everything, in the Prometheus text format; begins a new period of `queue_length_max`.
     ///
     /// # Errors
@@ -206,6 +267,34 @@ impl Metrics {
             pool.begin_scrape();
         }
         TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// The handles of one namespace.
+#[derive(Debug)]
+pub struct NamespaceMetrics {
+    /// Commands of its clients.
+    pub commands: IntCounter,
+    /// Its clients.
+    pub clients: IntGauge,
+    /// Bytes read from them.
+    pub bytes_received: IntCounter,
+    /// Bytes written to them.
+    pub bytes_sent: IntCounter,
+    /// Its keys, estimated.
+    pub keys: IntGauge,
+    /// Their bytes, estimated.
+    pub memory_bytes: IntGauge,
+    pool: String,
+    name: String,
+    refusals: IntCounterVec,
+}
+
+impl NamespaceMetrics {
+    /// A command was refused; both are short fixed words.
+    pub fn refuse(&self, command: &str, reason: &str) {
+        let labels = [Protocol::Redis.as_str(), &self.pool, &self.name, command, reason];
+        self.refusals.with_label_values(&labels).inc();
     }
 }
 

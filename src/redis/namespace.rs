@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use super::command::{Access, Command, Named, Touch, look_up, names};
+use super::wire::Arguments;
 use policy::{Policy, Whole, policy};
 pub use whole::{Answer, Errand, Next};
 
@@ -140,6 +141,39 @@ impl Namespace {
             Policy::Refused(why) => Err(self.refusal(Some(command), words, Ground::Command, why)),
             Policy::Names => self.by_names(command, words),
             Policy::Whole(whole) => self.whole(command, whole, words),
+        }
+    }
+
+    /// The part of a command that is here, as it goes on: the rest follows as it is. Only of commands that name one key, or
+    /// channel, as their first word, whatever stands behind it.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn large_form(&self, command: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let mut arguments = Arguments::new(command);
+        let words: Vec<&[u8]> = arguments.by_ref().take(2).collect();
+        let behind = command.len() - arguments.rest().len();
+        let known = look_up(&words).filter(|command| command.names_its_second_word_only());
+        let too_long = command.len() > self.value_bytes;
+        let (Some(known), [name, _], false) = (known, &words[..], too_long) else {
+            let why = "is too long for tidegate to tell what it names";
+            let ground = if too_long { Ground::Size } else { Ground::Command };
+            return Err(self.refusal(look_up(&words), &words, ground, why));
+        };
+        match self.try_judge(&words)? {
+            Judgement::Passes => Ok(command.to_vec()),
+            Judgement::Becomes(becomes, _) => {
+                let line = memchr::memchr(b'\n', command).map_or(0, |newline| newline + 1);
+                let mut form = command[..line].to_vec();
+                for word in [Cow::Borrowed(*name)].iter().chain(becomes.get(1)) {
+                    form.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+                    form.extend_from_slice(word);
+                    form.extend_from_slice(b"\r\n");
+                }
+                form.extend_from_slice(&command[behind..]);
+                Ok(form)
+            }
+            _ => Err(self.refusal(Some(known), &words, Ground::Command, "is too long")),
         }
     }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use super::backend::{Key, RedisConnect};
 use super::command::{Carriage, Reason, Step, Word, is_unsubscribe, step};
 use super::greeting::{Proto, write_error};
-use super::transaction::{Outcome, OwnCommand, Queue, Transaction};
+use super::transaction::{Outcome, OwnCommand, Queue, Transaction, UNKNOWN_COMMAND};
 use super::wire::{Reply, ReplyScanner, write_command};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
@@ -46,7 +46,7 @@ pub enum Hold {
 }
 
 /// A reply that will come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Expect {
     Relay(Meaning),
     /// To a command of ours.
@@ -60,7 +60,7 @@ enum Expect {
     /// To a command of the session's own, which learns from it.
     Own,
     /// To what makes the server abort the transaction; the client is told this.
-    Refusal(&'static str),
+    Refusal(Box<str>),
 }
 
 /// What a reply means for the session.
@@ -97,8 +97,6 @@ const TOO_MANY: &str = "ERR tidegate: too many commands about the connection ins
 const NO_KILL: &str = "ERR tidegate: CLIENT KILL can't stand inside MULTI; send it before the transaction or behind it";
 /// A server that doesn't know it says the same.
 const NO_NOTIFICATIONS: &str = "ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.";
-/// What no server knows: inside MULTI it makes EXEC fail, as every refused command does.
-const UNKNOWN_COMMAND: &str = "TIDEGATE.REFUSED";
 
 /// Learns from the server's reply to a command of the session's own, and writes the answer: what the session then expects
 /// of the connection.
@@ -215,6 +213,12 @@ impl Pinned {
         matches!(self.hold, Hold::Subscribed | Hold::Stream)
     }
 
+    /// Whether the server queues what it is sent now.
+    #[must_use]
+    pub fn is_queueing(&self) -> bool {
+        self.hold == Hold::Queueing || (self.queue.is_some() && matches!(self.hold, Hold::First(_)))
+    }
+
     /// Whether a transaction has begun that is not run yet.
     #[must_use]
     pub fn is_in_transaction(&self) -> bool {
@@ -321,9 +325,9 @@ impl Pinned {
     }
 
     /// Refuses a command inside MULTI so that EXEC fails, as it does behind any other refusal.
-    fn refuse_queued(&mut self, text: &'static str) -> Decision {
+    pub fn refuse_queued(&mut self, text: &str) -> Decision {
         write_command(&[UNKNOWN_COMMAND], &mut self.requests);
-        self.expects.push_back(Expect::Refusal(text));
+        self.expects.push_back(Expect::Refusal(text.into()));
         Decision::Taken
     }
 
@@ -671,7 +675,7 @@ impl Pinned {
             }
             Some(Expect::Refusal(text)) => {
                 self.captured.clear();
-                write_error(text, out);
+                write_error(&text, out);
                 Ok(())
             }
             Some(Expect::Fence) => {

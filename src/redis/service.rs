@@ -35,8 +35,14 @@ impl Service {
         drain: Drain,
     ) -> Result<Self, anyhow::Error> {
         let upstreams = settings.listeners.iter().map(|listener| {
-            let metrics = metrics.pool(Protocol::Redis, &listener.upstream.name);
-            Upstream::new(settings, listener, metrics).map(Arc::new)
+            let name = &listener.upstream.name;
+            let namespaces = listener
+                .namespaces
+                .iter()
+                .map(|one| Arc::new(metrics.namespace(name, &one.name)))
+                .collect();
+            let metrics = metrics.pool(Protocol::Redis, name);
+            Upstream::new(settings, listener, metrics, namespaces).map(Arc::new)
         });
         Ok(Self {
             upstreams: upstreams.collect::<Result<_, _>>()?,

@@ -7,6 +7,7 @@
 
 mod client;
 mod farewell;
+mod gate;
 mod information;
 mod others;
 mod parked;
@@ -26,6 +27,7 @@ use super::command::{Carriage, Reason, Step, Word, carriage, step};
 use super::greeting::{Effect, Identity, ServerFacts, Standing, write_error};
 use super::lane::{Lane, Submitted, Work};
 use super::mailbox::{MailState, Mailbox, Size, Tail};
+use super::namespace::replies::Shape;
 use super::pinned::Pinned;
 use super::transaction::Queue;
 use super::upstream::Upstream;
@@ -35,6 +37,7 @@ use super::wire::{
 use crate::lifecycle::DrainGuard;
 use crate::net::Stream;
 use crate::pool::{Checkout, Lease, Ticket};
+use gate::{Form, Gate, Passed};
 use parked::Parked;
 use pinned::Slow;
 use subscribed::Subscribed;
@@ -46,6 +49,9 @@ const READ_AHEAD: usize = 1024 * 1024;
 
 /// How long until a client with unread bytes is looked at again, to see whether it is gone.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+const TOO_LATE: &str = "ERR tidegate: a client that has subscribed, or is inside a transaction, can't become another user; \
+     do it before";
 
 /// Looks at both sides before others get their turn.
 const TURNS: usize = 32;
@@ -63,10 +69,14 @@ pub struct Session {
     pub(super) scanner: RequestScanner,
     pub(super) out: Outbox,
     pub(super) state: State,
+    /// The namespace that the client is bound to.
+    gate: Option<Box<Gate>>,
     /// The transaction that has begun here.
     queue: Option<Box<Queue>>,
     /// Whether something is added to the reply that is owed; until then nothing else is carried.
     amending: bool,
+    /// What is added then.
+    amended_by: information::Wanted,
     /// How what was taken from the mailbox ends.
     tail: Tail,
     subscribed: Option<Box<Subscribed>>,
@@ -173,6 +183,8 @@ enum Special {
 struct Run {
     begin: usize,
     end: usize,
+    /// They, if they do not go as they were sent.
+    written: Vec<u8>,
     replies: u32,
     /// How many there may be.
     room: u32,
@@ -197,7 +209,7 @@ impl Session {
         upstream.metrics.clients_idle.inc();
         let mailbox = Arc::new(Mailbox::new(Arc::clone(&upstream.backlog)));
         upstream.clients.enter(&identity, &mailbox);
-        Self {
+        let mut session = Self {
             stream,
             mailbox,
             upstream,
@@ -207,8 +219,10 @@ impl Session {
             scanner: RequestScanner::default(),
             out: Outbox::default(),
             state: State::Shared,
+            gate: None,
             queue: None,
             amending: false,
+            amended_by: information::Wanted::No,
             tail: Tail::Whole,
             subscribed: None,
             closing: Closing::No,
@@ -218,7 +232,9 @@ impl Session {
             guard,
             deadline,
             presence: Presence::Idle,
-        }
+        };
+        session.enter_namespace();
+        session
     }
 
     /// Moves the client to the gauge where it belongs.
@@ -298,7 +314,9 @@ impl Session {
             }
             let idle = match &self.state {
                 State::Shared => {
-                    self.inbox.is_empty() && self.mailbox.is_quiet() && self.queue.is_none()
+                    let at_work = self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
+                    let quiet = self.inbox.is_empty() && self.mailbox.is_quiet();
+                    quiet && self.queue.is_none() && !at_work
                 }
                 State::Waiting(_) | State::Parked(_) => false,
                 State::Pinned(pinned, _) => pinned.is_endless(),
@@ -386,6 +404,12 @@ impl Session {
         if !(partial && large && matches!(self.state, State::Shared) && self.mailbox.is_quiet()) {
             return Ok(());
         }
+        if let Err(refusal) = self.large_form(&self.inbox) {
+            let text = format!("{refusal}; the connection is closed");
+            write_error(&text, &mut self.out.bytes);
+            self.closing = Closing::AfterReplies;
+            return Ok(());
+        }
         match carriage(Arguments::new(&self.inbox)) {
             _ if self.queue.is_some() => self.hold(cx, Purpose::Hold(Reason::Transaction)),
             Carriage::Lane => self.hold(cx, Purpose::Hold(Reason::Large)),
@@ -423,11 +447,17 @@ impl Session {
             }
             self.scanner = RequestScanner::default();
             let command = &bytes[begin..at];
-            if progress == Progress::Command && self.goes_over_lane(command) {
+            let before = run.written.len();
+            let form = match progress {
+                Progress::Command => self.lane_form(command, &mut run.written),
+                _ => Form::Other,
+            };
+            if !matches!(form, Form::Other) {
                 if run.replies == 0 {
                     (run.begin, run.room) = (begin, self.room());
                 }
                 if run.replies >= run.room {
+                    run.written.truncate(before);
                     return Ok(self.submit(cx, bytes, &mut run, begin));
                 }
                 (run.end, run.replies, begin) = (at, run.replies + 1, at);
@@ -488,13 +518,19 @@ impl Session {
 
     /// Hands the run to the lane: where the bytes that are not done with begin (`begin`, or the run's own begin).
     fn submit(&mut self, cx: &Context<'_>, bytes: &[u8], run: &mut Run, begin: usize) -> usize {
-        let Run { begin: from, end, replies, room: _ } = std::mem::take(run);
+        let Run { begin: from, end, written, replies, room: _ } = std::mem::take(run);
         if replies == 0 {
             return begin;
         }
-        let work = Work { bytes: &bytes[from..end], silent: 0, replies };
+        let bytes = if written.is_empty() { &bytes[from..end] } else { &written };
+        let work = Work { bytes, silent: 0, replies };
         match self.send(cx, work) {
-            Submitted::Taken => begin,
+            Submitted::Taken => {
+                if let Some(gate) = &self.gate {
+                    gate.metrics.commands.inc_by(u64::from(replies));
+                }
+                begin
+            }
             Submitted::Full | Submitted::Shut => from,
         }
     }
@@ -529,7 +565,8 @@ impl Session {
 
     /// How many commands may go over the lane now.
     fn room(&self) -> u32 {
-        if self.amending || self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
+        let busy = self.amending || self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
+        if busy || self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
             return 0;
         }
         let depth = u32::try_from(self.upstream.limits.pipeline_depth).unwrap_or(u32::MAX);
@@ -557,18 +594,44 @@ impl Session {
             },
         }
         let how = carriage(words.iter().copied());
+        match self.pass_gate(cx, &words, how) {
+            Passed::AsIs => self.carry(cx, &words, how, Shape::Plain),
+            Passed::As(words, shape) => {
+                let words: Vec<&[u8]> = words.iter().map(|word| &**word).collect();
+                self.carry(cx, &words, how, shape)
+            }
+            Passed::Waits => Special::Blocked,
+            Passed::Taken => Special::Taken,
+        }
+    }
+
+    /// Carries a command that may go, and looks at its reply then.
+    fn carry(
+        &mut self,
+        cx: &mut Context<'_>,
+        words: &[&[u8]],
+        how: Carriage,
+        shape: Shape,
+    ) -> Special {
+        let in_transaction = self.queue.is_some();
+        let carried = self.carry_words(cx, words, how);
+        if carried.is_taken() {
+            self.note_passed(words, shape, in_transaction);
+        } else if let State::Parked(_) = self.state {
+            self.await_shape(shape);
+        }
+        carried
+    }
+
+    fn carry_words(&mut self, cx: &mut Context<'_>, words: &[&[u8]], how: Carriage) -> Special {
         let free = self.is_free();
         if how == Carriage::Lane && free && remark(words.iter().copied()) == Remark::Information {
-            return if self.mailbox.is_quiet() {
-                self.inform(cx, &words)
-            } else {
-                Special::Blocked
-            };
+            return if self.mailbox.is_quiet() { self.inform(cx, words) } else { Special::Blocked };
         }
         if how == Carriage::Lane && free {
             self.upstream.scripts.note(words.iter().copied());
             let mut bytes = Vec::new();
-            write_command(&words, &mut bytes);
+            write_command(words, &mut bytes);
             let work = Work { bytes: &bytes, silent: 0, replies: 1 };
             let blocked = self.room() == 0 || self.send(cx, work) != Submitted::Taken;
             return if blocked { Special::Blocked } else { Special::Taken };
@@ -576,7 +639,7 @@ impl Session {
         if !self.mailbox.is_quiet() {
             return Special::Blocked;
         }
-        self.special_now(cx, &words, how)
+        self.special_now(cx, words, how)
     }
 
     fn special_now(&mut self, cx: &mut Context<'_>, words: &[&[u8]], how: Carriage) -> Special {
@@ -640,6 +703,10 @@ impl Session {
         let (before, standing) = (self.key(), self.identity.standing);
         let upstream = Arc::clone(&self.upstream);
         let facts = facts.unwrap_or(&unknown);
+        if self.changes_user_too_late(word, words) {
+            write_error(TOO_LATE, &mut self.out.bytes);
+            return Effect::Nothing;
+        }
         let out = &mut self.out.bytes;
         let from = out.len();
         let effect = self.identity.answer(word, words, upstream.access(), facts, out);
@@ -656,11 +723,21 @@ impl Session {
         if word == Word::Reset {
             self.subscribed = None;
         }
+        self.enter_namespace();
         self.note_client();
         if effect == Effect::Close {
             self.closing = Closing::AfterReplies;
         }
         effect
+    }
+
+    /// Whether the command may bring the client into another namespace while something of this one's lasts.
+    fn changes_user_too_late(&self, word: Word, words: &[&[u8]]) -> bool {
+        let proves = word == Word::Auth || (word == Word::Hello && words.len() > 2);
+        let lasts = self.subscribed.is_some()
+            || self.queue.is_some()
+            || matches!(self.state, State::Pinned(..));
+        proves && lasts && !self.upstream.namespaces.is_empty()
     }
 
     /// Takes a connection for itself, now or when one is free.
@@ -679,6 +756,7 @@ impl Session {
     }
 
     fn pin(&mut self, lease: Lease<RedisConnect>, reason: Reason) {
+        self.forget_filter();
         let pinned = Pinned::new(lease, reason, self.key(), self.queue.take());
         self.state = State::Pinned(Box::new(pinned), Slow::default());
     }

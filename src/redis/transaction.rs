@@ -5,7 +5,10 @@
 use std::collections::VecDeque;
 
 use super::command::Word;
-use super::wire::{Reply, ReplyError, ReplyScanner};
+use super::wire::{Reply, ReplyError, ReplyScanner, write_command};
+
+/// What no server knows: inside MULTI it makes EXEC fail, as every refused command does.
+pub(super) const UNKNOWN_COMMAND: &str = "TIDEGATE.REFUSED";
 
 /// Most commands of its own that a session may have queued, and their most bytes.
 const OWN_LIMIT: usize = 1_000;
@@ -35,6 +38,14 @@ pub struct Queue {
     pub bytes: Vec<u8>,
     /// How many they are.
     pub commands: u32,
+}
+
+impl Queue {
+    /// A command was refused: EXEC is to fail, as it does behind any refusal.
+    pub fn refuse(&mut self) {
+        write_command(&[UNKNOWN_COMMAND], &mut self.bytes);
+        self.commands += 1;
+    }
 }
 
 /// What the server has queued since MULTI.

@@ -9,14 +9,14 @@ use super::clients::Clients;
 use super::greeting::{Access, Door, Main};
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
-use super::namespace::{Mode, Namespace, Rights};
+use super::namespace::{Mode, Namespace, Refusal, Rights};
 use super::pubsub::Hub;
 use super::scripts::Scripts;
 use crate::config::{
     Auth, NamespaceMode, NamespaceSettings, RedisLimits, RedisListener, RedisSettings,
     RedisUpstream,
 };
-use crate::metrics::PoolMetrics;
+use crate::metrics::{NamespaceMetrics, PoolMetrics};
 use crate::net::{Tls, TlsError, TlsSettings, Verify};
 use crate::pool::{Budget, Pool, PoolSettings};
 
@@ -36,6 +36,8 @@ pub struct Upstream {
     first_namespace: Option<usize>,
     /// Its namespaces, by their numbers.
     pub namespaces: Vec<Arc<Namespace>>,
+    /// As [`Upstream::namespaces`].
+    pub namespace_metrics: Vec<Arc<NamespaceMetrics>>,
     lanes: Vec<Arc<Lane>>,
     /// For sessions whose replies are large, while the holds leave it a connection.
     spare: Option<Arc<Lane>>,
@@ -74,6 +76,7 @@ impl Upstream {
         settings: &RedisSettings,
         listener: &RedisListener,
         metrics: Arc<PoolMetrics>,
+        namespace_metrics: Vec<Arc<NamespaceMetrics>>,
     ) -> Result<Self, TlsError> {
         let config = &listener.upstream;
         let facts = Arc::new(FactsCell::default());
@@ -120,6 +123,7 @@ impl Upstream {
             doors: listener.namespaces.iter().map(door).collect(),
             first_namespace: listener.first_namespace,
             namespaces: listener.namespaces.iter().map(namespace).map(Arc::new).collect(),
+            namespace_metrics,
             lanes,
             spare,
             keys: Mutex::default(),
@@ -172,6 +176,13 @@ impl Upstream {
     #[must_use]
     pub fn holds(&self) -> &Arc<RedisPool> {
         &self.holds
+    }
+
+    /// A command was refused in the namespace with this number.
+    pub fn count_refusal(&self, namespace: Option<usize>, refusal: &Refusal) {
+        if let Some(metrics) = namespace.and_then(|at| self.namespace_metrics.get(at)) {
+            metrics.refuse(refusal.command, refusal.ground.label());
+        }
     }
 
     /// All lanes.

@@ -264,6 +264,12 @@ impl<'a> Arguments<'a> {
         let rest = line_end(command).map_or(&[][..], |end| &command[end..]);
         Self { rest }
     }
+
+    /// What was not read yet.
+    #[must_use]
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
 }
 
 impl<'a> Iterator for Arguments<'a> {

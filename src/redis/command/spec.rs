@@ -191,6 +191,17 @@ impl Command {
         Self { channels, ..self }
     }
 
+    /// Whether its second word is its only key or channel, whatever its others are.
+    #[must_use]
+    pub fn names_its_second_word_only(&self) -> bool {
+        let first = |spec: &KeySpec| {
+            spec.begins == Begins::At(1) && matches!(spec.keys, Keys::Range { last: 0, .. })
+        };
+        let key = matches!(self.keys, [spec] if first(spec)) && self.channels == Channels::None;
+        let channel = self.keys.is_empty() && self.channels == Channels::One(1);
+        (key || channel) && !self.flags.has(Flags::MOVABLE_KEYS | Flags::CONTAINER)
+    }
+
     /// Whether a command of so many words is long enough, and not too long.
     #[must_use]
     pub fn takes(&self, words: usize) -> bool {

@@ -37,10 +37,13 @@ impl Session {
 
     /// Takes replies from the mailbox and writes them.
     pub(super) fn flush(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        let at_work = self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
         let mail = match self.amending {
+            _ if at_work => self.run_errand(cx),
             true if self.out.bytes.is_empty() => self.amend(cx),
             _ => self.take_mail(cx),
         };
+        self.look_at_replies();
         match mail {
             MailState::Open | MailState::Gone => {}
             MailState::Killed => return Err(End("killed by another client")),
@@ -70,8 +73,14 @@ impl Session {
         if moved == Moved::Yes {
             let sent = u64::try_from(self.out.at).unwrap_or(0);
             self.upstream.metrics.bytes_sent_client.inc_by(sent);
+            if let Some(gate) = &self.gate {
+                gate.metrics.bytes_sent.inc_by(sent);
+            }
             self.settle_backlog();
             self.out = Outbox::default();
+            if let Some(gate) = &mut self.gate {
+                gate.outbox_is_empty();
+            }
         }
         if self.stream.poll_flushed(cx).map(|result| result.is_err()) == Poll::Ready(true) {
             return Err(End("the client is gone"));
@@ -138,6 +147,9 @@ impl Session {
             };
             let received = u64::try_from(n).unwrap_or(0);
             self.upstream.metrics.bytes_received_client.inc_by(received);
+            if let Some(gate) = &self.gate {
+                gate.metrics.bytes_received.inc_by(received);
+            }
             if self.inbox.is_empty() && matches!(self.state, State::Shared) {
                 let used = self.digest(cx, &buffer[..n], 0)?;
                 self.inbox.extend_from_slice(&buffer[used..n]);

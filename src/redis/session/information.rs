@@ -9,7 +9,7 @@ use crate::redis::wire::write_command;
 
 /// Whether the section belongs into the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+pub(in crate::redis) enum Wanted {
     Yes,
     No,
 }
@@ -43,14 +43,17 @@ fn section(metrics: &PoolMetrics) -> String {
 }
 
 /// The reply with the section behind it: a bulk or verbatim string; whatever else it is, it stays.
-fn amended(reply: &[u8], section: &str) -> Option<Vec<u8>> {
+fn amended(reply: &[u8], section: &str, keyspace: Keyspace) -> Option<Vec<u8>> {
     let end = memchr::memchr(b'\n', reply)? + 1;
     let kind = *reply.first().filter(|kind| matches!(kind, b'$' | b'='))?;
     let length: usize = std::str::from_utf8(reply.get(1..end - 2)?).ok()?.parse().ok()?;
     let body = reply.get(end..end + length)?;
+    let without = (keyspace == Keyspace::Hidden).then(|| without_keyspace(body));
+    let body = without.as_deref().unwrap_or(body);
     let between = if body.len() > "txt:".len() { "\r\n" } else { "" };
     let mut whole = Vec::with_capacity(reply.len() + section.len() + 16);
-    let total = length + between.len() + section.len();
+    let between = if section.is_empty() { "" } else { between };
+    let total = body.len() + between.len() + section.len();
     whole.push(kind);
     whole.extend_from_slice(format!("{total}\r\n").as_bytes());
     whole.extend_from_slice(body);
@@ -58,6 +61,22 @@ fn amended(reply: &[u8], section: &str) -> Option<Vec<u8>> {
     whole.extend_from_slice(section.as_bytes());
     whole.extend_from_slice(b"\r\n");
     Some(whole)
+}
+
+/// Whether the client may know how many keys there are in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keyspace {
+    Shown,
+    Hidden,
+}
+
+/// The lines without those that count the keys of a database (`db0:keys=...`).
+fn without_keyspace(body: &[u8]) -> Vec<u8> {
+    let counts = |line: &&[u8]| {
+        line.strip_prefix(b"db").is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit))
+    };
+    let lines = body.split_inclusive(|byte| *byte == b'\n').filter(|line| !counts(line));
+    lines.flatten().copied().collect()
 }
 
 impl Session {
@@ -70,7 +89,8 @@ impl Session {
         if self.room() == 0 || self.send(cx, work) != Submitted::Taken {
             return Special::Blocked;
         }
-        self.amending = wanted == Wanted::Yes;
+        self.amending = wanted == Wanted::Yes || self.gate.is_some();
+        self.amended_by = wanted;
         Special::Taken
     }
 
@@ -80,9 +100,13 @@ impl Session {
         if mail.owed == 0 || mail.state != MailState::Open {
             self.tail = mail.tail;
             self.amending = false;
-            let text = section(&self.upstream.metrics);
+            let text = match self.amended_by {
+                Wanted::Yes => section(&self.upstream.metrics),
+                Wanted::No => String::new(),
+            };
+            let keyspace = if self.gate.is_some() { Keyspace::Hidden } else { Keyspace::Shown };
             self.out.counted = self.out.bytes.len();
-            if let Some(whole) = amended(&self.out.bytes, &text) {
+            if let Some(whole) = amended(&self.out.bytes, &text, keyspace) {
                 self.out.bytes = whole;
             }
         }
@@ -96,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_section_stands_behind_the_servers() {
-        let told = |reply: &str| amended(reply.as_bytes(), "# T\r\nx:1\r\n");
+        let told = |reply: &str| amended(reply.as_bytes(), "# T\r\nx:1\r\n", Keyspace::Shown);
         let text = |reply: &str| told(reply).map(|bytes| String::from_utf8(bytes).unwrap());
         assert_eq!(text("$5\r\na:1\r\n\r\n").unwrap(), "$17\r\na:1\r\n\r\n# T\r\nx:1\r\n\r\n");
         assert_eq!(text("$0\r\n\r\n").unwrap(), "$10\r\n# T\r\nx:1\r\n\r\n");
@@ -104,6 +128,14 @@ mod tests {
         for other in ["-ERR no\r\n", "$-1\r\n", "", "$9\r\nshort\r\n"] {
             assert_eq!(told(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_namespace_is_not_told_how_many_keys_there_are() {
+        let body = "# Keyspace\r\ndb0:keys=7,expires=0\r\ndb12:keys=1\r\ndbx:1\r\n";
+        let reply = format!("${}\r\n{body}\r\n", body.len());
+        let told = amended(reply.as_bytes(), "", Keyspace::Hidden).unwrap();
+        assert_eq!(String::from_utf8(told).unwrap(), "$19\r\n# Keyspace\r\ndbx:1\r\n\r\n");
     }
 
     #[test]

@@ -201,6 +201,9 @@ impl Session {
         }
         let mut reply = Vec::new();
         parked.pop.write_reply(&catch, self.identity.proto, &mut reply);
+        let reply = self.look_at(reply);
+        let State::Parked(parked) = &mut self.state else { return Ok(Moved::No) };
+        let Stage::Seated(seat) = &parked.stage else { return Ok(Moved::No) };
         let mut sent = 0;
         if self.out.bytes.is_empty() {
             match self.stream.poll_write_from(cx, &reply) {
@@ -241,7 +244,10 @@ impl Session {
             let blocked = self.room() == 0 || self.send(cx, work) != Submitted::Taken;
             return if blocked { Special::Blocked } else { Special::Taken };
         };
-        let ended = u64::try_from(client).ok().map(|id| stations.unblock(id, outcome));
+        let own = self.identity.id;
+        let reached =
+            u64::try_from(client).ok().filter(|id| self.upstream.clients.may_reach(own, *id));
+        let ended = reached.map(|id| stations.unblock(id, outcome));
         let reply = match ended {
             Some(Unblocked::One) => b":1\r\n",
             Some(Unblocked::Nobody) | None => b":0\r\n",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-use super::{Closing, End, Moved, Session, State};
+use super::{Closing, End, Moved, Passed, Session, Shape, State};
 use crate::redis::backend::Key;
 use crate::redis::command::{Carriage, Word, carriage};
 use crate::redis::greeting::write_error;
@@ -232,7 +232,54 @@ impl Session {
             },
         }
         let how = carriage(words.iter().copied());
-        self.decide(&words, how, raw, progress)
+        let large;
+        if progress == Progress::Partial {
+            match self.large_form(raw) {
+                Ok(None) => {}
+                Ok(Some(form)) => {
+                    large = form;
+                    raw = &large;
+                }
+                Err(_refused) => return self.refuse_large(),
+            }
+            return self.decide(&words, how, raw, progress);
+        }
+        match self.pass_gate_pinned(&words, how) {
+            Passed::AsIs => self.decide_and_note(&words, how, raw, Shape::Plain),
+            Passed::As(words, shape) => {
+                let words: Vec<&[u8]> = words.iter().map(|word| &**word).collect();
+                let mut raw = Vec::new();
+                write_command(&words, &mut raw);
+                self.decide_and_note(&words, how, &raw, shape)
+            }
+            Passed::Waits => Offered::Kept,
+            Passed::Taken => Offered::Taken,
+        }
+    }
+
+    fn decide_and_note(
+        &mut self,
+        words: &[&[u8]],
+        how: Carriage,
+        raw: &[u8],
+        shape: Shape,
+    ) -> Offered {
+        let queueing = matches!(&self.state, State::Pinned(pinned, _) if pinned.is_queueing());
+        let offered = self.decide(words, how, raw, Progress::Command);
+        if matches!(offered, Offered::Taken) {
+            self.note_passed(words, shape, queueing);
+        }
+        offered
+    }
+
+    /// A large command that is not for this namespace: what follows can't be told from it.
+    fn refuse_large(&mut self) -> Offered {
+        write_error(
+            "NOPERM tidegate can't tell what a command of this length names; the connection is closed",
+            &mut self.out.bytes,
+        );
+        self.closing = Closing::AfterReplies;
+        Offered::Kept
     }
 
     fn decide(

@@ -39,7 +39,8 @@ impl Session {
                 Step::Exec if commands > 1 && alone => return Some((at, commands)),
                 Step::Other | Step::Unwatch if commands > 1 => {
                     self.upstream.scripts.note_doubtful(Arguments::new(command));
-                    if !can_be_queued(carriage(Arguments::new(command))) {
+                    let passes = self.passes_as_sent(command);
+                    if !passes || !can_be_queued(carriage(Arguments::new(command))) {
                         return None;
                     }
                 }

@@ -4,16 +4,19 @@
 //! RESP2 a client that has subscribed may say little else; what the server would refuse then is refused here. Source: Redis
 //! documentation, "Redis Pub/sub", "RESP protocol specification".
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::{
-    Carriage, End, Moved, Purpose, Reason, Session, Special, State, Tail, UNREAD_LIMIT, Word,
+    Carriage, End, Gate, Moved, Purpose, Reason, Session, Special, State, Tail, UNREAD_LIMIT, Word,
 };
 use crate::redis::command::{Command, look_up};
 use crate::redis::greeting::{Proto, Subscriptions, write_error};
+use crate::redis::namespace::IsPattern;
 use crate::redis::pubsub::{Hub, Kind, Letters, Name, Settled};
+use crate::redis::wire::{Arguments, write_command};
 
 /// What a session has subscribed to; all of it is given up when this is dropped.
 pub(in crate::redis) struct Subscribed {
@@ -119,6 +122,11 @@ impl Session {
     /// SUBSCRIBE, UNSUBSCRIBE and their kin; everything before it is answered.
     pub(super) fn subscription(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
         let Some(hub) = self.upstream.hub.clone() else {
+            if self.gate.is_some() {
+                let text = "ERR tidegate: a namespace can't subscribe over a single connection; raise redis.pool_size";
+                write_error(text, &mut self.out.bytes);
+                return Special::Taken;
+            }
             self.hold(cx, Purpose::Hold(Reason::Subscription));
             return Special::Blocked;
         };
@@ -161,7 +169,8 @@ impl Session {
                 for name in names {
                     subscribed.of(kind).insert(Name::from(*name));
                     let count = subscribed.count(kind);
-                    write_change(proto, kind.subscribe(), Some(name), count, &mut self.out.bytes);
+                    let shown = shown(&self.gate, kind, name);
+                    write_change(proto, kind.subscribe(), Some(&shown), count, &mut self.out.bytes);
                 }
             }
         }
@@ -191,11 +200,17 @@ impl Session {
             }
             // What came before is the client's.
             while let Poll::Ready(message) = subscribed.letters.poll_next(cx) {
-                write_message(proto, &message, &mut self.out.bytes);
+                write_message(proto, &message, &self.gate, &mut self.out.bytes);
             }
             let count = subscribed.count(kind);
             let out = &mut self.out.bytes;
-            write_change(proto, kind.unsubscribe(), Some(&name), count, out);
+            write_change(
+                proto,
+                kind.unsubscribe(),
+                Some(&shown(&self.gate, kind, &name)),
+                count,
+                out,
+            );
         }
         self.forget_if_nothing();
     }
@@ -205,7 +220,9 @@ impl Session {
         if names.is_empty() {
             write_change(proto, word, None, 0, out);
         }
-        names.iter().for_each(|name| write_change(proto, word, Some(name), 0, out));
+        for name in names {
+            write_change(proto, word, Some(&shown(&self.gate, kind, name)), 0, out);
+        }
     }
 
     fn forget_if_nothing(&mut self) {
@@ -306,7 +323,7 @@ impl Session {
         while self.out.bytes.len() < UNREAD_LIMIT
             && let Poll::Ready(message) = subscribed.letters.poll_next(cx)
         {
-            write_message(self.identity.proto, &message, &mut self.out.bytes);
+            write_message(self.identity.proto, &message, &self.gate, &mut self.out.bytes);
             self.upstream.metrics.messages.inc();
             moved = Moved::Yes;
         }
@@ -315,7 +332,33 @@ impl Session {
 }
 
 /// In RESP3 a message is a push, in RESP2 an array.
-fn write_message(proto: Proto, message: &[u8], out: &mut Vec<u8>) {
-    out.push(if proto == Proto::Resp3 { b'>' } else { b'*' });
-    out.extend_from_slice(message.get(1..).unwrap_or_default());
+fn write_message(proto: Proto, message: &[u8], gate: &Option<Box<Gate>>, out: &mut Vec<u8>) {
+    let kind = if proto == Proto::Resp3 { b'>' } else { b'*' };
+    let Some(gate) = gate else {
+        out.push(kind);
+        return out.extend_from_slice(message.get(1..).unwrap_or_default());
+    };
+    let words: Vec<&[u8]> = Arguments::new(message).collect();
+    let namespace = gate.namespace();
+    let (word, pattern, channel, payload) = match words[..] {
+        [word, channel, payload] => (word, None, channel, payload),
+        [word, pattern, channel, payload] => (word, Some(pattern), channel, payload),
+        _ => return,
+    };
+    let Some((channel, payload)) = namespace.message(channel, payload) else { return };
+    let pattern = pattern.map(|pattern| namespace.outward(pattern, IsPattern::Yes));
+    let mut shown: Vec<&[u8]> = vec![word];
+    shown.extend(pattern.as_deref());
+    shown.extend([&*channel, payload]);
+    let from = out.len();
+    write_command(&shown, out);
+    if let Some(first) = out.get_mut(from) {
+        *first = kind;
+    }
+}
+
+/// What was subscribed to, in the client's words.
+fn shown<'a>(gate: &Option<Box<Gate>>, kind: Kind, name: &'a [u8]) -> Cow<'a, [u8]> {
+    let is_pattern = if kind == Kind::Pattern { IsPattern::Yes } else { IsPattern::No };
+    gate.as_ref().map_or(Cow::Borrowed(name), |gate| gate.namespace().outward(name, is_pattern))
 }

@@ -1,0 +1,467 @@
+//! A session that is bound to a namespace: its commands are judged before they go, its replies are looked at before they come.
+//!
+//! Where something is to be done about a reply, the command goes alone: with nothing owed before it, and nothing behind it until
+//! the reply has come whole. So the next reply is always the one that is meant.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::task::Context;
+
+use super::{Closing, MailState, Session, Special, State};
+use crate::metrics::NamespaceMetrics;
+use crate::redis::command::{Carriage, Step, Word, step};
+use crate::redis::greeting::{Proto, Standing, write_error};
+use crate::redis::lane::{Submitted, Work};
+use crate::redis::namespace::replies::{ReplyFilter, Shape};
+use crate::redis::namespace::{Answer, Errand, Judgement, Mode, Namespace, Next, Refusal};
+use crate::redis::wire::{Arguments, write_command};
+
+/// What a session keeps of its namespace.
+pub(in crate::redis) struct Gate {
+    namespace: Arc<Namespace>,
+    pub(super) metrics: Arc<NamespaceMetrics>,
+    /// Reads the reply that is owed.
+    filter: Option<ReplyFilter>,
+    /// It has read the outbox up to here.
+    seen: usize,
+    errand: Option<Box<Running>>,
+    /// Commands of the transaction, and which of their replies are to be looked at.
+    queued: u64,
+    shapes: Vec<(u64, Shape)>,
+}
+
+struct Running {
+    errand: Errand,
+    step: StepOf,
+}
+
+/// How far the present step is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StepOf {
+    /// It is to be sent.
+    Due,
+    /// The lane owes its reply.
+    Sent,
+}
+
+/// A command that has passed the gate.
+pub(super) enum Passed<'a> {
+    /// With these words; this is to be done about its reply.
+    As(Vec<Cow<'a, [u8]>>, Shape),
+    /// As it is.
+    AsIs,
+    /// It waits until something else is over.
+    Waits,
+    /// It is answered, or will be.
+    Taken,
+}
+
+/// What a command for the lane is like.
+pub(super) enum Form {
+    /// As the client has sent it.
+    AsSent,
+    /// As it was written for it.
+    Written,
+    /// It does not go over the lane, or not so simply.
+    Other,
+}
+
+/// Words of a command that are looked at without memory of their own.
+const FEW: usize = 16;
+
+const NOT_HERE: &str = "can't stand in a transaction, or between WATCH and its end, in a namespace";
+
+impl Gate {
+    fn new(namespace: Arc<Namespace>, metrics: Arc<NamespaceMetrics>) -> Box<Self> {
+        metrics.clients.inc();
+        Box::new(Self {
+            namespace,
+            metrics,
+            filter: None,
+            seen: 0,
+            errand: None,
+            queued: 0,
+            shapes: Vec::new(),
+        })
+    }
+
+    pub(super) fn namespace(&self) -> &Arc<Namespace> {
+        &self.namespace
+    }
+
+    fn is_busy(&self) -> bool {
+        self.filter.is_some() || self.errand.is_some()
+    }
+
+    fn prefix(&self) -> &[u8] {
+        match self.namespace.mode {
+            Mode::Prefix => self.namespace.prefix(),
+            Mode::Enforce => &[],
+        }
+    }
+
+    /// Whether a work of several steps goes on.
+    pub(super) fn runs_errand(&self) -> bool {
+        self.errand.is_some()
+    }
+
+    /// Everything that was to be read in the outbox is written.
+    pub(super) fn outbox_is_empty(&mut self) {
+        self.seen = 0;
+    }
+
+    /// A transaction has begun or ended.
+    fn forget_transaction(&mut self) -> Vec<(u64, Shape)> {
+        self.queued = 0;
+        std::mem::take(&mut self.shapes)
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.metrics.clients.dec();
+    }
+}
+
+impl Session {
+    /// Takes up the namespace that the client has come into, or leaves the one it had.
+    pub(super) fn enter_namespace(&mut self) {
+        let namespace = self.identity.namespace.and_then(|at| self.upstream.namespaces.get(at));
+        let has = self.gate.as_ref().map(|gate| &gate.namespace);
+        if has.map(Arc::as_ptr) != namespace.map(Arc::as_ptr) {
+            let metrics =
+                self.identity.namespace.and_then(|at| self.upstream.namespace_metrics.get(at));
+            let both = namespace.zip(metrics);
+            self.gate = both
+                .map(|(namespace, metrics)| Gate::new(Arc::clone(namespace), Arc::clone(metrics)));
+        }
+    }
+
+    fn judges(&self) -> Option<&Namespace> {
+        let known = self.identity.standing == Standing::Known;
+        self.gate.as_ref().filter(|_| known).map(|gate| &*gate.namespace)
+    }
+
+    /// Whether a command goes over the lane with others, and how; what was written for it is added to `written`.
+    pub(super) fn lane_form(&self, command: &[u8], written: &mut Vec<u8>) -> Form {
+        let Some(gate) = &self.gate else {
+            return if self.goes_over_lane(command) { Form::AsSent } else { Form::Other };
+        };
+        if gate.is_busy() || !self.goes_over_lane(command) {
+            return Form::Other;
+        }
+        let mut few = [&[][..]; FEW];
+        let (mut count, mut all) = (0, Vec::new());
+        for word in Arguments::new(command) {
+            match few.get_mut(count) {
+                Some(place) => *place = word,
+                None if all.is_empty() => {
+                    all.extend_from_slice(&few);
+                    all.push(word);
+                }
+                None => all.push(word),
+            }
+            count += 1;
+        }
+        let words = if all.is_empty() { &few[..count] } else { &all[..] };
+        match (gate.namespace.judge(words), gate.namespace.mode) {
+            (Judgement::Passes, Mode::Enforce) => Form::AsSent,
+            (Judgement::Passes, Mode::Prefix) => {
+                written.extend_from_slice(command);
+                Form::Written
+            }
+            (Judgement::Becomes(words, Shape::Plain), Mode::Prefix) => {
+                write_command(&words, written);
+                Form::Written
+            }
+            _ => Form::Other,
+        }
+    }
+
+    /// Whether the command may stand in a transaction that goes over the lane as it was sent.
+    pub(super) fn passes_as_sent(&self, command: &[u8]) -> bool {
+        let Some(namespace) = self.judges() else { return true };
+        let words: Vec<&[u8]> = Arguments::new(command).collect();
+        namespace.mode == Mode::Enforce && namespace.judge(&words) == Judgement::Passes
+    }
+
+    /// A command that does not simply go over the lane comes to the gate.
+    pub(super) fn pass_gate<'a>(
+        &mut self,
+        cx: &mut Context<'_>,
+        words: &[&'a [u8]],
+        how: Carriage,
+    ) -> Passed<'a> {
+        let Some(namespace) = self.judges() else { return Passed::AsIs };
+        let judgement = namespace.judge(words);
+        self.look_at_replies();
+        let in_transaction = self.queue.is_some();
+        let Some(gate) = &self.gate else { return Passed::AsIs };
+        if gate.is_busy() {
+            return Passed::Waits;
+        }
+        let quiet = self.mailbox.is_quiet();
+        match judgement {
+            _ if in_transaction && is_of_connection(words, how) => self.refuse_here(words),
+            Judgement::Errand(_) if in_transaction => self.refuse_here(words),
+            Judgement::Passes => Passed::AsIs,
+            Judgement::Becomes(words, shape)
+                if shape == Shape::Plain || in_transaction || quiet =>
+            {
+                Passed::As(words, shape)
+            }
+            Judgement::Becomes(..) => Passed::Waits,
+            Judgement::Refused(_) | Judgement::Errand(_) if !quiet => Passed::Waits,
+            Judgement::Refused(refusal) => self.refuse_at_gate(&refusal),
+            Judgement::Errand(errand) => {
+                if let Some(gate) = &mut self.gate {
+                    gate.errand = Some(Box::new(Running { errand, step: StepOf::Due }));
+                }
+                self.upstream.metrics.requests.inc();
+                self.send_step(cx);
+                Passed::Taken
+            }
+        }
+    }
+
+    fn refuse_here(&mut self, words: &[&[u8]]) -> Passed<'static> {
+        let refusal = self.not_here(words);
+        self.refuse_at_gate(&refusal)
+    }
+
+    fn not_here(&self, words: &[&[u8]]) -> Refusal {
+        let name = String::from_utf8_lossy(words.first().copied().unwrap_or_default())
+            .to_ascii_lowercase();
+        Refusal {
+            ground: crate::redis::namespace::Ground::Command,
+            command: "other",
+            text: format!("NOPERM '{name}' {NOT_HERE}"),
+        }
+    }
+
+    /// Answers with a refusal; inside a transaction EXEC fails behind it.
+    fn refuse_at_gate(&mut self, refusal: &Refusal) -> Passed<'static> {
+        self.count_refusal(refusal);
+        write_error(&refusal.text, &mut self.out.bytes);
+        if let Some(queue) = &mut self.queue {
+            queue.refuse();
+        }
+        Passed::Taken
+    }
+
+    pub(super) fn count_refusal(&self, refusal: &Refusal) {
+        let Some(gate) = &self.gate else { return };
+        self.upstream.metrics.requests.inc();
+        gate.metrics.commands.inc();
+        self.upstream.count_refusal(self.identity.namespace, refusal);
+        tracing::debug!(
+            namespace = &*gate.namespace.name,
+            text = refusal.text,
+            "a command was refused"
+        );
+    }
+
+    /// The command was carried, or waits at a station: its reply is looked at.
+    pub(super) fn await_shape(&mut self, shape: Shape) {
+        let seen = self.out.bytes.len();
+        if let Some(gate) = &mut self.gate
+            && shape != Shape::Plain
+        {
+            gate.filter = Some(ReplyFilter::new(gate.prefix(), shape));
+            gate.seen = seen;
+        }
+    }
+
+    /// What follows for the replies from a command that was taken with these words.
+    pub(super) fn note_passed(&mut self, words: &[&[u8]], shape: Shape, in_transaction: bool) {
+        let Some(gate) = &mut self.gate else { return };
+        gate.metrics.commands.inc();
+        match step(words.first().copied().unwrap_or_default()) {
+            Step::Exec if in_transaction => {
+                let shapes = gate.forget_transaction();
+                if !shapes.is_empty() {
+                    self.await_shape(Shape::Exec(shapes));
+                }
+            }
+            Step::Multi | Step::Discard => drop(gate.forget_transaction()),
+            Step::Other | Step::Unwatch if in_transaction => {
+                if shape != Shape::Plain {
+                    gate.shapes.push((gate.queued, shape));
+                }
+                gate.queued += 1;
+            }
+            _ => self.await_shape(shape),
+        }
+    }
+
+    /// Whether the gate keeps everything back until a reply has come.
+    pub(super) fn gate_is_busy(&mut self) -> bool {
+        self.look_at_replies();
+        self.gate.as_ref().is_some_and(|gate| gate.is_busy())
+    }
+
+    /// Whether EXEC, sent now, brings replies that must be looked at.
+    pub(super) fn exec_is_looked_at(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| !gate.shapes.is_empty())
+    }
+
+    /// The command will be offered to a backend anew.
+    pub(super) fn forget_filter(&mut self) {
+        if let Some(gate) = &mut self.gate {
+            gate.filter = None;
+        }
+    }
+
+    /// Reads what has come into the outbox since.
+    pub(super) fn look_at_replies(&mut self) {
+        let Some(gate) = &mut self.gate else { return };
+        let Some(filter) = &mut gate.filter else { return };
+        let raw = self.out.bytes.split_off(gate.seen.min(self.out.bytes.len()));
+        let read = filter.advance(&raw, &mut self.out.bytes);
+        gate.seen = self.out.bytes.len();
+        match read {
+            Ok(used) => self.out.bytes.extend_from_slice(&raw[used..]),
+            // The lane has read it as RESP before.
+            Err(_broken) => self.closing = Closing::AfterReplies,
+        }
+        if filter.is_done() {
+            gate.filter = None;
+        }
+        // Its length is another now: what came by mail is the client's from here on.
+        let mail = self.out.counted.saturating_sub(self.out.at);
+        self.mailbox.note_taken(mail);
+        self.settle_backlog();
+    }
+
+    /// A reply that does not pass through the outbox.
+    pub(super) fn look_at(&mut self, reply: Vec<u8>) -> Vec<u8> {
+        let Some(gate) = &mut self.gate else { return reply };
+        let Some(mut filter) = gate.filter.take() else { return reply };
+        let mut shown = Vec::with_capacity(reply.len());
+        match filter.advance(&reply, &mut shown) {
+            Ok(_) => shown,
+            Err(_broken) => reply,
+        }
+    }
+
+    /// Sends the present step, if there is room.
+    fn send_step(&mut self, cx: &Context<'_>) {
+        let Some(gate) = &self.gate else { return };
+        let Some(running) = &gate.errand else { return };
+        let mut bytes = Vec::new();
+        running.errand.write_step(&mut bytes);
+        let work = Work { bytes: &bytes, silent: 0, replies: 1 };
+        let sent = self.send(cx, work) == Submitted::Taken;
+        if sent
+            && let Some(gate) = &mut self.gate
+            && let Some(running) = &mut gate.errand
+        {
+            running.step = StepOf::Sent;
+        }
+    }
+
+    /// Goes on with a work of several steps, as far as its replies have come.
+    pub(super) fn run_errand(&mut self, cx: &mut Context<'_>) -> MailState {
+        let due =
+            |gate: &Gate| gate.errand.as_ref().is_some_and(|running| running.step == StepOf::Due);
+        if self.gate.as_deref().is_some_and(due) {
+            self.send_step(cx);
+        }
+        let mut reply = Vec::new();
+        let mail = self.mailbox.poll_take_whole(cx, &mut reply);
+        if mail.state != MailState::Open || mail.owed > 0 || reply.is_empty() {
+            return mail.state;
+        }
+        self.mailbox.note_taken(reply.len());
+        self.upstream.backlog.settle(reply.len());
+        let Some(gate) = &mut self.gate else { return mail.state };
+        let Some(mut running) = gate.errand.take() else { return mail.state };
+        match running.errand.advance(&reply) {
+            Next::Step => {
+                running.step = StepOf::Due;
+                gate.errand = Some(running);
+                self.send_step(cx);
+            }
+            Next::Answer(answer) => self.write_answer(answer),
+        }
+        cx.waker().wake_by_ref();
+        mail.state
+    }
+
+    fn write_answer(&mut self, answer: Answer) {
+        let out = &mut self.out.bytes;
+        match (answer, self.identity.proto) {
+            (Answer::Done, _) => out.extend_from_slice(b"+OK\r\n"),
+            (Answer::Count(count), _) => out.extend_from_slice(format!(":{count}\r\n").as_bytes()),
+            (Answer::Name(name), _) => {
+                out.extend_from_slice(format!("${}\r\n", name.len()).as_bytes());
+                out.extend_from_slice(&name);
+                out.extend_from_slice(b"\r\n");
+            }
+            (Answer::Nothing, Proto::Resp2) => out.extend_from_slice(b"$-1\r\n"),
+            (Answer::Nothing, Proto::Resp3) => out.extend_from_slice(b"_\r\n"),
+            (Answer::Error(line), _) => out.extend_from_slice(&line),
+        }
+    }
+
+    /// Judges a command for the backend that the session holds.
+    pub(super) fn pass_gate_pinned<'a>(&mut self, words: &[&'a [u8]], how: Carriage) -> Passed<'a> {
+        let Some(namespace) = self.judges() else { return Passed::AsIs };
+        let judgement = namespace.judge(words);
+        if self.gate_is_busy() {
+            return Passed::Waits;
+        }
+        let exec = step(words.first().copied().unwrap_or_default()) == Step::Exec
+            && self.exec_is_looked_at();
+        let State::Pinned(pinned, _) = &mut self.state else { return Passed::Waits };
+        let (queueing, alone) = (pinned.is_queueing(), pinned.unanswered() == Some(0));
+        let refusal = match judgement {
+            Judgement::Passes if exec && !alone => return Passed::Waits,
+            Judgement::Passes if queueing && is_of_connection(words, how) => self.not_here(words),
+            Judgement::Passes => return Passed::AsIs,
+            Judgement::Becomes(_, shape) if shape != Shape::Plain && !queueing && !alone => {
+                return Passed::Waits;
+            }
+            Judgement::Becomes(words, shape) => return Passed::As(words, shape),
+            Judgement::Errand(_) => self.not_here(words),
+            Judgement::Refused(refusal) => refusal,
+        };
+        let State::Pinned(pinned, _) = &mut self.state else { return Passed::Waits };
+        if queueing {
+            pinned.refuse_queued(&refusal.text);
+        } else if !alone {
+            return Passed::Waits;
+        } else {
+            write_error(&refusal.text, &mut self.out.bytes);
+        }
+        self.count_refusal(&refusal);
+        Passed::Taken
+    }
+
+    /// The visible part of a command too large to be held, as it goes on; the error's line, if it does not.
+    pub(super) fn large_form(&self, command: &[u8]) -> Result<Option<Vec<u8>>, String> {
+        let Some(namespace) = self.judges() else { return Ok(None) };
+        namespace.large_form(command).map(Some).map_err(|refusal| {
+            self.count_refusal(&refusal);
+            refusal.text
+        })
+    }
+}
+
+/// Commands about the connection that the server would answer for the connection that is shared.
+fn is_of_connection(words: &[&[u8]], how: Carriage) -> bool {
+    let is =
+        |text: &str| words.first().is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()));
+    match how {
+        Carriage::Session(Word::Auth | Word::Info | Word::List | Word::Kill) => true,
+        Carriage::Session(Word::Hello) => words.len() > 2,
+        _ => is("INFO"),
+    }
+}
+
+impl Special {
+    /// Whether the command is done with, as far as the inbox goes.
+    pub(super) fn is_taken(&self) -> bool {
+        matches!(self, Self::Taken)
+    }
+}

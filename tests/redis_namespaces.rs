@@ -1,0 +1,429 @@
+//! Namespaces on real servers: what is inside works as on a Redis of its own, what is outside can't be reached, seen or counted.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use support::eventually;
+use support::redis::{PASSWORD, Redis};
+use support::resp::{Connection, Value, encode};
+use support::tidegate::{Setup, Tidegate};
+
+const NAMESPACES: &str = r#"
+[[redis.namespaces]]
+name = "cache"
+mode = "enforce"
+password = "cache-secret"
+readable = ["shared:"]
+
+[[redis.namespaces]]
+name = "queue"
+mode = "prefix"
+password = "queue-secret"
+
+[[redis.namespaces]]
+name = "watcher"
+prefix = "cache:"
+read_only = true
+value_bytes = 1000
+password = "watcher-secret"
+"#;
+
+struct Stage {
+    server: Redis,
+    gate: Tidegate,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self::with("")
+    }
+
+    fn with(settings: &str) -> Self {
+        let server = Redis::with_password();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("[redis]\n{settings}\n{NAMESPACES}")).unwrap();
+        let gate = Setup::new().redis(&server).pool_size(4).config(file.path()).start();
+        Self { server, gate }
+    }
+
+    /// A client of a namespace.
+    fn client(&self, namespace: &str) -> Connection {
+        let mut client = self.gate.redis_client();
+        let told = client.command(&["AUTH", namespace, &format!("{namespace}-secret")]);
+        assert_eq!(told, Value::simple("OK"), "{namespace}");
+        client
+    }
+
+    fn modern(&self, namespace: &str) -> Connection {
+        let mut client = self.gate.redis_client();
+        let secret = format!("{namespace}-secret");
+        let told = client.command(&["HELLO", "3", "AUTH", namespace, &secret]);
+        assert!(!format!("{told:?}").contains("Error"), "{told:?}");
+        client
+    }
+
+    /// The server itself, unbound.
+    fn direct(&self) -> Connection {
+        self.server.direct()
+    }
+}
+
+fn ok() -> Value {
+    Value::simple("OK")
+}
+
+#[test]
+fn a_client_of_a_namespace_gets_no_further_than_its_names() {
+    let stage = Stage::new();
+    let (mut cache, mut direct) = (stage.client("cache"), stage.direct());
+    direct.command(&["MSET", "queue:a", "1", "shared:a", "2"]);
+    assert_eq!(cache.command(&["SET", "cache:a", "x"]), ok());
+    assert_eq!(cache.command(&["MGET", "cache:a", "shared:a"]).words(), ["x", "2"]);
+    let told = cache.command(&["GET", "queue:a"]);
+    assert_eq!(
+        told.error(),
+        "NOPERM 'get' names the key 'queue:a', which is outside of namespace 'cache'"
+    );
+    for words in [
+        &["SET", "shared:a", "x"][..],
+        &["RENAME", "cache:a", "queue:b"],
+        &["CONFIG", "SET", "maxmemory", "1"],
+        &["SUBSCRIBE", "queue:c"],
+        &["nosuch", "cache:a"],
+        &["EVAL", "return redis.call('GET', 'queue:a')", "1", "queue:a"],
+    ] {
+        assert!(cache.command(words).error().starts_with("NOPERM "), "{words:?}");
+    }
+    // In a pipeline each refusal stands in its place.
+    let told = cache.pipeline(&[
+        &["GET", "cache:a"],
+        &["GET", "queue:a"],
+        &["INCR", "cache:n"],
+        &["DEL", "cache:a", "queue:a"],
+        &["GET", "cache:a"],
+    ]);
+    assert_eq!(
+        (&told[0], &told[2], &told[4]),
+        (&Value::bulk("x"), &Value::Integer(1), &Value::bulk("x"))
+    );
+    assert!(told[1].error().starts_with("NOPERM ") && told[3].error().starts_with("NOPERM "));
+    cache.send(b"get queue:a\r\nget cache:a\r\n");
+    assert!(cache.reply().error().starts_with("NOPERM "));
+    assert_eq!(cache.reply(), Value::bulk("x"));
+    assert_eq!(direct.command(&["GET", "queue:a"]), Value::bulk("1"));
+    let page = stage.gate.page();
+    let labels = [("namespace", "cache"), ("command", "GET"), ("reason", "key")];
+    assert_eq!(page.sum("tidegate_namespace_refusals_total", &labels), 3.0);
+    assert!(page.sum("tidegate_namespace_commands_total", &[("namespace", "cache")]) > 10.0);
+    assert_eq!(page.sum("tidegate_namespace_clients", &[("namespace", "cache")]), 1.0);
+}
+
+#[test]
+fn only_who_knows_the_namespaces_password_comes_in() {
+    let stage = Stage::new();
+    let mut client = stage.gate.redis_client();
+    for words in [
+        &["AUTH", "cache", PASSWORD][..],
+        &["AUTH", "cache", "queue-secret"],
+        &["AUTH", "cache-secret"],
+        &["AUTH", "nobody", "cache-secret"],
+        &["HELLO", "3", "AUTH", "cache", "no"],
+    ] {
+        assert!(client.command(words).error().starts_with("WRONGPASS"), "{words:?}");
+    }
+    assert!(client.command(&["GET", "cache:a"]).error().starts_with("NOAUTH"));
+    assert_eq!(client.command(&["AUTH", "cache", "cache-secret"]), ok());
+    assert!(client.command(&["GET", "queue:a"]).error().starts_with("NOPERM"));
+    // Another user, another namespace; RESET leads out of all.
+    assert_eq!(client.command(&["AUTH", "queue", "queue-secret"]), ok());
+    assert_eq!(client.command(&["SET", "a", "1"]), ok());
+    assert_eq!(stage.direct().command(&["GET", "queue:a"]), Value::bulk("1"));
+    assert_eq!(client.command(&["RESET"]), Value::simple("RESET"));
+    assert!(client.command(&["GET", "a"]).error().starts_with("NOAUTH"));
+    // The upstream's own password leads to all of it.
+    assert_eq!(client.command(&["AUTH", PASSWORD]), ok());
+    assert_eq!(client.command(&["GET", "queue:a"]), Value::bulk("1"));
+    // Inside of something that lasts nobody becomes somebody else.
+    let mut cache = stage.client("cache");
+    assert_eq!(cache.command(&["MULTI"]), ok());
+    assert!(cache.command(&["AUTH", "queue", "queue-secret"]).error().starts_with("NOPERM"));
+    let mut cache = stage.client("cache");
+    assert_eq!(cache.command(&["WATCH", "cache:a"]), ok());
+    assert!(cache.command(&["AUTH", "queue", "queue-secret"]).error().contains("another user"));
+    let mut modern = stage.modern("cache");
+    assert!(matches!(modern.command(&["SUBSCRIBE", "cache:c"]), Value::Push(_)));
+    assert!(modern.command(&["AUTH", "queue", "queue-secret"]).error().contains("another user"));
+}
+
+#[test]
+fn the_plain_user_may_be_bound_to_a_namespace() {
+    let stage = Stage::with("namespace = \"queue\"");
+    let mut client = stage.gate.redis_client();
+    assert_eq!(client.command(&["AUTH", PASSWORD]), ok());
+    assert_eq!(client.command(&["SET", "a", "1"]), ok());
+    assert_eq!(stage.direct().command(&["GET", "queue:a"]), Value::bulk("1"));
+}
+
+#[test]
+fn with_a_prefix_a_client_knows_of_nothing() {
+    let stage = Stage::new();
+    let mut direct = stage.direct();
+    direct.command(&["MSET", "a", "outside", "cache:a", "outside"]);
+    for mut queue in [stage.client("queue"), stage.modern("queue")] {
+        assert_eq!(queue.command(&["GET", "a"]), Value::Null);
+        assert_eq!(queue.command(&["MSET", "a", "1", "b", "2"]), ok());
+        assert_eq!(queue.command(&["RPUSH", "l", "x", "y", "z", "w"]), Value::Integer(4));
+        assert_eq!(queue.command(&["BLPOP", "none", "l", "1"]).words(), ["l", "x"]);
+        assert_eq!(
+            queue.command(&["LMPOP", "2", "none", "l", "LEFT"]),
+            Value::Array(vec![Value::bulk("l"), Value::Array(vec![Value::bulk("y")])])
+        );
+        assert_eq!(queue.command(&["RPOPLPUSH", "l", "m"]), Value::bulk("w"));
+        let mut keys = queue.command(&["KEYS", "*"]).words();
+        keys.sort();
+        assert_eq!(keys, ["a", "b", "l", "m"]);
+        queue.command(&["XGROUP", "CREATE", "s", "g", "$", "MKSTREAM"]);
+        queue.command(&["XADD", "s", "1-1", "f", "v"]);
+        for words in [
+            &["XREAD", "STREAMS", "s", "0"][..],
+            &["XREADGROUP", "GROUP", "g", "c", "STREAMS", "s", ">"],
+        ] {
+            let told = format!("{:?}", queue.command(words));
+            assert!(told.contains("\"s\"") && !told.contains("queue:"), "{told}");
+        }
+        let told = queue.command(&["XREADGROUP", "GROUP", "nobody", "c", "STREAMS", "s", ">"]);
+        assert!(told.error().contains("'s'") && !told.error().contains("queue:"), "{told:?}");
+        assert_eq!(queue.command(&["DBSIZE"]), Value::Integer(5));
+        let mut seen = Vec::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            let Value::Array(page) = queue.command(&["SCAN", &cursor]) else { panic!("no page") };
+            seen.extend(page[1].words());
+            cursor = page[0].text();
+            if cursor == "0" {
+                break;
+            }
+        }
+        seen.sort();
+        assert_eq!(seen, ["a", "b", "l", "m", "s"]);
+        let any = queue.command(&["RANDOMKEY"]).text();
+        assert!(seen.contains(&any), "{any}");
+        // Everything in one pipeline, replies in their places.
+        let told = queue.pipeline(&[
+            &["GET", "a"],
+            &["KEYS", "a*"],
+            &["GET", "b"],
+            &["DBSIZE"],
+            &["LPOP", "m"],
+        ]);
+        let all = [
+            Value::bulk("1"),
+            Value::Array(vec![Value::bulk("a")]),
+            Value::bulk("2"),
+            Value::Integer(5),
+            Value::bulk("w"),
+        ];
+        assert_eq!(told, all);
+        assert_eq!(queue.command(&["FLUSHALL"]), ok());
+        assert_eq!(queue.command(&["DBSIZE"]), Value::Integer(0));
+        assert_eq!(queue.command(&["RANDOMKEY"]), Value::Null);
+    }
+    assert_eq!(direct.command(&["MGET", "a", "cache:a"]).words(), ["outside", "outside"]);
+    assert_eq!(direct.command(&["DBSIZE"]), Value::Integer(2));
+}
+
+#[test]
+fn transactions_keep_their_places() {
+    let stage = Stage::new();
+    let mut queue = stage.client("queue");
+    queue.command(&["MSET", "a", "1", "b", "2"]);
+    let told =
+        queue.pipeline(&[&["MULTI"], &["GET", "a"], &["KEYS", "a"], &["GET", "b"], &["EXEC"]]);
+    let ran = Value::Array(vec![
+        Value::bulk("1"),
+        Value::Array(vec![Value::bulk("a")]),
+        Value::bulk("2"),
+    ]);
+    assert_eq!(told.last(), Some(&ran), "{told:?}");
+    // The same on a connection of its own.
+    let told = queue.pipeline(&[
+        &["WATCH", "a"],
+        &["MULTI"],
+        &["GET", "a"],
+        &["KEYS", "a"],
+        &["GET", "b"],
+        &["EXEC"],
+        &["GET", "b"],
+    ]);
+    assert_eq!(told[5..], [ran, Value::bulk("2")], "{told:?}");
+    // WATCH is about the name inside.
+    queue.command(&["WATCH", "a"]);
+    stage.direct().command(&["SET", "queue:a", "9"]);
+    assert_eq!(queue.pipeline(&[&["MULTI"], &["INCR", "a"], &["EXEC"]])[2], Value::Null);
+    // What is refused makes EXEC fail.
+    for watched in [false, true] {
+        let mut cache = stage.client("cache");
+        if watched {
+            assert_eq!(cache.command(&["WATCH", "cache:w"]), ok());
+        }
+        let told = cache.pipeline(&[
+            &["MULTI"],
+            &["SET", "cache:t", "1"],
+            &["SET", "queue:a", "stolen"],
+            &["FLUSHDB"],
+            &["CLIENT", "LIST"],
+            &["INFO"],
+            &["EXEC"],
+            &["EXISTS", "cache:t"],
+        ]);
+        assert_eq!(told[1], Value::simple("QUEUED"), "{told:?}");
+        for refused in &told[2..6] {
+            assert!(refused.error().starts_with("NOPERM"), "{watched} {told:?}");
+        }
+        assert!(told[6].error().starts_with("EXECABORT"), "{told:?}");
+        assert_eq!(told[7], Value::Integer(0));
+    }
+    assert_eq!(stage.direct().command(&["GET", "queue:a"]), Value::bulk("9"));
+}
+
+#[test]
+fn who_waits_at_a_station_hears_of_its_own_names() {
+    let stage = Stage::new();
+    let mut waiting = stage.client("queue");
+    let mut modern = stage.modern("queue");
+    waiting.send(&encode(&["BRPOP", "jobs", "0"]));
+    modern.send(&encode(&["BLMPOP", "0", "2", "none", "others", "LEFT"]));
+    let mut pusher = stage.client("queue");
+    let parked = || stage.gate.page().sum("tidegate_parked_clients", &[]);
+    eventually("two wait", || (parked() == 2.0).then_some(()));
+    stage.direct().command(&["RPUSH", "jobs", "outside"]);
+    pusher.command(&["RPUSH", "jobs", "1"]);
+    pusher.command(&["RPUSH", "others", "2"]);
+    assert_eq!(waiting.reply().words(), ["jobs", "1"]);
+    assert_eq!(
+        modern.reply(),
+        Value::Array(vec![Value::bulk("others"), Value::Array(vec![Value::bulk("2")])])
+    );
+    // Another namespace's client can't end the waiting, nor see who waits.
+    let id = waiting.command(&["CLIENT", "ID"]);
+    waiting.send(&encode(&["BRPOP", "jobs", "0"]));
+    eventually("one waits", || (parked() == 1.0).then_some(()));
+    let Value::Integer(id) = id else { panic!("{id:?}") };
+    let mut cache = stage.client("cache");
+    assert_eq!(cache.command(&["CLIENT", "UNBLOCK", &id.to_string()]), Value::Integer(0));
+    assert_eq!(cache.command(&["CLIENT", "KILL", "ID", &id.to_string()]), Value::Integer(0));
+    assert_eq!(cache.command(&["CLIENT", "LIST"]).text().lines().count(), 1);
+    assert_eq!(pusher.command(&["CLIENT", "UNBLOCK", &id.to_string()]), Value::Integer(1));
+    assert_eq!(waiting.reply(), Value::Null);
+}
+
+#[test]
+fn messages_are_for_the_namespace_they_are_from() {
+    let stage = Stage::new();
+    let mut direct = stage.direct();
+    direct.command(&["CONFIG", "SET", "notify-keyspace-events", "KEA"]);
+    let mut queue = stage.client("queue");
+    assert_eq!(queue.command(&["SUBSCRIBE", "news"]).words()[..2], ["subscribe", "news"]);
+    assert_eq!(queue.command(&["PSUBSCRIBE", "n*"]).words()[..2], ["psubscribe", "n*"]);
+    assert_eq!(
+        queue.command(&["PSUBSCRIBE", "__keyevent@*__:set"]).words()[1],
+        "__keyevent@*__:set"
+    );
+    assert_eq!(queue.command(&["SUBSCRIBE", "__keyspace@0__:k"]).words()[1], "__keyspace@0__:k");
+    let mut cache = stage.client("cache");
+    assert_eq!(cache.command(&["SUBSCRIBE", "cache:news"]).words()[1], "cache:news");
+    assert_eq!(
+        cache.command(&["SUBSCRIBE", "__keyevent@0__:set"]).words()[1],
+        "__keyevent@0__:set"
+    );
+    direct.command(&["PUBLISH", "news", "outside"]);
+    direct.command(&["SET", "outside", "1"]);
+    let mut publisher = stage.client("queue");
+    assert!(matches!(publisher.command(&["PUBLISH", "news", "inside"]), Value::Integer(_)));
+    publisher.command(&["SET", "k", "1"]);
+    let told: Vec<Vec<String>> = (0..4).map(|_| queue.reply().words()).collect();
+    for expected in [
+        &["message", "news", "inside"][..],
+        &["pmessage", "n*", "news", "inside"],
+        &["message", "__keyspace@0__:k", "set"],
+        &["pmessage", "__keyevent@*__:set", "__keyevent@0__:set", "k"],
+    ] {
+        assert!(told.iter().any(|one| one == expected), "{expected:?} is not in {told:?}");
+    }
+    stage.client("cache").command(&["SET", "cache:k", "1"]);
+    assert_eq!(cache.reply().words(), ["message", "__keyevent@0__:set", "cache:k"]);
+    assert_eq!(publisher.command(&["PUBSUB", "CHANNELS"]).words(), ["news"]);
+    // UNSUBSCRIBE without words names the client's own.
+    let left = queue.command(&["UNSUBSCRIBE"]).words();
+    let other = queue.reply().words();
+    let mut names = [left[1].clone(), other[1].clone()];
+    names.sort();
+    assert_eq!(names, ["__keyspace@0__:k", "news"]);
+}
+
+#[test]
+fn a_namespace_that_may_only_be_read() {
+    let stage = Stage::new();
+    let mut watcher = stage.client("watcher");
+    stage.direct().command(&["SET", "cache:a", "1"]);
+    assert_eq!(watcher.command(&["GET", "cache:a"]), Value::bulk("1"));
+    for words in [
+        &["SET", "cache:a", "2"][..],
+        &["FLUSHDB"],
+        &["PUBLISH", "cache:c", "x"],
+        &["GETDEL", "cache:a"],
+    ] {
+        assert!(watcher.command(words).error().contains("may only be read"), "{words:?}");
+    }
+    let told = watcher.command(&["GET", &"x".repeat(1_001)]);
+    assert!(told.error().contains("redis.namespaces.value_bytes"), "{told:?}");
+}
+
+#[test]
+fn what_is_too_large_to_be_held_is_looked_at_all_the_same() {
+    let stage = Stage::new();
+    let value = "v".repeat(3_000_000);
+    let mut queue = stage.client("queue");
+    assert_eq!(queue.command(&["SET", "large", &value]), ok());
+    assert_eq!(queue.command(&["STRLEN", "large"]), Value::Integer(3_000_000));
+    assert_eq!(queue.command(&["GET", "large"]).text().len(), 3_000_000);
+    assert_eq!(stage.direct().command(&["STRLEN", "queue:large"]), Value::Integer(3_000_000));
+    let mut cache = stage.client("cache");
+    assert_eq!(cache.command(&["SET", "cache:large", &value]), ok());
+    for words in
+        [&["SET", "queue:large", &value[..]][..], &["MSET", "cache:x", &value, "queue:large", "x"]]
+    {
+        let mut thief = stage.client("cache");
+        thief.stream().set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+        let told = thief.command(words);
+        assert!(told.error().starts_with("NOPERM"), "{told:?}");
+    }
+    assert_eq!(stage.direct().command(&["STRLEN", "queue:large"]), Value::Integer(3_000_000));
+    assert_eq!(stage.direct().command(&["EXISTS", "cache:x"]), Value::Integer(0));
+}
+
+#[test]
+fn a_list_of_the_whole_database_is_one_of_the_namespace() {
+    let stage = Stage::new();
+    let mut direct = stage.direct();
+    for number in 0..500 {
+        direct.command(&["MSET", &format!("cache:{number}"), "x", &format!("queue:{number}"), "x"]);
+    }
+    direct.command(&["SET", "shared:a", "x"]);
+    let mut cache = stage.client("cache");
+    assert_eq!(cache.command(&["KEYS", "*"]).words().len(), 501);
+    assert_eq!(cache.command(&["KEYS", "*:7"]).words(), ["cache:7"]);
+    assert_eq!(cache.command(&["KEYS", "queue:*"]).words(), Vec::<String>::new());
+    let page = cache.command(&["SCAN", "0", "COUNT", "10000", "MATCH", "*:1?"]);
+    let Value::Array(page) = page else { panic!("{page:?}") };
+    assert_eq!(page[1].words().len(), 10);
+    assert_eq!(cache.command(&["DBSIZE"]), Value::Integer(501));
+    let info = cache.command(&["INFO"]).text();
+    assert!(info.contains("# Tidegate") && !info.contains("db0:keys"), "{info}");
+    assert!(!cache.command(&["INFO", "keyspace"]).text().contains("db0:"));
+    assert_eq!(cache.command(&["FLUSHDB", "ASYNC"]), ok());
+    assert_eq!(direct.command(&["DBSIZE"]), Value::Integer(501));
+    assert_eq!(direct.command(&["EXISTS", "cache:7"]), Value::Integer(0));
+}
