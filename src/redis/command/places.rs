@@ -104,11 +104,13 @@ fn first(begins: Begins, words: &[&[u8]]) -> Option<usize> {
     }
 }
 
-/// A number as the server reads one: no sign, no blank, no leading nought.
+/// A number as the server reads it where it looks for keys: what digits there are, behind blanks and a sign. The command itself
+/// is stricter, so that more keys may be found than it will touch.
 fn number(word: &[u8]) -> Option<usize> {
-    let plain = word == b"0" || matches!(word.first(), Some(b'1'..=b'9'));
-    let digits = plain && word.iter().all(u8::is_ascii_digit);
-    digits.then(|| std::str::from_utf8(word).ok()?.parse().ok()).flatten()
+    let digits = word.trim_ascii_start();
+    let digits = digits.strip_prefix(b"+").unwrap_or(digits);
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
+    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
 }
 
 fn sort(words: &[&[u8]], visit: &mut dyn FnMut(usize, Named)) {
@@ -128,8 +130,8 @@ fn sort(words: &[&[u8]], visit: &mut dyn FnMut(usize, Named)) {
                 visit(at + 1, Named::KeysByElement);
                 2
             }
-            // A syntax error.
-            () => return,
+            // A syntax error, behind which the server still looks for keys.
+            () => 1,
         };
     }
 }
@@ -163,7 +165,7 @@ fn streams(words: &[&[u8]], in_group: bool, visit: &mut dyn FnMut(usize, Named))
             }
             () if is("GROUP") && left >= 2 => 3,
             () if is("NOACK") => 1,
-            () => return,
+            () => 1,
         };
     }
 }
@@ -202,7 +204,8 @@ mod tests {
         assert_eq!(of("EVAL s 2 a b c"), "a! b!");
         assert_eq!(of("EVAL s 0 a"), "");
         assert_eq!(of("EVAL s 9 a"), "");
-        assert_eq!(of("EVAL s +1 a"), "");
+        assert_eq!(of("EVAL s +1 a"), "a!");
+        assert_eq!(of("EVAL s -1 a"), "");
         assert_eq!(of("LMPOP 2 a b LEFT"), "a! b!");
         assert_eq!(of("XGROUP CREATE s g $"), "s!");
         assert_eq!(of("OBJECT freq k"), "k");
