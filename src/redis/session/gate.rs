@@ -9,7 +9,7 @@ use std::task::Context;
 
 use super::{Closing, MailState, Session, Special, State};
 use crate::metrics::NamespaceMetrics;
-use crate::redis::command::{Carriage, Step, Word, step};
+use crate::redis::command::{Carriage, Reason, Step, Word, step};
 use crate::redis::greeting::{Proto, Standing, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::namespace::replies::{ReplyFilter, Shape};
@@ -416,15 +416,20 @@ impl Session {
         let State::Pinned(pinned, _) = &mut self.state else { return Passed::Waits };
         let (queueing, alone) = (pinned.is_queueing(), pinned.unanswered() == Some(0));
         let refusal = match judgement {
+            Judgement::Refused(refusal) => refusal,
+            Judgement::Errand(_) => self.not_here(words),
+            // With WATCH alone the session still answers for itself.
+            _ if is_of_connection(words, how)
+                && (queueing || !matches!(how, Carriage::Session(_))) =>
+            {
+                self.not_here(words)
+            }
             Judgement::Passes if exec && !alone => return Passed::Waits,
-            Judgement::Passes if queueing && is_of_connection(words, how) => self.not_here(words),
             Judgement::Passes => return Passed::AsIs,
             Judgement::Becomes(_, shape) if shape != Shape::Plain && !queueing && !alone => {
                 return Passed::Waits;
             }
             Judgement::Becomes(words, shape) => return Passed::As(words, shape),
-            Judgement::Errand(_) => self.not_here(words),
-            Judgement::Refused(refusal) => refusal,
         };
         let State::Pinned(pinned, _) = &mut self.state else { return Passed::Waits };
         if queueing {
@@ -453,6 +458,8 @@ fn is_of_connection(words: &[&[u8]], how: Carriage) -> bool {
     let is =
         |text: &str| words.first().is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()));
     match how {
+        // Behind it nobody looks at what comes.
+        Carriage::Pinned(Reason::Subscription | Reason::Stream | Reason::Unknown) => true,
         Carriage::Session(Word::Auth | Word::Info | Word::List | Word::Kill) => true,
         Carriage::Session(Word::Hello) => words.len() > 2,
         _ => is("INFO"),

@@ -147,6 +147,11 @@ impl Session {
             let depth = self.upstream.limits.pipeline_depth;
             let limits = self.request_limits();
             let State::Pinned(pinned, slow) = &mut self.state else { break };
+            if pinned.is_endless() && self.gate.is_some() {
+                // What passes unseen is for no namespace.
+                self.closing = Closing::AfterReplies;
+                break;
+            }
             if pinned.hold() == Hold::Stream {
                 pinned.push_bytes(&inbox[begin..]);
                 self.scanner = RequestScanner::default();
