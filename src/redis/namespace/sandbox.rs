@@ -167,11 +167,12 @@ impl Sandbox {
         }
         sections.extend(calls.pcall.then_some("pcall"));
         sections.extend(calls.call.then_some("caller"));
-        let has_keys = uses.has("KEYS") && self.mode == Mode::Prefix;
+        let wants = |name: &str| uses.has(name) || uses.has("_G");
+        let has_keys = wants("KEYS") && self.mode == Mode::Prefix;
         sections.extend(has_keys.then_some("keys"));
         sections.extend((!uses.assigned.is_empty() || uses.has("_G")).then_some("sealed"));
         sections.push("library");
-        sections.extend(uses.has("getmetatable").then_some("getmetatable"));
+        sections.extend(wants("getmetatable").then_some("getmetatable"));
         let mut text: String = sections.into_iter().map(section).collect();
         text.push_str(&self.table(uses, &calls));
         if uses.has("_G") || uses.assigned.contains("_G") {
@@ -189,8 +190,7 @@ impl Sandbox {
         for name in wanted {
             let value = match *name {
                 "_G" => continue,
-                "KEYS" if self.mode == Mode::Prefix && uses.has("KEYS") => "keys".to_owned(),
-                "KEYS" if self.mode == Mode::Prefix => continue,
+                "KEYS" if self.mode == Mode::Prefix => "keys".to_owned(),
                 "redis" => redis(uses, calls),
                 "server" => format!("rawget(_G,\"server\")and {}", redis(uses, calls)),
                 "getmetatable" => "getmetatable_of_table".to_owned(),

@@ -132,7 +132,6 @@ impl<'a> Lexer<'a> {
 
     /// To the end of what long brackets enclose.
     fn long(&mut self, level: usize, what: &str) -> Result<(), Fault> {
-        let from = self.at;
         self.at += level + 2;
         loop {
             match self.peek(0) {
@@ -143,10 +142,6 @@ impl<'a> Lexer<'a> {
                 Some(b']') if self.closes(level) => {
                     self.at += level + 2;
                     return Ok(());
-                }
-                Some(b'[') if level == 0 && self.peek(1) == Some(b'[') => {
-                    self.at += 2;
-                    return Err(self.near("nesting of [[...]] is deprecated", from));
                 }
                 Some(b'\n' | b'\r') => self.newline(),
                 Some(_) => self.at += 1,
@@ -182,6 +177,7 @@ impl<'a> Lexer<'a> {
     }
 
     fn escape(&mut self, from: usize) -> Result<(), Fault> {
+        let before = self.at;
         self.at += 1;
         match self.peek(0) {
             None => {}
@@ -196,6 +192,7 @@ impl<'a> Lexer<'a> {
                 }
                 self.at += count;
                 if value > 255 {
+                    self.at = before;
                     return Err(self.near("escape sequence too large", from));
                 }
             }
@@ -318,8 +315,8 @@ mod tests {
             ("a\n'b", "2: unfinished string near '<eof>'"),
             ("'b\n", "1: unfinished string near ''b'"),
             ("[==x", "1: invalid long string delimiter near '['"),
-            ("[[a [[ b]]", "1: nesting of [[...]] is deprecated near '[[a [['"),
-            ("'\\300'", "1: escape sequence too large near ''\\300'"),
+            ("[[a [[ b]]", "[[a [[ b]]\u{b7}"),
+            ("'\\300'", "1: escape sequence too large near '''"),
             ("a ~ b", "1: unexpected symbol near '~'"),
             ("a \u{1b}", "1: unexpected symbol near 'char(27)'"),
         ] {
