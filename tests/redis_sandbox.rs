@@ -3,10 +3,16 @@
 
 mod support;
 
+#[path = "random/chance.rs"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses its own part")]
+mod chance;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use chance::Chance;
 use support::redis::Redis;
-use support::resp::{Connection, Value, encode};
+use support::resp::{Connection, Value};
+use tidegate::redis::command;
 use tidegate::redis::namespace::sandbox::Sandbox;
 use tidegate::redis::namespace::{Judgement, Mode, Namespace, Rights};
 
@@ -81,50 +87,166 @@ fn data(connection: &mut Connection, prefix: &str) -> BTreeMap<String, Value> {
 /// In the manner of scripts that libraries bring.
 const SCRIPTS: &[Call<'static>] = &[
     // A counter with an end.
-    ("local n = redis.call('INCR', KEYS[1]) if n == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end return n", &["rate:1"], &["100000"]),
+    (
+        "local n = redis.call('INCR', KEYS[1]) if n == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end return n",
+        &["rate:1"],
+        &["100000"],
+    ),
     // A lock given back by its holder alone.
-    ("if redis.call('get', KEYS[1]) == ARGV[1] then\n  return redis.call('del', KEYS[1])\nelse\n  return 0\nend", &["lock"], &["token"]),
-    ("if redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end return 0", &["lock"], &["token", "100000"]),
-    ("if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end", &["lock"], &["token"]),
+    (
+        "if redis.call('get', KEYS[1]) == ARGV[1] then\n  return redis.call('del', KEYS[1])\nelse\n  return 0\nend",
+        &["lock"],
+        &["token"],
+    ),
+    (
+        "if redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end return 0",
+        &["lock"],
+        &["token", "100000"],
+    ),
+    (
+        "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end",
+        &["lock"],
+        &["token"],
+    ),
     // An increment only of what exists.
-    ("local exists = redis.call('EXISTS', KEYS[1])\nif (exists == 1) then\n    return redis.call('INCRBY', KEYS[1], ARGV[1])\nelse return false end", &["rate:1"], &["5"]),
+    (
+        "local exists = redis.call('EXISTS', KEYS[1])\nif (exists == 1) then\n    return redis.call('INCRBY', KEYS[1], ARGV[1])\nelse return false end",
+        &["rate:1"],
+        &["5"],
+    ),
     // A sliding window.
-    ("local now = tonumber(ARGV[1])\nlocal window = tonumber(ARGV[2])\nredis.call('ZREMRANGEBYSCORE', KEYS[1], 0, now - window)\nlocal count = redis.call('ZCARD', KEYS[1])\nif count < tonumber(ARGV[3]) then\n  redis.call('ZADD', KEYS[1], now, now .. '-' .. count)\n  redis.call('EXPIRE', KEYS[1], window)\n  return {1, count + 1}\nend\nreturn {0, count}", &["window"], &["1000", "60", "2"]),
+    (
+        "local now = tonumber(ARGV[1])\nlocal window = tonumber(ARGV[2])\nredis.call('ZREMRANGEBYSCORE', KEYS[1], 0, now - window)\nlocal count = redis.call('ZCARD', KEYS[1])\nif count < tonumber(ARGV[3]) then\n  redis.call('ZADD', KEYS[1], now, now .. '-' .. count)\n  redis.call('EXPIRE', KEYS[1], window)\n  return {1, count + 1}\nend\nreturn {0, count}",
+        &["window"],
+        &["1000", "60", "2"],
+    ),
     // A bucket of tokens.
-    ("local b = redis.call('HMGET', KEYS[1], 'tokens', 'at')\nlocal tokens = tonumber(b[1]) or 10\nlocal at = tonumber(b[2]) or 0\ntokens = math.min(10, tokens + (tonumber(ARGV[1]) - at) * 0.1)\nlocal ok = tokens >= 1\nif ok then tokens = tokens - 1 end\nredis.call('HSET', KEYS[1], 'tokens', tokens, 'at', ARGV[1])\nreturn {ok and 1 or 0, tostring(tokens)}", &["bucket"], &["13"]),
+    (
+        "local b = redis.call('HMGET', KEYS[1], 'tokens', 'at')\nlocal tokens = tonumber(b[1]) or 10\nlocal at = tonumber(b[2]) or 0\ntokens = math.min(10, tokens + (tonumber(ARGV[1]) - at) * 0.1)\nlocal ok = tokens >= 1\nif ok then tokens = tokens - 1 end\nredis.call('HSET', KEYS[1], 'tokens', tokens, 'at', ARGV[1])\nreturn {ok and 1 or 0, tostring(tokens)}",
+        &["bucket"],
+        &["13"],
+    ),
     // Jobs, in the manner of BullMQ: an alias, computed keys, includes.
-    ("local rcall = redis.call\nlocal function addJob(prefix, id, data)\n  local key = prefix .. id\n  rcall('HMSET', key, 'name', 'job', 'data', cjson.encode(data), 'opts', '{}')\n  rcall('LPUSH', prefix .. 'wait', id)\n  rcall('XADD', prefix .. 'events', '1-' .. id, 'event', 'waiting', 'jobId', id)\n  return key\nend\nlocal id = rcall('INCR', KEYS[1])\nlocal key = addJob(ARGV[1], id, {a = {1, 2}})\nif rcall('EXISTS', key) == 0 then return -1 end\nrcall('ZADD', KEYS[2], 'NX', id, id)\nreturn {id .. '', rcall('HGET', key, 'data')}", &["bull:q:id", "bull:q:prio"], &["bull:q:"]),
-    ("local rcall = redis.call\nlocal jobId = rcall('RPOPLPUSH', KEYS[1], KEYS[2])\nif jobId then\n  local key = ARGV[1] .. jobId\n  rcall('HSET', key, 'processedOn', ARGV[2])\n  return {rcall('HGETALL', key), jobId}\nend\nreturn {0, 0}", &["bull:q:wait", "bull:q:active"], &["bull:q:", "77"]),
-    ("local rcall = redis.call\nlocal keys = rcall('KEYS', ARGV[1] .. '*')\ntable.sort(keys)\nreturn keys", &[], &["bull:q:"]),
+    (
+        "local rcall = redis.call\nlocal function addJob(prefix, id, data)\n  local key = prefix .. id\n  rcall('HMSET', key, 'name', 'job', 'data', cjson.encode(data), 'opts', '{}')\n  rcall('LPUSH', prefix .. 'wait', id)\n  rcall('XADD', prefix .. 'events', '1-' .. id, 'event', 'waiting', 'jobId', id)\n  return key\nend\nlocal id = rcall('INCR', KEYS[1])\nlocal key = addJob(ARGV[1], id, {a = {1, 2}})\nif rcall('EXISTS', key) == 0 then return -1 end\nrcall('ZADD', KEYS[2], 'NX', id, id)\nreturn {id .. '', rcall('HGET', key, 'data')}",
+        &["bull:q:id", "bull:q:prio"],
+        &["bull:q:"],
+    ),
+    (
+        "local rcall = redis.call\nlocal jobId = rcall('RPOPLPUSH', KEYS[1], KEYS[2])\nif jobId then\n  local key = ARGV[1] .. jobId\n  rcall('HSET', key, 'processedOn', ARGV[2])\n  return {rcall('HGETALL', key), jobId}\nend\nreturn {0, 0}",
+        &["bull:q:wait", "bull:q:active"],
+        &["bull:q:", "77"],
+    ),
+    (
+        "local rcall = redis.call\nlocal keys = rcall('KEYS', ARGV[1] .. '*')\ntable.sort(keys)\nreturn keys",
+        &[],
+        &["bull:q:"],
+    ),
     // Scheduled jobs, in the manner of Sidekiq.
-    ("redis.call('zadd', KEYS[1], 5, 'job1') redis.call('zadd', KEYS[1], 7, 'job2') return redis.call('zcard', KEYS[1])", &["schedule"], &[]),
-    ("local key, now = KEYS[1], ARGV[1]\nlocal jobs = redis.call('zrangebyscore', key, '-inf', now, 'limit', 0, 1)\nif jobs[1] then\n  redis.call('zrem', key, jobs[1])\n  return jobs[1]\nend", &["schedule"], &["6"]),
+    (
+        "redis.call('zadd', KEYS[1], 5, 'job1') redis.call('zadd', KEYS[1], 7, 'job2') return redis.call('zcard', KEYS[1])",
+        &["schedule"],
+        &[],
+    ),
+    (
+        "local key, now = KEYS[1], ARGV[1]\nlocal jobs = redis.call('zrangebyscore', key, '-inf', now, 'limit', 0, 1)\nif jobs[1] then\n  redis.call('zrem', key, jobs[1])\n  return jobs[1]\nend",
+        &["schedule"],
+        &["6"],
+    ),
     // Deletes by pattern, with SCAN.
-    ("redis.call('mset', 'view:1', 'a', 'view:2', 'b', 'other', 'c')\nlocal cursor = '0'\nlocal n = 0\nrepeat\n  local r = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000)\n  cursor = r[1]\n  if #r[2] > 0 then n = n + redis.call('UNLINK', unpack(r[2])) end\nuntil cursor == '0'\nreturn n", &[], &["view:*"]),
+    (
+        "redis.call('mset', 'view:1', 'a', 'view:2', 'b', 'other', 'c')\nlocal cursor = '0'\nlocal n = 0\nrepeat\n  local r = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000)\n  cursor = r[1]\n  if #r[2] > 0 then n = n + redis.call('UNLINK', unpack(r[2])) end\nuntil cursor == '0'\nreturn n",
+        &[],
+        &["view:*"],
+    ),
     // Moves between lists with many names.
-    ("redis.call('rpush', KEYS[1], 1, 2.5, 'x', 10000000000) return redis.call('lmpop', 2, KEYS[2], KEYS[1], 'left', 'count', 2)", &["l1", "l2"], &[]),
-    ("redis.call('zadd', KEYS[1], 1, 'a', 2, 'b') return {redis.call('zmpop', 1, KEYS[1], 'min'), redis.call('blpop', 'l1', 0), redis.call('bzpopmin', KEYS[1], 0)}", &["z1"], &[]),
-    ("redis.call('sadd', 's1', 'a', 'b') redis.call('sadd', 's2', 'b') redis.call('sinterstore', 's3', 's1', 's2') return {redis.call('smembers', 's3'), redis.call('sintercard', 2, 's1', 's2'), redis.call('zunionstore', 'z3', 2, 's1', 's2', 'WEIGHTS', 1, 2)}", &[], &[]),
+    (
+        "redis.call('rpush', KEYS[1], 1, 2.5, 'x', 10000000000) return redis.call('lmpop', 2, KEYS[2], KEYS[1], 'left', 'count', 2)",
+        &["l1", "l2"],
+        &[],
+    ),
+    (
+        "redis.call('zadd', KEYS[1], 1, 'a', 2, 'b') return {redis.call('zmpop', 1, KEYS[1], 'min'), redis.call('blpop', 'l1', 0), redis.call('bzpopmin', KEYS[1], 0)}",
+        &["z1"],
+        &[],
+    ),
+    (
+        "redis.call('sadd', 's1', 'a', 'b') redis.call('sadd', 's2', 'b') redis.call('sinterstore', 's3', 's1', 's2') return {redis.call('smembers', 's3'), redis.call('sintercard', 2, 's1', 's2'), redis.call('zunionstore', 'z3', 2, 's1', 's2', 'WEIGHTS', 1, 2)}",
+        &[],
+        &[],
+    ),
     // Sorting by other keys.
-    ("redis.call('rpush', 'ids', 2, 1) redis.call('mset', 'w_1', 5, 'w_2', 3, 'o_1', 'one', 'o_2', 'two') return redis.call('sort', 'ids', 'by', 'w_*', 'get', '#', 'get', 'o_*')", &[], &[]),
-    ("redis.call('sort', 'ids', 'BY', 'nosort', 'STORE', 'sorted') return redis.call('lrange', 'sorted', 0, -1)", &[], &[]),
+    (
+        "redis.call('rpush', 'ids', 2, 1) redis.call('mset', 'w_1', 5, 'w_2', 3, 'o_1', 'one', 'o_2', 'two') return redis.call('sort', 'ids', 'by', 'w_*', 'get', '#', 'get', 'o_*')",
+        &[],
+        &[],
+    ),
+    (
+        "redis.call('sort', 'ids', 'BY', 'nosort', 'STORE', 'sorted') return redis.call('lrange', 'sorted', 0, -1)",
+        &[],
+        &[],
+    ),
     // Streams, read in both protocols.
-    ("redis.call('xadd', 's', '1-1', 'f', 'v') redis.call('xgroup', 'create', 's', 'g', '0') return {redis.call('xread', 'count', 1, 'streams', 's', 'none', 0, 0), redis.call('xreadgroup', 'group', 'g', 'c', 'streams', 's', '>')}", &[], &[]),
-    ("redis.setresp(3) local r = redis.call('xread', 'streams', 's', 0) local t = {} for k, v in pairs(r.map) do t[#t + 1] = k t[#t + 1] = #v end return t", &[], &[]),
-    ("redis.setresp(3) return {redis.call('hgetall', 'none'), redis.call('zscore', 'z3', 'b'), redis.call('keys', 's3')}", &[], &[]),
-    ("return {redis.pcall('xreadgroup', 'group', 'nogroup', 'c', 'streams', 's', '>')['err']}", &[], &[]),
+    (
+        "redis.call('xadd', 's', '1-1', 'f', 'v') redis.call('xgroup', 'create', 's', 'g', '0') return {redis.call('xread', 'count', 1, 'streams', 's', 'none', 0, 0), redis.call('xreadgroup', 'group', 'g', 'c', 'streams', 's', '>')}",
+        &[],
+        &[],
+    ),
+    (
+        "redis.setresp(3) local r = redis.call('xread', 'streams', 's', 0) local t = {} for k, v in pairs(r.map) do t[#t + 1] = k t[#t + 1] = #v end return t",
+        &[],
+        &[],
+    ),
+    (
+        "redis.setresp(3) return {redis.call('hgetall', 'none'), redis.call('zscore', 'z3', 'b'), redis.call('keys', 's3')}",
+        &[],
+        &[],
+    ),
+    (
+        "return {redis.pcall('xreadgroup', 'group', 'nogroup', 'c', 'streams', 's', '>')['err']}",
+        &[],
+        &[],
+    ),
     // Places.
-    ("redis.call('geoadd', 'g', 13, 38, 'a', 15, 37, 'b') redis.call('georadius', 'g', 15, 37, 300, 'km', 'STORE', 'near') return redis.call('zrange', 'near', 0, -1)", &[], &[]),
+    (
+        "redis.call('geoadd', 'g', 13, 38, 'a', 15, 37, 'b') redis.call('georadius', 'g', 15, 37, 300, 'km', 'STORE', 'near') return redis.call('zrange', 'near', 0, -1)",
+        &[],
+        &[],
+    ),
     // The whole database.
-    ("return {redis.call('dbsize') > 5, redis.call('object', 'encoding', 'rate:1'), redis.call('exists', redis.call('randomkey')), redis.call('type', 's')}", &[], &[]),
-    ("return {redis.call('copy', 'w_1', 'w_9'), redis.call('rename', 'w_9', 'w_8'), redis.call('get', 'w_8'), redis.call('publish', 'c', 'm'), redis.call('pubsub', 'numsub', 'c'), redis.call('pubsub', 'channels')}", &[], &[]),
+    (
+        "return {redis.call('dbsize') > 5, redis.call('object', 'encoding', 'rate:1'), redis.call('exists', redis.call('randomkey')), redis.call('type', 's')}",
+        &[],
+        &[],
+    ),
+    (
+        "return {redis.call('copy', 'w_1', 'w_9'), redis.call('rename', 'w_9', 'w_8'), redis.call('get', 'w_8'), redis.call('publish', 'c', 'm'), redis.call('pubsub', 'numsub', 'c'), redis.call('pubsub', 'channels')}",
+        &[],
+        &[],
+    ),
     // Names that are numbers.
-    ("redis.call('set', 7, 'seven') redis.call('set', 0.1, 'tenth') redis.call('set', -3, 'x') redis.call('set', 1e20, 'y') redis.call('set', 123456789012, 'z') return {redis.call('get', '7'), redis.call('mget', 7, 123456789012), redis.call('exists', 0.1)}", &[], &[]),
+    (
+        "redis.call('set', 7, 'seven') redis.call('set', 0.1, 'tenth') redis.call('set', -3, 'x') redis.call('set', 1e20, 'y') redis.call('set', 123456789012, 'z') return {redis.call('get', '7'), redis.call('mget', 7, 123456789012), redis.call('exists', 0.1)}",
+        &[],
+        &[],
+    ),
     // Libraries.
-    ("local t = cjson.decode(ARGV[1]) t.b = {1, 2, cjson.null} return {cjson.encode(t.b), cmsgpack.unpack(cmsgpack.pack({1, 'a'}))[2], bit.band(7, 3), struct.unpack('>I2', struct.pack('>I2', 5)), string.format('%05d', 7), ('x'):rep(3), table.concat({1, 2}, '-'), math.floor(2.7), redis.sha1hex('')}", &[], &["{\"a\":1}"]),
+    (
+        "local t = cjson.decode(ARGV[1]) t.b = {1, 2, cjson.null} return {cjson.encode(t.b), cmsgpack.unpack(cmsgpack.pack({1, 'a'}))[2], bit.band(7, 3), struct.unpack('>I2', struct.pack('>I2', 5)), string.format('%05d', 7), ('x'):rep(3), table.concat({1, 2}, '-'), math.floor(2.7), redis.sha1hex('')}",
+        &[],
+        &["{\"a\":1}"],
+    ),
     ("cjson.encode_sparse_array(true) return cjson.encode({[1] = 1, [100] = 2})", &[], &[]),
-    ("local co = coroutine.wrap(function(a) local b = coroutine.yield(redis.call('get', a)) return redis.call('get', b) end) return {co('7'), co('w_1')}", &[], &[]),
-    ("local t = setmetatable({}, {__index = function(t, k) return k .. '!' end, __call = function(self, x) return x end}) return {t.a, t('b'), tostring(rawget(t, 'a')), select('#', 1, 2), type(next)}", &[], &[]),
+    (
+        "local co = coroutine.wrap(function(a) local b = coroutine.yield(redis.call('get', a)) return redis.call('get', b) end) return {co('7'), co('w_1')}",
+        &[],
+        &[],
+    ),
+    (
+        "local t = setmetatable({}, {__index = function(t, k) return k .. '!' end, __call = function(self, x) return x end}) return {t.a, t('b'), tostring(rawget(t, 'a')), select('#', 1, 2), type(next)}",
+        &[],
+        &[],
+    ),
     ("return {pcall(function() error('x') end)}", &[], &[]),
     ("local function f(...) local a = {...} return #a, arg == nil end return {f(1, 2)}", &[], &[]),
     ("return {...}", &["a"], &["b"]),
@@ -135,7 +257,11 @@ const SCRIPTS: &[Call<'static>] = &[
     ("local op = ARGV[1] return redis.call('h' .. op, 'h', 'f', 'v')", &[], &["set"]),
     ("local c, p = redis.call, redis.pcall return {c('get', 'w_1'), p('get', 'w_2')}", &[], &[]),
     ("local r = redis return r.call('GeT', 'w_1')", &[], &[]),
-    ("redis.replicate_commands() redis.set_repl(redis.REPL_ALL) redis.log(redis.LOG_DEBUG, 'x') return redis.status_reply('FINE')", &[], &[]),
+    (
+        "redis.replicate_commands() redis.set_repl(redis.REPL_ALL) redis.log(redis.LOG_DEBUG, 'x') return redis.status_reply('FINE')",
+        &[],
+        &[],
+    ),
     ("return redis.error_reply('MINE of one')", &[], &[]),
     ("#!lua flags=no-writes\nreturn redis.call('get', KEYS[1])", &["w_1"], &[]),
     ("#!lua flags=no-writes\nreturn redis.call('set', KEYS[1], 1)", &["w_1"], &[]),
@@ -159,7 +285,11 @@ const SCRIPTS: &[Call<'static>] = &[
     ("return redis.pcall('lpush', 'a', 1)", &[], &[]),
     ("local ok, e = pcall(redis.call, 'lpush', 'a', 1) return {type(e), e}", &[], &[]),
     ("local ok, e = pcall(redis.call, 'get', {}) return {type(e), e}", &[], &[]),
-    ("local ok, e = pcall(function() local x = redis.call('lpush', 'a', 1) end) return e", &[], &[]),
+    (
+        "local ok, e = pcall(function() local x = redis.call('lpush', 'a', 1) end) return e",
+        &[],
+        &[],
+    ),
     ("local e = redis.pcall('lpush', 'a', 1)\nerror(e)", &[], &[]),
     ("return redis.call('subscribe', 'c')", &[], &[]),
     ("return redis.call('eval', 'return 1', 0)", &[], &[]),
@@ -519,4 +649,416 @@ fn the_same_scripts_get_out_without_a_sandbox() {
     }
     assert!(breaches > 80, "{breaches} of {}", ATTACKS.len());
     println!("{breaches} of {}", ATTACKS.len());
+}
+
+const PIECES: &[&str] = &[
+    "local",
+    "x",
+    "redis",
+    "type",
+    "=",
+    "function",
+    "(",
+    ")",
+    "end",
+    "do",
+    "repeat",
+    "until",
+    "return",
+    "...",
+    "'s'",
+    "[[",
+    "]]",
+    "--",
+    "--[[",
+    "\n",
+    "{",
+    "}",
+    ",",
+    ";",
+    ".",
+    ":",
+    "for",
+    "in",
+    "if",
+    "then",
+    "else",
+    "elseif",
+    "while",
+    "break",
+    "arg",
+    "_0",
+    "not",
+    "#",
+    "..",
+    "1",
+    "3..2",
+    "[",
+    "]",
+    "[=[",
+    "]=]",
+    "'",
+    "\"",
+    "\\",
+    "nil",
+    "self",
+    "and",
+    "\r",
+    "KEYS",
+    "f",
+    "local x =",
+    "local function f(...)",
+    "end end",
+    "goto",
+    "0x",
+    "1e",
+    "~=",
+    "==",
+    "\u{b}",
+    "@",
+    "\u{e9}",
+];
+
+/// `source` with a few changes.
+fn changed(source: &str, chance: &mut Chance) -> String {
+    let is_word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let mut pieces: Vec<String> = Vec::new();
+    for letter in source.chars() {
+        match pieces.last_mut() {
+            Some(last) if is_word(letter) && last.chars().all(is_word) => last.push(letter),
+            _ => pieces.push(letter.to_string()),
+        }
+    }
+    for _ in 0..=chance.below(3) {
+        let at = chance.below(pieces.len() + 1);
+        match chance.below(4) {
+            0 if at < pieces.len() => drop(pieces.remove(at)),
+            1 if at < pieces.len() => {
+                let other = chance.below(pieces.len());
+                pieces.swap(at, other);
+            }
+            2 if at < pieces.len() => pieces[at] = chance.pick(PIECES).to_owned(),
+            _ => pieces.insert(at, format!(" {} ", chance.pick(PIECES))),
+        }
+    }
+    pieces.concat()
+}
+
+/// The server's own compiler is asked: what it compiles is wrapped, and of what was wrapped no instruction behind the first line
+/// touches a global name.
+#[test]
+fn the_servers_compiler_finds_no_global_name_in_a_wrapped_script() {
+    let server = Redis::start();
+    let mut connection = server.direct();
+    let sandbox = Sandbox::new(&namespace(Mode::Prefix));
+    let seed = number("TIDEGATE_RANDOM_SEED").unwrap_or(1);
+    let mut chance = Chance::new(seed);
+    let bases: Vec<&str> =
+        SCRIPTS.iter().map(|call| call.0).chain(ATTACKS.iter().copied()).collect();
+    let bases: Vec<&str> = bases.into_iter().filter(|base| !base.starts_with("#!")).collect();
+    let compile = "local its = loadstring(ARGV[1]) local ours, why = nil, nil if ARGV[2] ~= '' then ours, why = loadstring(ARGV[2], '@user_script') end \
+        return {its and 1 or 0, ours and string.dump(ours) or '', why or ''}";
+    let mut compiled = 0;
+    let cases = number("TIDEGATE_RANDOM_SCRIPTS").unwrap_or(20_000);
+    for case in 0..cases {
+        let base = bases[chance.below(bases.len())];
+        let source = format!("\n{}", changed(base, &mut chance));
+        let ours = sandbox.wrap(source.as_bytes());
+        let sent = ours.as_deref().map(|sent| String::from_utf8(sent.to_vec()).unwrap());
+        let reply =
+            connection.command(&["EVAL", compile, "0", &source, sent.as_deref().unwrap_or("")]);
+        let Value::Array(items) = reply else { panic!("{reply:?}: {source}") };
+        let [Value::Integer(its), Value::Bulk(code), why] = &items[..] else { panic!("{items:?}") };
+        // In a list of values the server's compiler takes a bracket on the next line for the name's, and nowhere else.
+        if why.text().contains("ambiguous syntax") {
+            continue;
+        }
+        assert_eq!(
+            *its == 1,
+            !code.is_empty(),
+            "seed {seed}, case {case}: {:?} {why:?}\n{source:?}",
+            ours.err()
+        );
+        if !code.is_empty() {
+            compiled += 1;
+            assert_eq!(globals(code), 0, "seed {seed}, case {case}:\n{source}");
+        }
+    }
+    println!("{compiled} of {cases} were scripts");
+    assert!(compiled > cases / 8, "{compiled}");
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// How many instructions of compiled Lua 5.1 code, behind the first line, read or write a global name.
+fn globals(code: &[u8]) -> usize {
+    assert_eq!(&code[..12], b"\x1bLua\x51\x00\x01\x04\x08\x04\x08\x00");
+    let mut reader = Reader { code, at: 12 };
+    let found = reader.function();
+    assert_eq!(reader.at, code.len());
+    found
+}
+
+struct Reader<'a> {
+    code: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, length: usize) -> &[u8] {
+        self.at += length;
+        &self.code[self.at - length..self.at]
+    }
+
+    fn int(&mut self) -> usize {
+        usize::try_from(u32::from_le_bytes(self.take(4).try_into().unwrap())).unwrap()
+    }
+
+    fn string(&mut self) {
+        let length = u64::from_le_bytes(self.take(8).try_into().unwrap());
+        self.take(usize::try_from(length).unwrap());
+    }
+
+    fn function(&mut self) -> usize {
+        self.string();
+        self.take(4 + 4 + 4);
+        let count = self.int();
+        let codes: Vec<u8> = (0..count).map(|_| self.take(4)[0] & 0x3f).collect();
+        for _ in 0..self.int() {
+            match self.take(1)[0] {
+                0 => {}
+                1 => drop(self.take(1).len()),
+                3 => drop(self.take(8).len()),
+                4 => self.string(),
+                other => panic!("constant of type {other}"),
+            }
+        }
+        let mut found: usize = (0..self.int()).map(|_| self.function()).sum();
+        for at in 0..self.int() {
+            let line = self.int();
+            // GETGLOBAL and SETGLOBAL.
+            found += usize::from(line > 1 && matches!(codes[at], 5 | 7));
+        }
+        for _ in 0..self.int() {
+            self.string();
+            self.take(8);
+        }
+        for _ in 0..self.int() {
+            self.string();
+        }
+        found
+    }
+}
+
+/// The words that scripts call commands with: of all kinds, by chance.
+const WORDS: &[&str] = &[
+    "a",
+    "b",
+    "cache:a",
+    "cache:b",
+    "shared:a",
+    "queue:a",
+    "1",
+    "2",
+    "0",
+    "3",
+    "STORE",
+    "storedist",
+    "STREAMS",
+    "BY",
+    "GET",
+    "#",
+    "cache:w_*",
+    "queue:w_*",
+    "LIMIT",
+    "KEYS",
+    "COUNT",
+    "GROUP",
+    "MATCH",
+    "DB",
+    "ASC",
+    "LEFT",
+    "AND",
+    "km",
+    "BLOCK",
+    "*",
+    "cache:*",
+    "WEIGHTS",
+    "CLAIM",
+    "NOACK",
+    "-1",
+    "x",
+];
+
+/// A command in a script is judged as its client's own would be, and goes to the server with the same words: MONITOR tells.
+#[test]
+fn a_scripts_commands_are_judged_as_a_clients() {
+    for server in Redis::each() {
+        let mut read = namespace(Mode::Enforce);
+        read.readable.push(b"shared:"[..].into());
+        let mut only_read = read.clone();
+        only_read.rights = Rights::ReadOnly;
+        let mut several = namespace(Mode::Enforce);
+        several.prefixes.push(b"queue:a"[..].into());
+        for namespace in
+            [namespace(Mode::Prefix), namespace(Mode::Enforce), read, only_read, several]
+        {
+            compare_judgements(&server, &namespace);
+        }
+    }
+}
+
+fn compare_judgements(server: &Redis, namespace: &Namespace) {
+    let sandbox = Sandbox::new(namespace);
+    let script = sandbox.learn(b"return redis.pcall(unpack(ARGV))").unwrap();
+    let source = std::str::from_utf8(&script.sent).unwrap();
+    let (mut connection, mut monitor) = (server.direct(), server.direct());
+    monitor.command(&["MONITOR"]);
+    let mut chance = Chance::new(7);
+    let mut seen = 0;
+    let commands = command::all().iter().filter(|command| {
+        !command.flags.has(command::Flags::NO_SCRIPT | command::Flags::CONTAINER)
+            && !matches!(
+                command.name,
+                "KEYS" | "SCAN" | "RANDOMKEY" | "DBSIZE" | "FLUSHDB" | "FLUSHALL" | "INFO"
+            )
+            && !command.name.starts_with("PUBSUB|")
+    });
+    for command in commands {
+        for _ in 0..12 {
+            let mut words: Vec<&str> = command.name.split('|').collect();
+            let more = match (chance.often(50), usize::from(command.arity.unsigned_abs())) {
+                (true, arity) => arity.saturating_sub(words.len()) + chance.below(3),
+                (false, _) => chance.below(9),
+            };
+            words.extend((0..more).map(|_| chance.pick(WORDS)));
+            let bytes: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+            let judged: Result<Vec<String>, String> = match namespace.judge(&bytes) {
+                Judgement::Passes => Ok(words.iter().map(|word| (*word).to_owned()).collect()),
+                Judgement::Becomes(words, _) => {
+                    let text = |word: &std::borrow::Cow<'_, [u8]>| {
+                        String::from_utf8(word.to_vec()).unwrap()
+                    };
+                    Ok(words.iter().map(text).collect())
+                }
+                Judgement::Refused(refusal) => Err(refusal.text),
+                Judgement::Errand(_) => panic!("{words:?}"),
+            };
+            let mut call = vec!["EVAL", source, "0"];
+            call.extend(&words);
+            let reply = connection.command(&call);
+            let ran = ran(&mut connection, &mut monitor);
+            match (judged, ran) {
+                (Err(text), None) => assert_eq!(reply.error(), text, "{words:?}"),
+                (Err(text), Some(ran)) => panic!("{words:?}: {text}, but {ran}"),
+                // The server did not like it.
+                (Ok(_), None) => {
+                    assert!(!reply.error().starts_with("NOPERM"), "{words:?}: {reply:?}")
+                }
+                (Ok(words), Some(ran)) => {
+                    seen += 1;
+                    assert_eq!(
+                        ran,
+                        words
+                            .iter()
+                            .map(|word| format!("\"{word}\""))
+                            .collect::<Vec<_>>()
+                            .join(" ")
+                    );
+                }
+            }
+        }
+    }
+    println!("{seen} ran");
+    assert!(seen > 150, "{seen}");
+}
+
+/// What the last script ran, as MONITOR tells it.
+fn ran(connection: &mut Connection, monitor: &mut Connection) -> Option<String> {
+    connection.command(&["ECHO", "so far"]);
+    let mut ran = None;
+    loop {
+        let line = monitor.reply().text();
+        if line.ends_with("\"ECHO\" \"so far\"") {
+            return ran;
+        }
+        if let Some((_, words)) = line.split_once(" lua] ") {
+            assert_eq!(ran, None, "one command alone");
+            ran = Some(words.to_owned());
+        }
+    }
+}
+
+/// `cargo nextest run --test redis_sandbox --run-ignored all --success-output final cost`
+#[test]
+#[ignore = "measures"]
+fn the_cost_of_a_script() {
+    let one = "return redis.call('GET', KEYS[1])";
+    let incr = "local n = redis.call('INCR', KEYS[1]) if n == 1 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end return n";
+    let ten =
+        "for i = 1, 5 do redis.call('SET', KEYS[1], i) redis.call('GET', KEYS[1]) end return 1";
+    let alias = "local rcall = redis.call for i = 1, 5 do rcall('SET', KEYS[1], i) rcall('GET', KEYS[1]) end return 1";
+    let several = "return redis.call('MGET', KEYS[1], 'b', 'c')";
+    let dynamic = "return redis.call(ARGV[2], KEYS[1])";
+    let library =
+        "return cjson.encode({redis.call('GET', KEYS[1]), string.format('%d', 7), tonumber('5')})";
+    for server in Redis::each() {
+        for (name, source) in [
+            ("one", one),
+            ("incr", incr),
+            ("ten", ten),
+            ("alias ten", alias),
+            ("mget", several),
+            ("dynamic", dynamic),
+            ("library", library),
+        ] {
+            let mut line = format!("{name:10}");
+            for mode in [None, Some(Mode::Prefix), Some(Mode::Enforce)] {
+                let sent = match mode {
+                    Some(mode) => Sandbox::new(&namespace(mode)).wrap(source.as_bytes()).unwrap(),
+                    None => source.as_bytes().to_vec(),
+                };
+                line.push_str(&cost(&server, &sent));
+            }
+            println!("{line}");
+        }
+    }
+}
+
+/// Microseconds of the server's for a call, the least of some tries; the bytes of the script, and of the server's memory for it.
+fn cost(server: &Redis, source: &[u8]) -> String {
+    let mut connection = server.direct();
+    connection.command(&["FLUSHALL"]);
+    let source = std::str::from_utf8(source).unwrap();
+    connection.command(&["SCRIPT", "FLUSH"]);
+    let memory = |connection: &mut Connection| {
+        let info = connection.command(&["INFO", "memory"]).text();
+        let field = |name: &str| -> i64 {
+            let at = info.split("\r\n").find_map(|line| line.strip_prefix(name));
+            at.and_then(|value| value.parse().ok()).unwrap_or(0)
+        };
+        field("used_memory_lua:") + field("used_memory_scripts:")
+    };
+    let before = memory(&mut connection);
+    let copies = 50;
+    for copy in 0..copies {
+        connection.command(&["SCRIPT", "LOAD", &format!("{source} -- {copy}")]);
+    }
+    connection.command(&["EVAL", "collectgarbage() return 1", "0"]);
+    let bytes = (memory(&mut connection) - before) / copies;
+    let sha = connection.command(&["SCRIPT", "LOAD", source]).text();
+    let call = ["EVALSHA", &sha, "1", "cache:key", "1000", "GET"];
+    let calls: Vec<&[&str]> = (0..500).map(|_| &call[..]).collect();
+    let mut least = f64::MAX;
+    for _ in 0..20 {
+        connection.command(&["CONFIG", "RESETSTAT"]);
+        connection.pipeline(&calls);
+        let info = connection.command(&["INFO", "commandstats"]).text();
+        let line = info.split("\r\n").find(|line| line.starts_with("cmdstat_evalsha:")).unwrap();
+        let each = line.split("usec_per_call=").nth(1).unwrap().split(',').next().unwrap();
+        least = least.min(each.parse().unwrap());
+    }
+    format!("  {least:6.2} us {:5} B {bytes:6} B", source.len())
 }

@@ -108,8 +108,8 @@ impl Sandbox {
         if source.first() == Some(&0x1b) {
             return Err(self.refuse("is compiled"));
         }
-        let (first, rest) = split_shebang(source)
-            .ok_or_else(|| "ERR Invalid script shebang".to_owned())?;
+        let (first, rest) =
+            split_shebang(source).ok_or_else(|| "ERR Invalid script shebang".to_owned())?;
         let line = if first.is_empty() { 1 } else { 2 };
         let scoped = scopes::scoped(rest, line, &self.name).map_err(|fault| {
             let said = fault.text.replace(|letter: char| letter.is_control(), " ");
@@ -278,9 +278,15 @@ struct Calls {
 impl Calls {
     fn of(uses: &Uses<'_>) -> Self {
         let all = uses.has("_G")
-            || uses.members.iter().any(|(library, member)| *library != "cjson" && member.is_empty());
+            || uses
+                .members
+                .iter()
+                .any(|(library, member)| *library != "cjson" && member.is_empty());
         let wants = |wanted: &[u8]| {
-            all || uses.members.iter().any(|(library, member)| *library != "cjson" && *member == wanted)
+            all || uses
+                .members
+                .iter()
+                .any(|(library, member)| *library != "cjson" && *member == wanted)
         };
         Self { call: wants(b"call"), pcall: wants(b"pcall"), all }
     }
@@ -299,9 +305,8 @@ impl Uses<'_> {
 /// The table that stands for `redis`.
 fn redis(uses: &Uses<'_>, calls: &Calls) -> String {
     let mut text = "{".to_owned();
-    let uses_it = |name: &str| {
-        calls.all || uses.members.iter().any(|(_, member)| *member == name.as_bytes())
-    };
+    let uses_it =
+        |name: &str| calls.all || uses.members.iter().any(|(_, member)| *member == name.as_bytes());
     if calls.call {
         text.push_str("call=redis_call,");
     }
@@ -347,8 +352,7 @@ fn words(namespace: &Namespace) -> BTreeMap<&'static str, String> {
         if tests.is_empty() { "false".to_owned() } else { format!("({})", tests.join(" or ")) }
     };
     let owns = |word: &str| begins(word, &mut namespace.prefixes.iter());
-    let sees =
-        |word: &str| begins(word, &mut namespace.prefixes.iter().chain(&namespace.readable));
+    let sees = |word: &str| begins(word, &mut namespace.prefixes.iter().chain(&namespace.readable));
     let list = |patterns: VecDeque<Vec<u8>>| {
         patterns.iter().map(|pattern| quoted(pattern)).collect::<Vec<_>>().join(",")
     };
@@ -366,11 +370,9 @@ fn words(namespace: &Namespace) -> BTreeMap<&'static str, String> {
     let fast = match (namespace.mode, namespace.readable.is_empty()) {
         (Mode::Prefix, _) => "known[c]==\"1\"".to_owned(),
         (Mode::Enforce, true) => format!("known[c]==\"1\" and {}", owns("k")),
-        (Mode::Enforce, false) => format!(
-            "(known[c]==\"1\" and {} or known[c]==\"2\" and {})",
-            owns("k"),
-            sees("k")
-        ),
+        (Mode::Enforce, false) => {
+            format!("(known[c]==\"1\" and {} or known[c]==\"2\" and {})", owns("k"), sees("k"))
+        }
     };
     let given = match namespace.mode {
         Mode::Prefix => format!("{}..k", quoted(prefix)),

@@ -45,10 +45,38 @@ pub(super) enum Others {
 
 /// What scripts may use by name.
 pub(super) const GLOBALS: &[&str] = &[
-    "ARGV", "KEYS", "_G", "_VERSION", "assert", "bit", "cjson", "cmsgpack", "coroutine", "error",
-    "getmetatable", "ipairs", "math", "next", "os", "pairs", "pcall", "rawequal", "rawget",
-    "rawset", "redis", "select", "server", "setmetatable", "string", "struct", "table", "tonumber",
-    "tostring", "type", "unpack", "xpcall",
+    "ARGV",
+    "KEYS",
+    "_G",
+    "_VERSION",
+    "assert",
+    "bit",
+    "cjson",
+    "cmsgpack",
+    "coroutine",
+    "error",
+    "getmetatable",
+    "ipairs",
+    "math",
+    "next",
+    "os",
+    "pairs",
+    "pcall",
+    "rawequal",
+    "rawget",
+    "rawset",
+    "redis",
+    "select",
+    "server",
+    "setmetatable",
+    "string",
+    "struct",
+    "table",
+    "tonumber",
+    "tostring",
+    "type",
+    "unpack",
+    "xpcall",
 ];
 const LIBRARIES: &[&str] = &["cjson", "redis", "server"];
 /// What the server has and a namespace has not.
@@ -767,9 +795,8 @@ fn begins_call(token: Token<'_>) -> bool {
 }
 
 fn is_binary(token: Token<'_>) -> bool {
-    const BINARY: &[&str] = &[
-        "+", "-", "*", "/", "%", "^", "..", "~=", "==", "<", "<=", ">", ">=", "and", "or",
-    ];
+    const BINARY: &[&str] =
+        &["+", "-", "*", "/", "%", "^", "..", "~=", "==", "<", "<=", ">", ">=", "and", "or"];
     BINARY.iter().any(|sign| token.is(sign))
 }
 
@@ -793,12 +820,16 @@ mod tests {
             ("return KEYS[1]", "return _0.KEYS[1]".to_owned()),
             ("local redis = redis redis.x()", "local redis = _0.redis redis.x()".into()),
             ("local x = x", format!("local x = {x}")),
-            ("local x, y = 1, function() return x, y end", format!(
-                "local x, y = 1, function() return {x}, _0.__error(\"{SAYS} 'y'\") end"
-            )),
+            (
+                "local x, y = 1, function() return x, y end",
+                format!("local x, y = 1, function() return {x}, _0.__error(\"{SAYS} 'y'\") end"),
+            ),
             ("local function x() return x, {x} end", "local function x() return x, {x} end".into()),
             ("do local x = 1 end return x", format!("do local x = 1 end return {x}")),
-            ("for x = x, 1 do x = 2 end return {x}", format!("for x = {x}, 1 do x = 2 end return {{{x}}}")),
+            (
+                "for x = x, 1 do x = 2 end return {x}",
+                format!("for x = {x}, 1 do x = 2 end return {{{x}}}"),
+            ),
             ("for x in x do x() end", format!("for x in {x} do x() end")),
             ("repeat local x = 1 until x", "repeat local x = 1 until x".into()),
             ("while x do local x end", format!("while {x} do local x end")),
@@ -806,17 +837,38 @@ mod tests {
             ("x = 1", "_0.x = 1".into()),
             ("x, y.z = 1", format!("_0.x, _0.__error(\"{SAYS} 'y'\").z = 1")),
             ("function x() end", "function _0.x() end".into()),
-            ("function type.y:z(a) return self, a end", "function _0.type.y:z(a) return self, a end".into()),
-            ("local function f(...) return arg end return {arg}", format!(
-                "local function f(...) return arg end return {{_0.__error(\"{SAYS} 'arg'\")}}"
-            )),
-            ("return _0, _1", format!("return _2.__error(\"{SAYS} '_0'\"), _2.__error(\"{SAYS} '_1'\")")),
-            ("return redis.call('get', KEYS[1])", "return (_0.redis.call('get', _0.KEYS[1]))".into()),
+            (
+                "function type.y:z(a) return self, a end",
+                "function _0.type.y:z(a) return self, a end".into(),
+            ),
+            (
+                "local function f(...) return arg end return {arg}",
+                format!(
+                    "local function f(...) return arg end return {{_0.__error(\"{SAYS} 'arg'\")}}"
+                ),
+            ),
+            (
+                "return _0, _1",
+                format!("return _2.__error(\"{SAYS} '_0'\"), _2.__error(\"{SAYS} '_1'\")"),
+            ),
+            (
+                "return redis.call('get', KEYS[1])",
+                "return (_0.redis.call('get', _0.KEYS[1]))".into(),
+            ),
             ("local a=1;(type)(a)", "local a=1;(_0.type)(a)".into()),
-            ("return #KEYS, -type'x', not type{}", "return #_0.KEYS, -_0.type'x', not _0.type{}".into()),
+            (
+                "return #KEYS, -type'x', not type{}",
+                "return #_0.KEYS, -_0.type'x', not _0.type{}".into(),
+            ),
             ("-- x\nreturn --[[x]] 'x' .. [[x]]", "-- x\nreturn --[[x]] 'x' .. [[x]]".into()),
-            ("if type then elseif type then else type() end", "if _0.type then elseif _0.type then else _0.type() end".into()),
-            ("return loadstring", "return _0.__error(\"'loadstring' is refused in namespace 'n'\")".into()),
+            (
+                "if type then elseif type then else type() end",
+                "if _0.type then elseif _0.type then else _0.type() end".into(),
+            ),
+            (
+                "return loadstring",
+                "return _0.__error(\"'loadstring' is refused in namespace 'n'\")".into(),
+            ),
         ] {
             assert_eq!(of(source), becomes, "{source}");
         }
@@ -833,7 +885,10 @@ mod tests {
             ("(x) = 1", "1: syntax error near '='"),
             ("f() = 1", "1: unexpected symbol near '='"),
             ("break", "1: no loop to break near '<eof>'"),
-            ("local function f() return ... end", "1: cannot use '...' outside a vararg function near '...'"),
+            (
+                "local function f() return ... end",
+                "1: cannot use '...' outside a vararg function near '...'",
+            ),
             ("for x do end", "1: '=' or 'in' expected near 'do'"),
             ("local 1", "1: '<name>' expected near '1'"),
             ("return 1 2", "1: '<eof>' expected near '2'"),

@@ -328,7 +328,10 @@ mod tests {
     fn squeezing_keeps_the_tokens() {
         let source = "local a = 1 - -2 .. 3 -- c\nreturn a..b . c";
         let mut squeezed = Vec::new();
-        tokens(source.as_bytes(), 1).unwrap().iter().for_each(|token| join(token.text, &mut squeezed));
+        tokens(source.as_bytes(), 1)
+            .unwrap()
+            .iter()
+            .for_each(|token| join(token.text, &mut squeezed));
         assert_eq!(cut(std::str::from_utf8(&squeezed).unwrap()), cut(source));
         assert!(squeezed.len() < source.len());
     }
