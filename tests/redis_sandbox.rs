@@ -266,6 +266,8 @@ const SCRIPTS: &[Call<'static>] = &[
     ("#!lua flags=no-writes\nreturn redis.call('get', KEYS[1])", &["w_1"], &[]),
     ("#!lua flags=no-writes\nreturn redis.call('set', KEYS[1], 1)", &["w_1"], &[]),
     ("#!lua name=x\nreturn 1", &[], &[]),
+    ("#!js\nreturn 1", &[], &[]),
+    ("#!lua", &[], &[]),
     ("return redis.call('ping')", &[], &[]),
     ("return redis.call('time')[3]", &[], &[]),
     ("return redis.call('echo', 'x') .. redis.call('select', 0)['ok']", &[], &[]),
@@ -530,6 +532,12 @@ const ATTACKS: &[&str] = &[
     "return redis.call('object', 'encoding\\n', 'queue:secret')",
     "return redis.call('get', 'cache:\\0/../queue:secret')",
     "return redis.call('', 'queue:secret')",
+    "return redis.call('mget', 'cache:a', nil, 'queue:secret')",
+    "return redis.call('del', 'a', nil, 'queue:secret')",
+    "return redis.call('del', 'cache:a', 'queue:secret')",
+    "return redis.call('unlink', 'a', unpack({nil, 'queue:secret'}, 1, 2))",
+    "local c = 'mget' return redis.call(c, 'cache:a', 'queue:secret')",
+    "return redis.call(ARGV[1] or 'get', 'queue:secret')",
     "return redis.call(nil, 'get', 'queue:secret')",
     "return redis.call({'get', 'queue:secret'})",
     "return redis.call(1, 'queue:secret')",
@@ -836,10 +844,11 @@ impl Reader<'_> {
             }
         }
         let mut found: usize = (0..self.int()).map(|_| self.function()).sum();
-        for at in 0..self.int() {
+        assert_eq!(self.int(), codes.len());
+        for code in codes {
             let line = self.int();
             // GETGLOBAL and SETGLOBAL.
-            found += usize::from(line > 1 && matches!(codes[at], 5 | 7));
+            found += usize::from(line > 1 && matches!(code, 5 | 7));
         }
         for _ in 0..self.int() {
             self.string();
@@ -915,6 +924,7 @@ fn compare_judgements(server: &Redis, namespace: &Namespace) {
     let script = sandbox.learn(b"return redis.pcall(unpack(ARGV))").unwrap();
     let source = std::str::from_utf8(&script.sent).unwrap();
     let (mut connection, mut monitor) = (server.direct(), server.direct());
+    let sha = connection.command(&["SCRIPT", "LOAD", source]).text();
     monitor.command(&["MONITOR"]);
     let mut chance = Chance::new(7);
     let mut seen = 0;
@@ -946,7 +956,7 @@ fn compare_judgements(server: &Redis, namespace: &Namespace) {
                 Judgement::Refused(refusal) => Err(refusal.text),
                 Judgement::Errand(_) => panic!("{words:?}"),
             };
-            let mut call = vec!["EVAL", source, "0"];
+            let mut call = vec!["EVALSHA", &sha, "0"];
             call.extend(&words);
             let reply = connection.command(&call);
             let ran = ran(&mut connection, &mut monitor);
@@ -1061,4 +1071,83 @@ fn cost(server: &Redis, source: &[u8]) -> String {
         least = least.min(each.parse().unwrap());
     }
     format!("  {least:6.2} us {:5} B {bytes:6} B", source.len())
+}
+
+/// Where there are several prefixes, some to be read only, the whole database is what lies under them.
+#[test]
+fn the_whole_database_is_the_namespaces() {
+    for server in Redis::each() {
+        let mut connection = server.direct();
+        let mut enforced = namespace(Mode::Enforce);
+        enforced.prefixes.push(b"files:"[..].into());
+        enforced.readable.push(b"shared:"[..].into());
+        let sandbox = Sandbox::new(&enforced);
+        connection.command(&[
+            "MSET", "cache:a", "1", "files:b", "2", "shared:c", "3", "queue:d", "4", "cachet", "5",
+        ]);
+        let mut run =
+            |source: &str| inside(&mut connection, &sandbox, Mode::Enforce, (source, &[], &[]));
+        let sorted = |value: Value| {
+            let mut words = value.words();
+            words.sort();
+            words.join(" ")
+        };
+        assert_eq!(sorted(run("return redis.call('keys', '*')")), "cache:a files:b shared:c");
+        assert_eq!(sorted(run("return redis.call('keys', '*:[bd]')")), "files:b");
+        assert_eq!(
+            sorted(run("return redis.call('scan', 0, 'count', 1000)[2]")),
+            "cache:a files:b shared:c"
+        );
+        assert_eq!(run("return redis.call('dbsize')"), Value::Integer(3));
+        assert_eq!(run("return redis.call('get', 'shared:c')").text(), "3");
+        assert_eq!(run("return redis.call('mget', 'shared:c', 'cache:a')").words(), ["3", "1"]);
+        for (source, told) in [
+            (
+                "return redis.call('set', 'shared:c', 1)",
+                "NOPERM 'set' names the key 'shared:c', which may only be read by namespace 'cache'",
+            ),
+            (
+                "return redis.call('del', 'shared:c')",
+                "NOPERM 'del' names the key 'shared:c', which may only be read by namespace 'cache'",
+            ),
+            (
+                "return redis.call('get', 'queue:d')",
+                "NOPERM 'get' names the key 'queue:d', which is outside of namespace 'cache'",
+            ),
+            (
+                "return redis.call('nosuch', 'cache:a')",
+                "NOPERM 'nosuch' is not known to tidegate, which can't tell what it touches; it is refused in namespace 'cache' (if it must be, list it in the namespace's allow)",
+            ),
+        ] {
+            assert!(run(source).error().starts_with(told), "{:?}", run(source));
+            let caught =
+                format!("return {}.err", source.replace("return redis.call", "redis.pcall"));
+            assert_eq!(run(&caught).text(), told);
+        }
+        assert_eq!(run("return redis.call('flushall')").text(), "OK");
+        assert_eq!(sorted(connection.command(&["KEYS", "*"])), "cachet queue:d shared:c");
+    }
+}
+
+/// What is allowed by name is not looked at.
+#[test]
+fn what_is_allowed_passes() {
+    let server = Redis::start();
+    let mut connection = server.direct();
+    let mut prefixed = namespace(Mode::Prefix);
+    prefixed.allowed = BTreeSet::from(["DBSIZE".into(), "NO.SUCH".into(), "SLOWLOG|LEN".into()]);
+    let sandbox = Sandbox::new(&prefixed);
+    connection.command(&["MSET", "cache:a", "1", "queue:b", "2"]);
+    let mut run =
+        |source: &str| inside(&mut connection, &sandbox, Mode::Prefix, (source, &[], &[]));
+    assert_eq!(run("return redis.call('DbSize')"), Value::Integer(2));
+    assert!(
+        run("return redis.call('no.such', 'a')").error().starts_with("ERR Unknown Redis command")
+    );
+    assert!(matches!(run("return redis.call('slowlog', 'len')"), Value::Integer(_)));
+    assert!(
+        run("return redis.call('slowlog', 'get')")
+            .error()
+            .starts_with("NOPERM 'slowlog get' is about")
+    );
 }

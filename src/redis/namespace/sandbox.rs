@@ -22,7 +22,7 @@ use tokens::Kind;
 
 /// Most scripts remembered, and most bytes of them as they are sent. The oldest are forgotten.
 const SCRIPTS: usize = 512;
-const SCRIPT_BYTES: usize = 8 * 1024 * 1024;
+const SCRIPT_BYTES: usize = 4 * 1024 * 1024;
 
 const PROLOGUE: &str = include_str!("sandbox/prologue.lua");
 
@@ -110,6 +110,9 @@ impl Sandbox {
         }
         let (first, rest) =
             split_shebang(source).ok_or_else(|| "ERR Invalid script shebang".to_owned())?;
+        if let Some(engine) = other_engine(first) {
+            return Err(format!("ERR Unexpected engine in script shebang: {engine}"));
+        }
         let line = if first.is_empty() { 1 } else { 2 };
         let scoped = scopes::scoped(rest, line, &self.name).map_err(|fault| {
             let said = fault.text.replace(|letter: char| letter.is_control(), " ");
@@ -158,12 +161,7 @@ impl Sandbox {
         let calls = Calls::of(uses);
         let mut sections = vec!["begin"];
         if calls.any() {
-            sections.extend(["call", "build"]);
-            sections.push(match self.mode {
-                Mode::Prefix => "build_prefix",
-                Mode::Enforce => "build_enforce",
-            });
-            sections.extend(["build_names", "build_whole", "build_end"]);
+            sections.extend(self.sections_of_calls(&self.listed(uses)));
         }
         sections.extend(calls.pcall.then_some("pcall"));
         sections.extend(calls.call.then_some("caller"));
@@ -180,6 +178,34 @@ impl Sandbox {
         }
         text.push_str(section("end"));
         self.filled(&text, scoped)
+    }
+
+    /// What the calls of the commands in `listed` need.
+    fn sections_of_calls(&self, listed: &[(&str, &str)]) -> Vec<&'static str> {
+        let ops = |op: char| {
+            listed.iter().any(|(_, spec)| spec.split_once(':').is_some_and(|it| it.1.contains(op)))
+        };
+        let has_names = listed.iter().any(|(_, spec)| spec.contains(':'));
+        let has_whole = listed.iter().any(|(_, spec)| spec.starts_with('w'));
+        let [own, whole, names] = match self.mode {
+            Mode::Prefix => ["build_prefix", "build_prefix_whole", "build_prefix_names"],
+            Mode::Enforce => ["build_enforce", "build_enforce_whole", "build_enforce_names"],
+        };
+        let wanted = [
+            ("call", true),
+            ("build", true),
+            ("build_says", has_names || has_whole),
+            (own, true),
+            (whole, has_whole),
+            (names, has_names),
+            ("build_sort", ops('S')),
+            ("build_radius", ops('G')),
+            ("build_streams", ops('X') || ops('Y')),
+            ("build_names", has_names),
+            ("build_whole", has_whole),
+            ("build_end", true),
+        ];
+        wanted.into_iter().filter_map(|(section, wanted)| wanted.then_some(section)).collect()
     }
 
     /// The statement that makes the table.
@@ -219,7 +245,7 @@ impl Sandbox {
                 let filling = match &*word {
                     "TABLE" => scoped.table.clone(),
                     "KNOWN" => self.known(&scoped.uses),
-                    "SPECS" => self.listed(&scoped.uses),
+                    "SPECS" => self.specs_text(&scoped.uses),
                     "REASONS" => {
                         let reasons = self.specs.reasons.iter().skip(1);
                         reasons.map(|why| quoted(why.as_bytes())).collect::<Vec<_>>().join(",")
@@ -239,7 +265,9 @@ impl Sandbox {
     fn known(&self, uses: &Uses<'_>) -> String {
         let mut text = String::new();
         for name in &uses.commands {
-            if let Some(spec) = self.specs.of(name).filter(|spec| matches!(*spec, "1" | "2")) {
+            if let Some(spec) =
+                self.specs.of(name).filter(|spec| matches!(*spec, "1" | "2" | "3" | "4"))
+            {
                 let name = quoted(name);
                 let _infallible = write!(text, "[{name}]=\"{}\",", self.level(spec));
             }
@@ -250,18 +278,28 @@ impl Sandbox {
     /// Where all that may be written may be read and no more, there is no need to tell the two apart.
     fn level<'a>(&self, spec: &'a str) -> &'a str {
         let same = self.words.get("OWNS") == self.words.get("SEES");
-        if spec == "2" && same { "1" } else { spec }
+        match spec {
+            "2" if same => "1",
+            "4" if same => "3",
+            spec => spec,
+        }
     }
 
-    /// The lines for all commands that the script may call.
-    fn listed(&self, uses: &Uses<'_>) -> String {
-        let mut text = "\n".to_owned();
-        for (name, spec) in &self.specs.lines {
+    /// All commands that the script may call, and their specs.
+    fn listed(&self, uses: &Uses<'_>) -> Vec<(&str, &str)> {
+        let is_used = |name: &str| {
             let own = name.split('|').next().unwrap_or_default().as_bytes();
-            let is_used = uses.commands.iter().any(|used| used.eq_ignore_ascii_case(own));
-            if uses.others == Others::Some || is_used {
-                let _infallible = writeln!(text, "{name}={}", self.level(spec));
-            }
+            uses.others == Others::Some
+                || uses.commands.iter().any(|used| used.eq_ignore_ascii_case(own))
+        };
+        let lines = self.specs.lines.iter().map(|(name, spec)| (&**name, self.level(spec)));
+        lines.filter(|(name, _)| is_used(name)).collect()
+    }
+
+    fn specs_text(&self, uses: &Uses<'_>) -> String {
+        let mut text = "\n".to_owned();
+        for (name, spec) in self.listed(uses) {
+            let _infallible = writeln!(text, "{name}={spec}");
         }
         quoted(text.as_bytes())
     }
@@ -367,11 +405,16 @@ fn words(namespace: &Namespace) -> BTreeMap<&'static str, String> {
         Some(one) if patterns.len() == 1 => quoted(one),
         _ => quoted(b"*"),
     };
+    // Of several keys the first alone.
+    let of = |one: char, all: char| {
+        format!("(known[c]==\"{one}\" or known[c]==\"{all}\" and (...)==nil)")
+    };
     let fast = match (namespace.mode, namespace.readable.is_empty()) {
-        (Mode::Prefix, _) => "known[c]==\"1\"".to_owned(),
-        (Mode::Enforce, true) => format!("known[c]==\"1\" and {}", owns("k")),
+        (Mode::Prefix, _) => of('1', '3'),
+        (Mode::Enforce, true) => format!("{} and {}", of('1', '3'), owns("k")),
         (Mode::Enforce, false) => {
-            format!("(known[c]==\"1\" and {} or known[c]==\"2\" and {})", owns("k"), sees("k"))
+            let [writes, reads] = [of('1', '3'), of('2', '4')];
+            format!("({writes} and {} or {reads} and {})", owns("k"), sees("k"))
         }
     };
     let given = match namespace.mode {
@@ -400,6 +443,13 @@ fn split_shebang(source: &[u8]) -> Option<(&[u8], &[u8])> {
     }
     let end = memchr::memchr(b'\n', source)?;
     Some(source.split_at(end + 1))
+}
+
+/// The language that the first line names, if it is another than Lua.
+fn other_engine(first: &[u8]) -> Option<String> {
+    let engine = first.split(u8::is_ascii_whitespace).next().unwrap_or_default();
+    let shown = || String::from_utf8_lossy(engine).replace(|letter: char| letter.is_control(), " ");
+    (!matches!(engine, b"" | b"#!lua")).then(shown)
 }
 
 /// `bytes` as a string in a Lua source, on one line.

@@ -49,6 +49,7 @@ local function build()
     return {err = "NOPERM '" .. lower(gsub(shown(name), "|", " ")) .. "' " .. why .. "; it is refused in namespace '" .. NAMESPACE .. "' (if it must be, list it in the namespace's allow)"}
   end
 
+--@ build_says
   local function says(word, ...)
     word = upper(word)
     for i = 1, select("#", ...) do
@@ -67,6 +68,7 @@ local function build()
     if kind ~= "e" or (word ~= "#" and find(word, "*", 1, true)) then b[p + 1] = PREFIX .. word end
   end
 
+--@ build_prefix_whole
   -- A list of names, as the script sees it.
   local function mine(list)
     if type(list) ~= "table" or list.err then return list end
@@ -78,6 +80,7 @@ local function build()
     return LITERAL .. pattern
   end
 
+--@ build_prefix_names
   local function given(r, reply)
     if type(r) ~= "table" or reply == "n" then return r end
     if r.err then
@@ -120,6 +123,7 @@ local function build()
     if not inside and not b.refused then b.refused = outside(name, word, kind) end
   end
 
+--@ build_enforce_whole
   local function mine(list)
     if type(list) ~= "table" or list.err then return list end
     local all = {}
@@ -134,9 +138,10 @@ local function build()
     return pattern
   end
 
+--@ build_enforce_names
   local function given(r) return r end
 
---@ build_names
+--@ build_sort
   -- The words of `a` that are names, as the server finds them; places count from nought, the command's own.
   local function sort(name, a, b, n)
     if n > 1 then visit(name, a, b, 1, "r") end
@@ -156,6 +161,7 @@ local function build()
     end
   end
 
+--@ build_radius
   local function radius(name, a, b, n, from)
     if n > 1 then visit(name, a, b, 1, "r") end
     local p = from
@@ -168,6 +174,7 @@ local function build()
     end
   end
 
+--@ build_streams
   local function streams(name, a, b, n, kind)
     local p = 1
     while p < n do
@@ -189,6 +196,7 @@ local function build()
     end
   end
 
+--@ build_names
   local function walk(name, a, b, n, op, at, x, y, z)
     if op == "S" then return sort(name, a, b, n) end
     if op == "G" then return radius(name, a, b, n, at) end
@@ -349,8 +357,11 @@ local function build()
     if kind == "!" then return refused(name, ({REASONS})[tonumber(sub(s, 2))]) end
     -- A key that is nil: a script that calls a command without any would not work, either.
     if n == 1 then return rp({}) end
-    if s == "1" then s = "n:w1,0,1,0;" elseif s == "2" then s = "n:r1,0,1,0;" end
-    return named(name, s, a, n)
+    if #s > 1 then return named(name, s, a, n) end
+    local b, last = {unpack(a, 1, n)}, (s == "1" or s == "2") and 1 or n - 1
+    for p = 1, last do visit(name, a, b, p, (s == "1" or s == "3") and "w" or "r") end
+    if b.refused then return b.refused end
+    return rp(unpack(b, 1, n))
   end
 end
 

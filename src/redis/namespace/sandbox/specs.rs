@@ -1,7 +1,7 @@
 //! What a script's environment is told of the commands: one line each, which it reads when a script calls the command.
 //!
-//! `NAME=1` is a command with one key, its first word, which most are; `2` the same, which only reads. `-` passes as it is, `+` is
-//! a container, `x` is never for scripts, `!n` is refused for the reason with this number. What is about the whole database is a
+//! `NAME=1` is a command with one key, its first word, which most are; `2` the same, which only reads; of `3` and `4` all words are
+//! keys. `-` passes as it is, `+` is a container, `x` is never for scripts, `!n` is refused for the reason with this number. What is about the whole database is a
 //! `w` and a letter. Everything else is what its reply names, a colon, and where its names stand.
 
 use std::collections::BTreeSet;
@@ -103,10 +103,19 @@ fn names(command: &Command) -> Option<String> {
     let reply = reply(command.name);
     if let ('n', Channels::None, [spec]) = (reply, command.channels, command.keys)
         && spec.begins == Begins::At(1)
-        && matches!(spec.keys, Keys::Range { last: 0, .. })
         && !has_words_of_its_own(command.name)
     {
-        return Some(if spec.touch == Touch::Read { "2" } else { "1" }.to_owned());
+        match (spec.keys, spec.touch) {
+            (Keys::Range { last: 0, .. }, Touch::Write) => return Some("1".to_owned()),
+            (Keys::Range { last: 0, .. }, Touch::Read) => return Some("2".to_owned()),
+            (Keys::Range { last: -1, step: 1, limit: 0 | 1 }, Touch::Write) => {
+                return Some("3".to_owned());
+            }
+            (Keys::Range { last: -1, step: 1, limit: 0 | 1 }, Touch::Read) => {
+                return Some("4".to_owned());
+            }
+            _ => {}
+        }
     }
     let mut text = format!("{reply}:");
     match command.name {
@@ -160,7 +169,9 @@ mod tests {
         for (name, spec) in [
             ("get", "2"),
             ("HSET", "1"),
-            ("DEL", "n:w1,-1,1,0;"),
+            ("DEL", "3"),
+            ("MGET", "4"),
+            ("MSET", "n:w1,-1,2,0;"),
             ("LMPOP", "f:W1,0,1,1;"),
             ("COPY", "n:r1,0,1,0;w2,0,1,0;D;"),
             ("Sort", "n:S;"),

@@ -34,6 +34,7 @@ fn what_can_not_be_seen_through_is_refused() {
     assert!(refused(b"return '\0'").starts_with("NOPERM the script has a NUL"));
     assert!(refused(b"\x1bLuaQ").starts_with("NOPERM the script is compiled"));
     assert_eq!(refused(b"#!lua"), "ERR Invalid script shebang");
+    assert_eq!(refused(b"#!js x\n1"), "ERR Unexpected engine in script shebang: #!js");
     assert_eq!(
         refused(b"#!lua\nreturn 1 end return 2"),
         "ERR Error compiling script (new function): user_script:2: '<eof>' expected near 'end'"
