@@ -53,8 +53,8 @@ fn inside(connection: &mut Connection, sandbox: &Sandbox, mode: Mode, call: Call
     let keys: Vec<String> = keys.iter().map(|key| format!("{before}{key}")).collect();
     match eval(connection, &script.sent, &keys, rest) {
         Value::Error(text) => {
-            let sha = |sha: &[u8]| String::from_utf8(sha.to_vec()).unwrap();
-            Value::Error(text.replace(&sha(&script.sent_sha), &sha(&script.sha)))
+            let own = script.outward(text.as_bytes());
+            Value::Error(String::from_utf8(own.into_owned()).unwrap())
         }
         reply => reply,
     }
@@ -274,6 +274,17 @@ const SCRIPTS: &[Call<'static>] = &[
     ("redis.call('flushdb') return redis.call('dbsize')", &[], &[]),
     ("return {redis.call('randomkey'), redis.call('keys', '*'), 1}", &[], &[]),
     ("redis.setresp(3) return {1, redis.call('randomkey'), 2}", &[], &[]),
+    // Many words.
+    (
+        "local t = {} for i = 1, 7900 do t[i] = i end return {redis.call('sadd', 'many', unpack(t)), redis.call('scard', 'many'), redis.call('rpush', KEYS[1], unpack(t)), redis.call('del', 'many', unpack(t)), redis.call('del', KEYS[1])}",
+        &["l"],
+        &[],
+    ),
+    (
+        "local t = {} for i = 1, 3900 do t[2 * i - 1] = 'm' .. i t[2 * i] = i end redis.call('mset', unpack(t)) local n = 0 for i = 1, 3900 do n = n + redis.call('del', 'm' .. i) end return n",
+        &[],
+        &[],
+    ),
     // What goes wrong.
     ("return redis.call()", &[], &[]),
     ("return redis.call('get', nil)", &[], &[]),
@@ -318,6 +329,7 @@ const SCRIPTS: &[Call<'static>] = &[
     ("redis = 1", &[], &[]),
     ("string.x = 1", &[], &[]),
     ("function redis.x() end", &[], &[]),
+    ("function undefined.x() end", &[], &[]),
     ("return tostring(rawget(_G, 'x'))", &[], &[]),
     ("local i = 1 while true do i = i + 1 if i > 5 then break end end return i", &[], &[]),
     ("x x", &[], &[]),

@@ -9,6 +9,7 @@ mod scopes;
 mod specs;
 mod tokens;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,6 +76,21 @@ pub struct Script {
     pub sent_sha: [u8; 40],
     /// What is sent.
     pub sent: Box<[u8]>,
+}
+
+impl Script {
+    /// An error line of the server's, which tells of the script that was sent, as its client knows the script.
+    #[must_use]
+    pub fn outward<'a>(&self, line: &'a [u8]) -> Cow<'a, [u8]> {
+        match memchr::memmem::rfind(line, &self.sent_sha) {
+            Some(at) => {
+                let mut own = line.to_vec();
+                own[at..at + self.sha.len()].copy_from_slice(&self.sha);
+                Cow::Owned(own)
+            }
+            None => Cow::Borrowed(line),
+        }
+    }
 }
 
 #[derive(Debug, Default)]

@@ -403,7 +403,7 @@ impl<'a> Parser<'a, '_> {
         let followed = self.peek().is(".") || self.peek().is(":");
         if let Primary::Global(edit) = self.variable(name) {
             match followed {
-                true => self.note_method(name.text),
+                true => self.note_method(edit, name),
                 false => self.assign_global(edit, name),
             }
         } else if !followed {
@@ -697,11 +697,14 @@ impl<'a> Parser<'a, '_> {
         }
     }
 
-    /// A function is put into something global.
-    fn note_method(&mut self, name: &[u8]) {
-        self.note_untold(name);
-        let library = LIBRARIES.iter().find(|library| library.as_bytes() == name);
+    /// A function is put into something global; no call may stand in its name.
+    fn note_method(&mut self, edit: usize, name: Token<'a>) {
+        self.note_untold(name.text);
+        let library = LIBRARIES.iter().find(|library| library.as_bytes() == name.text);
         self.uses.assigned.extend(library);
+        if !GLOBALS.iter().any(|global| global.as_bytes() == name.text) {
+            self.assign_global(edit, name);
+        }
     }
 
     /// Behind something that calls commands.
@@ -837,6 +840,7 @@ mod tests {
             ("x = 1", "_0.x = 1".into()),
             ("x, y.z = 1", format!("_0.x, _0.__error(\"{SAYS} 'y'\").z = 1")),
             ("function x() end", "function _0.x() end".into()),
+            ("function x.y() end", "function _0.x.y() end".into()),
             (
                 "function type.y:z(a) return self, a end",
                 "function _0.type.y:z(a) return self, a end".into(),

@@ -51,6 +51,10 @@ fn a_script_is_known_by_the_sha1_that_its_client_knows() {
     let found = sandbox.look_up(b"E0E1F9FABFC9D4800C877A703B823AC0578FF8DB");
     assert_eq!(found, Some(Arc::clone(&script)));
     assert_eq!(sandbox.look_up(&script.sent_sha), None);
+    let line = [b"ERR x script: ", &script.sent_sha[..], b", on @user_script:1."].concat();
+    let own = [b"ERR x script: ", &script.sha[..], b", on @user_script:1."].concat();
+    assert_eq!(&*script.outward(&line), &own[..]);
+    assert_eq!(&*script.outward(b"ERR x"), b"ERR x");
     assert_eq!(sandbox.look_up(b"e0"), None);
     for number in 0..SCRIPTS {
         sandbox.learn(format!("return {number} ").as_bytes()).unwrap();
