@@ -4,12 +4,15 @@
 //!
 //! It recurses as deep as the source is nested, and as the server's compiler does: at most [`LEVELS`] deep.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::tokens::{Fault, Kind, Token, tokens};
 
 /// The deepest nesting. Source: `LUAI_MAXCCALLS` of Lua 5.1.
 const LEVELS: usize = 200;
+
+/// So many commands are told apart; of a script with more it is not known which it calls.
+const COMMANDS: usize = 64;
 
 /// A source whose global names are fields of a table.
 #[derive(Debug, PartialEq, Eq)]
@@ -95,6 +98,7 @@ pub(super) fn scoped<'a>(
         at: 0,
         level: 0,
         locals: Vec::new(),
+        places: BTreeMap::new(),
         functions: vec![Function { dots: true, loops: 0 }],
         edits: Vec::new(),
         uses: Uses::default(),
@@ -181,6 +185,8 @@ struct Parser<'a, 't> {
     at: usize,
     level: usize,
     locals: Vec<Local<'a>>,
+    /// Where in `locals` those of a name stand.
+    places: BTreeMap<&'a [u8], Vec<usize>>,
     functions: Vec<Function>,
     edits: Vec<Edit>,
     uses: Uses<'a>,
@@ -263,14 +269,29 @@ impl<'a> Parser<'a, '_> {
     }
 
     fn declare(&mut self, name: &'a [u8], is: Meaning) {
+        self.places.entry(name).or_default().push(self.locals.len());
         self.locals.push(Local { name, is });
+    }
+
+    /// The scope ends in which there were more than so many.
+    fn undeclare(&mut self, outside: usize) {
+        for local in self.locals.drain(outside..) {
+            if let Some(places) = self.places.get_mut(local.name) {
+                places.pop();
+            }
+        }
+    }
+
+    fn find(&mut self, name: &[u8]) -> Option<&mut Local<'a>> {
+        let at = *self.places.get(name)?.last()?;
+        self.locals.get_mut(at)
     }
 
     /// A block with a scope of its own.
     fn block(&mut self) -> Result<(), Fault> {
         let outside = self.locals.len();
         self.chunk()?;
-        self.locals.truncate(outside);
+        self.undeclare(outside);
         Ok(())
     }
 
@@ -382,7 +403,7 @@ impl<'a> Parser<'a, '_> {
         self.expect("do")?;
         names.iter().for_each(|name| self.declare(name.text, Meaning::Anything));
         self.in_loop(Self::block)?;
-        self.locals.truncate(outside);
+        self.undeclare(outside);
         self.expect_close("end", "for", line)
     }
 
@@ -393,7 +414,7 @@ impl<'a> Parser<'a, '_> {
         self.in_loop(Self::chunk)?;
         self.expect_close("until", "repeat", line)?;
         self.expression()?;
-        self.locals.truncate(outside);
+        self.undeclare(outside);
         Ok(())
     }
 
@@ -456,7 +477,7 @@ impl<'a> Parser<'a, '_> {
     }
 
     fn is_local(&self, name: &[u8]) -> bool {
-        self.locals.iter().any(|local| local.name == name)
+        self.places.get(name).is_some_and(|places| !places.is_empty())
     }
 
     fn answer(&mut self) -> Result<(), Fault> {
@@ -512,7 +533,7 @@ impl<'a> Parser<'a, '_> {
 
     /// A local that may have been assigned to is no longer known to be what it was.
     fn forget(&mut self, name: &[u8]) {
-        if let Some(local) = self.locals.iter_mut().rev().find(|local| local.name == name)
+        if let Some(local) = self.find(name)
             && local.is == Meaning::Call
         {
             local.is = Meaning::Anything;
@@ -625,7 +646,7 @@ impl<'a> Parser<'a, '_> {
         self.functions.push(Function { dots, loops: 0 });
         self.chunk()?;
         self.functions.pop();
-        self.locals.truncate(outside);
+        self.undeclare(outside);
         self.expect_close("end", "function", line)
     }
 
@@ -716,10 +737,10 @@ impl<'a> Parser<'a, '_> {
             _ => None,
         };
         match told {
-            Some(command) => {
+            Some(command) if self.uses.commands.len() < COMMANDS => {
                 self.uses.commands.insert(command);
             }
-            None => self.uses.others = Others::Some,
+            _ => self.uses.others = Others::Some,
         }
     }
 
@@ -732,7 +753,7 @@ impl<'a> Parser<'a, '_> {
 
     /// What a name stands for; a global one is noted.
     fn variable(&mut self, name: Token<'a>) -> Primary {
-        if let Some(local) = self.locals.iter().rev().find(|local| local.name == name.text) {
+        if let Some(local) = self.find(name.text) {
             if local.is == Meaning::Call {
                 self.note_command();
             }
@@ -903,6 +924,16 @@ mod tests {
         }
         let deep = format!("return {}1{}", "(".repeat(300), ")".repeat(300));
         assert_eq!(of(&deep), "1: chunk has too many syntax levels");
+    }
+
+    #[test]
+    fn many_names_take_little_time() {
+        let locals: String = (0..20_000).map(|n| format!("local a{n} ")).collect();
+        let source = format!("{locals}{}", "a1() ".repeat(100_000));
+        assert!(scoped(source.as_bytes(), 1, "n").is_ok());
+        let calls: String = (0..10_000).map(|n| format!("redis.call('{n}') ")).collect();
+        let scoped = scoped(calls.as_bytes(), 1, "n").unwrap();
+        assert_eq!((scoped.uses.commands.len(), scoped.uses.others), (COMMANDS, Others::Some));
     }
 
     #[test]
