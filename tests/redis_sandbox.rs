@@ -851,6 +851,12 @@ impl Writer<'_> {
                 self.block();
                 self.word("end");
             }
+            other => self.other_statement(other),
+        }
+    }
+
+    fn other_statement(&mut self, kind: usize) {
+        match kind {
             6 => {
                 self.word("repeat");
                 self.block();
