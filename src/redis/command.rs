@@ -9,7 +9,7 @@ mod spec;
 mod table;
 
 pub use places::{Named, names};
-pub use spec::{Access, Command, Flags, Touch, Way};
+pub use spec::{Access, Begins, Channels, Command, Flags, KeySpec, Keys, Touch, Way};
 use table::COMMANDS;
 
 /// How a command travels.
@@ -187,6 +187,12 @@ pub fn look_up(words: &[&[u8]]) -> Option<&'static Command> {
         return Some(command);
     };
     find(Upper::join(name, sub).as_slice())
+}
+
+/// All commands of the table, by name.
+#[must_use]
+pub fn all() -> &'static [Command] {
+    COMMANDS
 }
 
 /// How the command with these arguments is carried. `arguments` begins with the name and may be cut short when the

@@ -9,6 +9,7 @@ mod policy;
 mod whole;
 
 pub mod replies;
+pub mod sandbox;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

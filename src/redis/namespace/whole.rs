@@ -115,7 +115,7 @@ impl Namespace {
     }
 
     /// Patterns that fit all names of the namespace, none twice.
-    fn patterns(&self, with_readable: bool) -> VecDeque<Vec<u8>> {
+    pub(super) fn patterns(&self, with_readable: bool) -> VecDeque<Vec<u8>> {
         let readable = self.readable.iter().filter(|_| with_readable);
         let all: Vec<&Box<[u8]>> = self.prefixes.iter().chain(readable).collect();
         let mut patterns = VecDeque::new();
