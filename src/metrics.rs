@@ -37,6 +37,7 @@ const WAIT_BUCKETS: [f64; 14] =
     [0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 const POOL: [&str; 2] = ["protocol", "pool"];
+const NAMESPACE: [&str; 3] = ["protocol", "pool", "namespace"];
 
 type Registered<T> = Result<T, prometheus::Error>;
 
@@ -77,12 +78,17 @@ struct Families {
     pin_timeouts: IntCounterVec,
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
-    namespace_commands: IntCounterVec,
-    namespace_refusals: IntCounterVec,
-    namespace_bytes: IntCounterVec,
-    namespace_clients: IntGaugeVec,
-    namespace_keys: IntGaugeVec,
-    namespace_memory: IntGaugeVec,
+    namespaces: NamespaceFamilies,
+}
+
+#[derive(Debug)]
+struct NamespaceFamilies {
+    commands: IntCounterVec,
+    refusals: IntCounterVec,
+    bytes: IntCounterVec,
+    clients: IntGaugeVec,
+    keys: IntGaugeVec,
+    memory: IntGaugeVec,
 }
 
 impl Families {
@@ -133,32 +139,38 @@ impl Families {
             parked_losses: counter("tidegate_parked_losses_total", help::PARKED_LOSSES, &[])?,
             connect_errors: counter("tidegate_connect_errors_total", help::CONNECT, &["code"])?,
             server_closed: counter("tidegate_server_closed_total", help::CLOSED, &["reason"])?,
-            namespace_commands: counter(
-                "tidegate_namespace_commands_total",
-                help::NAMESPACE_COMMANDS,
-                &["namespace"],
-            )?,
-            namespace_refusals: counter(
+            namespaces: NamespaceFamilies::register(registry)?,
+        })
+    }
+}
+
+impl NamespaceFamilies {
+    fn register(registry: &Registry) -> Registered<Self> {
+        let gauge = |name: &str, help: &str| -> Registered<IntGaugeVec> {
+            let family = IntGaugeVec::new(Opts::new(name, help), &NAMESPACE)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(family)
+        };
+        let counter = |name: &str, help: &str, extra: &[&str]| -> Registered<IntCounterVec> {
+            let family = IntCounterVec::new(Opts::new(name, help), &[&NAMESPACE, extra].concat())?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(family)
+        };
+        Ok(Self {
+            commands: counter("tidegate_namespace_commands_total", help::NAMESPACE_COMMANDS, &[])?,
+            refusals: counter(
                 "tidegate_namespace_refusals_total",
                 help::NAMESPACE_REFUSALS,
-                &["namespace", "command", "reason"],
+                &["command", "reason"],
             )?,
-            namespace_bytes: counter(
+            bytes: counter(
                 "tidegate_namespace_bytes_total",
                 help::NAMESPACE_BYTES,
-                &["namespace", "direction"],
+                &["direction"],
             )?,
-            namespace_clients: gauge(
-                "tidegate_namespace_clients",
-                help::NAMESPACE_CLIENTS,
-                &["namespace"],
-            )?,
-            namespace_keys: gauge("tidegate_namespace_keys", help::NAMESPACE_KEYS, &["namespace"])?,
-            namespace_memory: gauge(
-                "tidegate_namespace_memory_bytes",
-                help::NAMESPACE_MEMORY,
-                &["namespace"],
-            )?,
+            clients: gauge("tidegate_namespace_clients", help::NAMESPACE_CLIENTS)?,
+            keys: gauge("tidegate_namespace_keys", help::NAMESPACE_KEYS)?,
+            memory: gauge("tidegate_namespace_memory_bytes", help::NAMESPACE_MEMORY)?,
         })
     }
 }
@@ -240,21 +252,21 @@ impl Metrics {
     /// The handles of a namespace of a Redis pool.
     #[must_use]
     pub fn namespace(&self, pool: &str, namespace: &str) -> NamespaceMetrics {
-        let families = &self.families;
+        let families = &self.families.namespaces;
         let labels = [Protocol::Redis.as_str(), pool, namespace];
         let bytes = |direction: &str| {
-            families.namespace_bytes.with_label_values(&[labels[0], pool, namespace, direction])
+            families.bytes.with_label_values(&[labels[0], pool, namespace, direction])
         };
         NamespaceMetrics {
-            commands: families.namespace_commands.with_label_values(&labels),
-            clients: families.namespace_clients.with_label_values(&labels),
+            commands: families.commands.with_label_values(&labels),
+            clients: families.clients.with_label_values(&labels),
             bytes_received: bytes("received"),
             bytes_sent: bytes("sent"),
-            keys: families.namespace_keys.with_label_values(&labels),
-            memory_bytes: families.namespace_memory.with_label_values(&labels),
+            keys: families.keys.with_label_values(&labels),
+            memory_bytes: families.memory.with_label_values(&labels),
             pool: pool.to_owned(),
             name: namespace.to_owned(),
-            refusals: families.namespace_refusals.clone(),
+            refusals: families.refusals.clone(),
         }
     }
 

@@ -36,6 +36,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "postgres::routes",
             "redis::backend",
             "redis::blocking",
+            "redis::census",
             "redis::lane",
             "redis::clients",
             "redis::incoming",

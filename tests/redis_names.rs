@@ -80,7 +80,8 @@ const WORDS: &[&str] = &[
 fn case(command: &Command, chance: &mut Chance) -> Vec<&'static str> {
     let mut words: Vec<&str> = command.name.split('|').collect();
     let least = usize::from(command.arity.unsigned_abs());
-    let more = if command.arity < 0 { chance.below(7) } else { 0 };
+    let more = [(3, 0), (3, 1), (2, 2), (2, 3), (1, 5), (1, 6)];
+    let more = if command.arity < 0 { chance.weighted(&more) } else { 0 };
     while words.len() < least + more {
         words.push(chance.pick(WORDS));
     }

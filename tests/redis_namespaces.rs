@@ -28,6 +28,12 @@ prefix = "cache:"
 read_only = true
 value_bytes = 1000
 password = "watcher-secret"
+
+[[redis.namespaces]]
+name = "quiet"
+scripts = "deny"
+client_limit = 1
+password = "quiet-secret"
 "#;
 
 struct Stage {
@@ -437,4 +443,93 @@ fn a_list_of_the_whole_database_is_one_of_the_namespace() {
     assert_eq!(cache.command(&["FLUSHDB", "ASYNC"]), ok());
     assert_eq!(direct.command(&["DBSIZE"]), Value::Integer(501));
     assert_eq!(direct.command(&["EXISTS", "cache:7"]), Value::Integer(0));
+}
+
+#[test]
+fn scripts_run_inside_of_the_namespace() {
+    const SCRIPT: &str = "redis.call('SET', KEYS[1], ARGV[1]) return redis.call('GET', 'other')";
+    const SHA: &str = "b5d6a3c4cbd97ae3c07e71d3b3a4b0a4a4ea0b1c";
+    let stage = Stage::new();
+    let mut direct = stage.direct();
+    direct.command(&["MSET", "other", "outside", "queue:other", "inside"]);
+    let mut queue = stage.client("queue");
+    assert_eq!(queue.command(&["EVAL", SCRIPT, "1", "k", "v"]), Value::bulk("inside"));
+    assert_eq!(direct.command(&["GET", "queue:k"]), Value::bulk("v"));
+    // Its client knows it by the SHA1 of what it said.
+    let own = direct.command(&["SCRIPT", "LOAD", SCRIPT]).text();
+    assert_eq!(queue.command(&["SCRIPT", "LOAD", SCRIPT]), Value::bulk(&own));
+    assert_eq!(queue.command(&["EVALSHA", &own, "1", "k", "w"]), Value::bulk("inside"));
+    assert_eq!(
+        queue.command(&["SCRIPT", "EXISTS", &own, SHA]),
+        Value::Array(vec![Value::Integer(1), Value::Integer(0)])
+    );
+    // In one pipeline, and in a transaction.
+    let run = &["EVALSHA", &own[..], "1", "k", "x"][..];
+    let told =
+        queue.pipeline(&[run, &["GET", "k"], run, &["MULTI"], run, &["GET", "k"], &["EXEC"]]);
+    assert_eq!(told[..3], [Value::bulk("inside"), Value::bulk("x"), Value::bulk("inside")]);
+    assert_eq!(told[6], Value::Array(vec![Value::bulk("inside"), Value::bulk("x")]));
+    // What others gave the server, or nobody did, is not there.
+    let foreign = direct.command(&["SCRIPT", "LOAD", "return redis.call('GET', 'other')"]).text();
+    for sha in [&foreign[..], SHA] {
+        assert!(queue.command(&["EVALSHA", sha, "0"]).error().starts_with("NOSCRIPT "), "{sha}");
+    }
+    assert_eq!(
+        queue.command(&["SCRIPT", "EXISTS", &foreign]),
+        Value::Array(vec![Value::Integer(0)])
+    );
+    // A server that has lost it says so, and EVAL brings it back.
+    direct.command(&["SCRIPT", "FLUSH"]);
+    assert!(queue.command(run).error().starts_with("NOSCRIPT "));
+    assert_eq!(queue.command(&["EVAL", SCRIPT, "1", "k", "v"]), Value::bulk("inside"));
+    assert_eq!(queue.command(run), Value::bulk("inside"));
+    let told = queue.command(&["EVAL", "return redis.call('nosuch')", "0"]);
+    assert!(
+        told.error().contains("NOPERM") || told.error().contains("Unknown Redis command"),
+        "{told:?}"
+    );
+    let mut cache = stage.client("cache");
+    let told = cache.command(&["EVAL", "return redis.call('GET', ARGV[1])", "0", "queue:k"]);
+    assert!(told.error().contains("NOPERM") && told.error().contains("'queue:k'"), "{told:?}");
+    for words in [&["SCRIPT", "FLUSH"][..], &["FUNCTION", "LIST"], &["FCALL", "f", "0"]] {
+        assert!(cache.command(words).error().starts_with("NOPERM "), "{words:?}");
+    }
+    let mut quiet = stage.client("quiet");
+    let told = quiet.command(&["EVAL", "return 1", "0"]);
+    assert!(told.error().contains("scripts = \"deny\""), "{told:?}");
+    assert_eq!(stage.direct().command(&["GET", "other"]), Value::bulk("outside"));
+}
+
+#[test]
+fn a_namespace_has_no_more_clients_than_it_may() {
+    let stage = Stage::new();
+    let first = stage.client("quiet");
+    let mut second = stage.gate.redis_client();
+    let told = second.command(&["AUTH", "quiet", "quiet-secret"]);
+    assert!(told.error().contains("redis.namespaces.client_limit"), "{told:?}");
+    assert!(second.closed());
+    drop(first);
+    eventually("its place is free", || {
+        let mut next = stage.gate.redis_client();
+        matches!(next.command(&["AUTH", "quiet", "quiet-secret"]), Value::Simple(_)).then_some(())
+    });
+}
+
+#[test]
+fn it_is_seen_who_fills_the_server() {
+    let stage = Stage::with("namespace_census_ms = 100");
+    let mut queue = stage.client("queue");
+    for number in 0..200 {
+        queue.command(&["SET", &number.to_string(), &"x".repeat(1_000)]);
+        stage.direct().command(&["SET", &format!("other:{number}"), "x"]);
+    }
+    let labels = [("namespace", "queue")];
+    let (keys, bytes) = eventually("a census", || {
+        queue.command(&["PING"]);
+        let page = stage.gate.page();
+        let keys = page.sum("tidegate_namespace_keys", &labels);
+        (keys > 0.0).then(|| (keys, page.sum("tidegate_namespace_memory_bytes", &labels)))
+    });
+    assert!((100.0..300.0).contains(&keys), "{keys} keys");
+    assert!((100_000.0..400_000.0).contains(&bytes), "{bytes} bytes");
 }

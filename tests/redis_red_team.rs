@@ -39,7 +39,6 @@ const MARK: &str = "5ecret";
 struct Stage {
     server: Redis,
     gate: Tidegate,
-    mode: &'static str,
     /// Listens to everything that is the victim's.
     subscriber: Connection,
     /// Waits for what never comes.
@@ -57,7 +56,7 @@ impl Stage {
         );
         std::fs::write(file.path(), text).unwrap();
         let gate =
-            Setup::new().redis(&server).pool_size(4).wait_ms(2_000).config(file.path()).start();
+            Setup::new().redis(&server).pool_size(8).wait_ms(2_000).config(file.path()).start();
         let mut direct = server.direct();
         let m1 = format!("m1-{MARK}");
         for words in [
@@ -81,7 +80,7 @@ impl Stage {
         let mut waiting = gate.redis_client();
         assert_eq!(waiting.command(&["AUTH", "queue", &format!("p{MARK}")]), Value::simple("OK"));
         waiting.send(&encode(&["BRPOP", "wait", "0"]));
-        let mut stage = Self { server, gate, mode, subscriber, waiting, fingerprint: Vec::new() };
+        let mut stage = Self { server, gate, subscriber, waiting, fingerprint: Vec::new() };
         stage.fingerprint = stage.look();
         stage
     }
@@ -127,6 +126,8 @@ impl Stage {
     }
 
     fn unharmed(&mut self) -> Result<(), String> {
+        // What it has made itself would make each look longer than the last.
+        assert_eq!(self.gate.redis_client().command(&["FLUSHDB"]), Value::simple("OK"));
         let now = self.look();
         if let Some((before, after)) =
             self.fingerprint.iter().zip(&now).find(|(before, after)| before != after)

@@ -14,7 +14,7 @@ use support::redis::Redis;
 use support::resp::{Connection, Value};
 use tidegate::redis::command;
 use tidegate::redis::namespace::sandbox::Sandbox;
-use tidegate::redis::namespace::{Judgement, Mode, Namespace, Rights};
+use tidegate::redis::namespace::{Judgement, Mode, Namespace, Rights, ScriptRule};
 
 const PREFIX: &str = "cache:";
 
@@ -26,6 +26,7 @@ fn namespace(mode: Mode) -> Namespace {
         readable: Vec::new(),
         rights: Rights::ReadWrite,
         allowed: BTreeSet::new(),
+        scripts: ScriptRule::Sandbox,
         value_bytes: 1 << 20,
     }
 }
@@ -1163,7 +1164,7 @@ fn compare_judgements(server: &Redis, namespace: &Namespace) {
                     Ok(words.iter().map(text).collect())
                 }
                 Judgement::Refused(refusal) => Err(refusal.text),
-                Judgement::Errand(_) => panic!("{words:?}"),
+                Judgement::Errand(_) | Judgement::Script => panic!("{words:?}"),
             };
             let mut call = vec!["EVALSHA", &sha, "0"];
             call.extend(&words);

@@ -105,6 +105,8 @@ fn settings(
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         explicit: true,
         upstream: Arc::new(upstream),
+        namespaces: Vec::new(),
+        first_namespace: None,
     }];
     settings
 }

@@ -383,6 +383,11 @@ fn redis_limits(written: &Written) -> Result<RedisLimits, ConfigError> {
             1..=HOUR_MS,
         )?,
         slow_reader: written.millis("redis.slow_reader_ms", default.slow_reader, 1..=HOUR_MS)?,
+        namespace_census: written.millis(
+            "redis.namespace_census_ms",
+            default.namespace_census,
+            0..=HOUR_MS,
+        )?,
     })
 }
 

@@ -322,6 +322,8 @@ pub struct RedisLimits {
     pub cleanup_timeout: Duration,
     /// Longest time a client may leave bytes unread while it holds a connection.
     pub slow_reader: Duration,
+    /// How often the keys of namespaces are estimated; nought: never.
+    pub namespace_census: Duration,
 }
 
 /// One listening address and the upstream reached through it.
@@ -521,6 +523,7 @@ impl Default for RedisLimits {
             pipeline_depth: 10_000,
             cleanup_timeout: Duration::from_secs(5),
             slow_reader: Duration::from_secs(60),
+            namespace_census: Duration::from_secs(60),
         }
     }
 }

@@ -172,12 +172,6 @@ fn find(name: &[u8]) -> Option<&'static Command> {
     COMMANDS.get(found.ok()?)
 }
 
-/// Every command, and every subcommand of a container, by name.
-#[must_use]
-pub fn all() -> &'static [Command] {
-    COMMANDS
-}
-
 /// What the table says of a command; of a container's, of the subcommand that it names.
 #[must_use]
 pub fn look_up(words: &[&[u8]]) -> Option<&'static Command> {

@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod blocking;
+mod census;
 pub mod clients;
 pub mod command;
 pub mod exchange;

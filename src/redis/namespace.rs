@@ -6,6 +6,7 @@
 
 mod glob;
 mod policy;
+mod scripts;
 mod whole;
 
 pub mod replies;
@@ -39,8 +40,23 @@ pub struct Namespace {
     pub rights: Rights,
     /// Commands that are not looked at, in upper case; subcommands behind a bar.
     pub allowed: BTreeSet<Box<str>>,
+    /// What becomes of scripts.
+    pub scripts: ScriptRule,
     /// Most bytes of one word of a command.
     pub value_bytes: usize,
+}
+
+/// What becomes of scripts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScriptRule {
+    /// They run inside of the namespace.
+    Sandbox,
+    /// They are refused.
+    Deny,
+    /// They run as they are, and functions, too; the keys that they declare are looked at.
+    Trust,
+    /// Those with these SHA1s, in lower case, run as they are; others are refused.
+    TrustSome(BTreeSet<Box<str>>),
 }
 
 /// Who says the prefix.
@@ -74,6 +90,8 @@ pub enum Ground {
     Command,
     /// The namespace, or the key, may only be read.
     ReadOnly,
+    /// The script.
+    Script,
     /// A word of it is too long.
     Size,
 }
@@ -88,6 +106,7 @@ impl Ground {
             Self::Pattern => "pattern",
             Self::Command => "command",
             Self::ReadOnly => "read_only",
+            Self::Script => "script",
             Self::Size => "size",
         }
     }
@@ -115,6 +134,8 @@ pub enum Judgement<'a> {
     Refused(Refusal),
     /// It is a work of several steps.
     Errand(Errand),
+    /// It is about scripts: [`Namespace::judge_script`].
+    Script,
 }
 
 impl Namespace {
@@ -141,6 +162,11 @@ impl Namespace {
             Policy::Keyless => Ok(Judgement::Passes),
             Policy::Refused(why) => Err(self.refusal(Some(command), words, Ground::Command, why)),
             Policy::Names => self.by_names(command, words),
+            Policy::Script => Ok(Judgement::Script),
+            Policy::Function if self.scripts == ScriptRule::Trust => self.by_names(command, words),
+            Policy::Function => {
+                Err(self.refusal(Some(command), words, Ground::Command, policy::SCRIPTS))
+            }
             Policy::Whole(whole) => self.whole(command, whole, words),
         }
     }
@@ -242,7 +268,9 @@ impl Namespace {
         }
     }
 
-    fn owns(&self, name: &[u8]) -> bool {
+    /// Whether a name may be written.
+    #[must_use]
+    pub fn owns(&self, name: &[u8]) -> bool {
         self.prefixes.iter().any(|prefix| name.starts_with(prefix))
     }
 

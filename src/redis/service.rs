@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
+use super::census;
 use super::session::Session;
-use super::upstream::Upstream;
-use crate::config::RedisSettings;
+use super::upstream::{Realm, Upstream};
+use crate::config::{NamespaceSettings, RedisSettings};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::net::{Listener, Stream};
@@ -36,13 +37,11 @@ impl Service {
     ) -> Result<Self, anyhow::Error> {
         let upstreams = settings.listeners.iter().map(|listener| {
             let name = &listener.upstream.name;
-            let namespaces = listener
-                .namespaces
-                .iter()
-                .map(|one| Arc::new(metrics.namespace(name, &one.name)))
-                .collect();
+            let realm =
+                |one: &NamespaceSettings| Realm::new(one, metrics.namespace(name, &one.name));
+            let realms = listener.namespaces.iter().map(realm).collect();
             let metrics = metrics.pool(Protocol::Redis, name);
-            Upstream::new(settings, listener, metrics, namespaces).map(Arc::new)
+            Upstream::new(settings, listener, metrics, realms).map(Arc::new)
         });
         Ok(Self {
             upstreams: upstreams.collect::<Result<_, _>>()?,
@@ -64,6 +63,8 @@ impl Service {
             tasks.spawn(Arc::clone(spare).run_spare());
         }
         tasks.spawn(upstream.holds().run_reaper());
+        let period = upstream.limits.namespace_census;
+        tasks.spawn(census::run(Arc::clone(upstream), period));
         if let Some(lane) = upstream.lanes().first()
             && !Arc::ptr_eq(lane.pool(), upstream.holds())
         {

@@ -233,7 +233,7 @@ impl Session {
             deadline,
             presence: Presence::Idle,
         };
-        session.enter_namespace();
+        session.enter_namespace(0);
         session
     }
 
@@ -510,6 +510,8 @@ impl Session {
         }
         match remark(words.clone()) {
             Remark::None => {}
+            // What the server gets may be another one.
+            Remark::Script if self.gate.is_some() => return false,
             Remark::Script => self.upstream.scripts.note(words),
             Remark::Information => return false,
         }
@@ -527,7 +529,7 @@ impl Session {
         match self.send(cx, work) {
             Submitted::Taken => {
                 if let Some(gate) = &self.gate {
-                    gate.metrics.commands.inc_by(u64::from(replies));
+                    gate.metrics().commands.inc_by(u64::from(replies));
                 }
                 begin
             }
@@ -723,7 +725,7 @@ impl Session {
         if word == Word::Reset {
             self.subscribed = None;
         }
-        self.enter_namespace();
+        self.enter_namespace(from);
         self.note_client();
         if effect == Effect::Close {
             self.closing = Closing::AfterReplies;
@@ -737,7 +739,7 @@ impl Session {
         let lasts = self.subscribed.is_some()
             || self.queue.is_some()
             || matches!(self.state, State::Pinned(..));
-        proves && lasts && !self.upstream.namespaces.is_empty()
+        proves && lasts && !self.upstream.realms.is_empty()
     }
 
     /// Takes a connection for itself, now or when one is free.

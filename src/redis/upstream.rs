@@ -9,12 +9,13 @@ use super::clients::Clients;
 use super::greeting::{Access, Door, Main};
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
-use super::namespace::{Mode, Namespace, Refusal, Rights};
+use super::namespace::sandbox::Sandbox;
+use super::namespace::{Mode, Namespace, Refusal, Rights, ScriptRule};
 use super::pubsub::Hub;
 use super::scripts::Scripts;
 use crate::config::{
-    Auth, NamespaceMode, NamespaceSettings, RedisLimits, RedisListener, RedisSettings,
-    RedisUpstream,
+    Auth, NamespaceMode, NamespaceScripts, NamespaceSettings, RedisLimits, RedisListener,
+    RedisSettings, RedisUpstream,
 };
 use crate::metrics::{NamespaceMetrics, PoolMetrics};
 use crate::net::{Tls, TlsError, TlsSettings, Verify};
@@ -27,6 +28,41 @@ const LANE_LIMIT: usize = 4;
 /// Keys whose lane is remembered; others share by number.
 const KEY_LIMIT: usize = 64;
 
+/// A namespace, and what its clients share.
+#[derive(Debug)]
+pub struct Realm {
+    /// What it is.
+    pub namespace: Namespace,
+    /// Where its scripts run.
+    pub sandbox: Sandbox,
+    /// What is counted of it.
+    pub metrics: NamespaceMetrics,
+    client_limit: usize,
+}
+
+impl Realm {
+    /// A namespace as it is set.
+    #[must_use]
+    pub fn new(settings: &NamespaceSettings, metrics: NamespaceMetrics) -> Arc<Self> {
+        let namespace = namespace(settings);
+        let sandbox = Sandbox::new(&namespace);
+        Arc::new(Self { namespace, sandbox, metrics, client_limit: settings.client_limit })
+    }
+
+    /// What one client too many is told.
+    #[must_use]
+    pub fn refusal_of_one_more(&self) -> Option<String> {
+        let clients = usize::try_from(self.metrics.clients.get()).unwrap_or(0);
+        (clients > self.client_limit).then(|| {
+            format!(
+                "ERR max number of clients reached (tidegate: {} in namespace '{}'; raise \
+                 redis.namespaces.client_limit or use fewer clients)",
+                self.client_limit, self.namespace.name
+            )
+        })
+    }
+}
+
 /// One upstream and what serves it.
 #[derive(Debug)]
 pub struct Upstream {
@@ -35,9 +71,7 @@ pub struct Upstream {
     doors: Vec<Door>,
     first_namespace: Option<usize>,
     /// Its namespaces, by their numbers.
-    pub namespaces: Vec<Arc<Namespace>>,
-    /// As [`Upstream::namespaces`].
-    pub namespace_metrics: Vec<Arc<NamespaceMetrics>>,
+    pub realms: Vec<Arc<Realm>>,
     lanes: Vec<Arc<Lane>>,
     /// For sessions whose replies are large, while the holds leave it a connection.
     spare: Option<Arc<Lane>>,
@@ -76,7 +110,7 @@ impl Upstream {
         settings: &RedisSettings,
         listener: &RedisListener,
         metrics: Arc<PoolMetrics>,
-        namespace_metrics: Vec<Arc<NamespaceMetrics>>,
+        realms: Vec<Arc<Realm>>,
     ) -> Result<Self, TlsError> {
         let config = &listener.upstream;
         let facts = Arc::new(FactsCell::default());
@@ -122,8 +156,7 @@ impl Upstream {
             auth: settings.auth,
             doors: listener.namespaces.iter().map(door).collect(),
             first_namespace: listener.first_namespace,
-            namespaces: listener.namespaces.iter().map(namespace).map(Arc::new).collect(),
-            namespace_metrics,
+            realms,
             lanes,
             spare,
             keys: Mutex::default(),
@@ -180,8 +213,8 @@ impl Upstream {
 
     /// A command was refused in the namespace with this number.
     pub fn count_refusal(&self, namespace: Option<usize>, refusal: &Refusal) {
-        if let Some(metrics) = namespace.and_then(|at| self.namespace_metrics.get(at)) {
-            metrics.refuse(refusal.command, refusal.ground.label());
+        if let Some(realm) = namespace.and_then(|at| self.realms.get(at)) {
+            realm.metrics.refuse(refusal.command, refusal.ground.label());
         }
     }
 
@@ -236,6 +269,14 @@ fn namespace(settings: &NamespaceSettings) -> Namespace {
         readable: bytes(&settings.readable),
         rights: if settings.read_only { Rights::ReadOnly } else { Rights::ReadWrite },
         allowed: settings.allowed.iter().map(|name| name.as_str().into()).collect(),
+        scripts: match &settings.scripts {
+            NamespaceScripts::Sandbox => ScriptRule::Sandbox,
+            NamespaceScripts::Deny => ScriptRule::Deny,
+            NamespaceScripts::Trust(None) => ScriptRule::Trust,
+            NamespaceScripts::Trust(Some(some)) => {
+                ScriptRule::TrustSome(some.iter().map(|sha| sha.as_str().into()).collect())
+            }
+        },
         value_bytes: settings.value_bytes,
     }
 }

@@ -238,7 +238,7 @@ const SCRIPTS: &[&str] = &[
 ];
 
 pub fn attack(chance: &mut Chance) -> Attack {
-    let commands = match chance.below(10) {
+    let commands = match chance.weighted(&[(1, 0), (1, 1), (1, 2), (7, 3)]) {
         0 => vec![words(&["MULTI"]), command(chance), command(chance), words(&["EXEC"])],
         1 => vec![
             words(&["WATCH", chance.pick(OWN)]),

@@ -160,7 +160,7 @@ fn streams(words: &[&[u8]], in_group: bool, visit: &mut dyn FnMut(usize, Named))
             () if is("STREAMS") && left >= 1 => {
                 let touch = if in_group { Touch::Write } else { Touch::Read };
                 // With an odd number the server says that they are unbalanced.
-                let keys = if left % 2 == 0 { left / 2 } else { 0 };
+                let keys = if left.is_multiple_of(2) { left / 2 } else { 0 };
                 return (0..keys).for_each(|key| visit(at + 1 + key, Named::Key(touch)));
             }
             () if is("GROUP") && left >= 2 => 3,

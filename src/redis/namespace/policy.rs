@@ -11,6 +11,10 @@ pub(super) enum Policy {
     Names,
     /// It is about the whole database, of which the namespace is shown.
     Whole(Whole),
+    /// It runs a script, or is about scripts.
+    Script,
+    /// It calls a function, of which nobody knows what it touches.
+    Function,
     /// Refused; the text says why.
     Refused(&'static str),
 }
@@ -29,7 +33,7 @@ pub(super) enum Whole {
 const SERVER: &str = "is about the whole server";
 const CONNECTION: &str = "changes how a connection answers, and connections are shared";
 const OTHER_DATABASE: &str = "moves keys between databases";
-const SCRIPTS: &str = "runs or changes code that tidegate can't see through";
+pub(super) const SCRIPTS: &str = "runs or changes code that tidegate can't see through";
 
 /// Without keys or channels, and harmless.
 const KEYLESS: &[&str] = &[
@@ -103,6 +107,10 @@ pub(super) fn policy(command: &Command, words: &[&[u8]]) -> Policy {
             Policy::Keyless
         }
         _ if KEYLESS.contains(&name) => Policy::Keyless,
+        "EVAL" | "EVAL_RO" | "EVALSHA" | "EVALSHA_RO" | "SCRIPT|LOAD" | "SCRIPT|EXISTS" => {
+            Policy::Script
+        }
+        "FCALL" | "FCALL_RO" => Policy::Function,
         _ if is_code(name) => Policy::Refused(SCRIPTS),
         _ if command.flags.has(Flags::ADMIN) => Policy::Refused(SERVER),
         _ => match command.way {
@@ -122,16 +130,5 @@ fn is_open(setting: &[u8]) -> bool {
 }
 
 fn is_code(name: &str) -> bool {
-    let family = name.split('|').next().unwrap_or_default();
-    matches!(
-        family,
-        "FUNCTION"
-            | "FCALL"
-            | "FCALL_RO"
-            | "SCRIPT"
-            | "EVAL"
-            | "EVAL_RO"
-            | "EVALSHA"
-            | "EVALSHA_RO"
-    )
+    matches!(name.split('|').next().unwrap_or_default(), "FUNCTION" | "SCRIPT")
 }

@@ -3,7 +3,10 @@
 //! Bytes are taken as they come and given on at once; kept are headers, names, and of lists with a choice what was chosen.
 //! Source: the reply descriptions of the commands in the Redis documentation, for RESP2 and RESP3.
 
+use std::sync::Arc;
+
 use super::glob;
+use super::sandbox::Script;
 use crate::redis::wire::{Reply, ReplyError, ReplyScanner};
 
 /// What in a reply must be looked at.
@@ -31,6 +34,8 @@ pub enum Shape {
     Exec(Vec<(u64, Shape)>),
     /// The reply, if it is no error, is this.
     Instead(Vec<u8>),
+    /// A script's: an error tells of the script that was sent.
+    Script(Arc<Script>),
 }
 
 /// Which names stay in a list.
@@ -262,7 +267,7 @@ impl ReplyFilter {
         };
         self.state = match due {
             Due::Shaped(Shape::Plain) => State::Passing(ReplyScanner::default()),
-            Due::Shaped(Shape::Errors) if bytes.first() != Some(&b'-') => {
+            Due::Shaped(Shape::Errors | Shape::Script(_)) if bytes.first() != Some(&b'-') => {
                 State::Passing(ReplyScanner::default())
             }
             Due::Shaped(Shape::Instead(reply)) if bytes.first() != Some(&b'-') => {
@@ -280,6 +285,13 @@ impl ReplyFilter {
             std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<i64>().ok())
         };
         match (kind, due) {
+            (b'-', Due::Shaped(Shape::Script(script))) => {
+                let end = line.len()
+                    - line.iter().rev().take_while(|byte| b"\r\n".contains(byte)).count();
+                let told = [&script.outward(&line[..end])[..], &line[end..]].concat();
+                self.give(&told, out);
+                self.end_element(out);
+            }
             (b'-', _) => {
                 let line = without(line, &self.prefix);
                 self.give(&line, out);
@@ -338,9 +350,11 @@ impl ReplyFilter {
             }
             Shape::ChosenScan(choice) => Inside::ChosenScan(Some(choice)),
             Shape::Exec(shapes) => Inside::Exec(shapes),
-            Shape::Plain | Shape::Errors | Shape::Instead(_) | Shape::Chosen(_) => {
-                Inside::Exec(Vec::new())
-            }
+            Shape::Plain
+            | Shape::Errors
+            | Shape::Instead(_)
+            | Shape::Script(_)
+            | Shape::Chosen(_) => Inside::Exec(Vec::new()),
         };
         if !matches!(inside, Inside::Chosen { .. }) {
             self.give(line, out);
@@ -402,7 +416,7 @@ impl Level {
         match &mut self.inside {
             Inside::First if self.index == 0 => Due::Name,
             Inside::Names | Inside::Chosen { .. } => Due::Name,
-            Inside::Alternate if self.index % 2 == 0 => Due::Name,
+            Inside::Alternate if self.index.is_multiple_of(2) => Due::Name,
             Inside::Scan if self.index == 1 => Due::Shaped(Shape::Names),
             Inside::Pairs => Due::Shaped(Shape::First),
             Inside::ChosenScan(choice) if self.index == 1 => {

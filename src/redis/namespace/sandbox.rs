@@ -485,7 +485,7 @@ fn quoted(bytes: &[u8]) -> String {
     text
 }
 
-fn hexadecimal(text: &[u8]) -> [u8; 40] {
+pub(super) fn hexadecimal(text: &[u8]) -> [u8; 40] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut digits = [0; 40];
     let hash = Sha1::digest(text);

@@ -11,6 +11,7 @@ fn namespace(mode: Mode) -> Namespace {
         },
         rights: Rights::ReadWrite,
         allowed: BTreeSet::from(["LATENCY|DOCTOR".into(), "JSON.GET".into()]),
+        scripts: ScriptRule::Sandbox,
         value_bytes: 100,
     }
 }
@@ -22,6 +23,7 @@ fn judged(namespace: &Namespace, line: &str) -> String {
         Judgement::Becomes(words, _) => String::from_utf8(words.join(&b' ')).unwrap(),
         Judgement::Refused(refusal) => format!("{}: {}", refusal.ground.label(), refusal.text),
         Judgement::Errand(errand) => format!("{:?}", errand.found()),
+        Judgement::Script => "script".into(),
     }
 }
 

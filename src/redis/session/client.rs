@@ -74,7 +74,7 @@ impl Session {
             let sent = u64::try_from(self.out.at).unwrap_or(0);
             self.upstream.metrics.bytes_sent_client.inc_by(sent);
             if let Some(gate) = &self.gate {
-                gate.metrics.bytes_sent.inc_by(sent);
+                gate.metrics().bytes_sent.inc_by(sent);
             }
             self.settle_backlog();
             self.out = Outbox::default();
@@ -148,7 +148,7 @@ impl Session {
             let received = u64::try_from(n).unwrap_or(0);
             self.upstream.metrics.bytes_received_client.inc_by(received);
             if let Some(gate) = &self.gate {
-                gate.metrics.bytes_received.inc_by(received);
+                gate.metrics().bytes_received.inc_by(received);
             }
             if self.inbox.is_empty() && matches!(self.state, State::Shared) {
                 let used = self.digest(cx, &buffer[..n], 0)?;

@@ -14,12 +14,12 @@ use crate::redis::greeting::{Proto, Standing, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::namespace::replies::{ReplyFilter, Shape};
 use crate::redis::namespace::{Answer, Errand, Judgement, Mode, Namespace, Next, Refusal};
+use crate::redis::upstream::Realm;
 use crate::redis::wire::{Arguments, write_command};
 
 /// What a session keeps of its namespace.
 pub(in crate::redis) struct Gate {
-    namespace: Arc<Namespace>,
-    pub(super) metrics: Arc<NamespaceMetrics>,
+    realm: Arc<Realm>,
     /// Reads the reply that is owed.
     filter: Option<ReplyFilter>,
     /// It has read the outbox up to here.
@@ -72,21 +72,25 @@ const FEW: usize = 16;
 const NOT_HERE: &str = "can't stand in a transaction, or between WATCH and its end, in a namespace";
 
 impl Gate {
-    fn new(namespace: Arc<Namespace>, metrics: Arc<NamespaceMetrics>) -> Box<Self> {
-        metrics.clients.inc();
-        Box::new(Self {
-            namespace,
-            metrics,
-            filter: None,
-            seen: 0,
-            errand: None,
-            queued: 0,
-            shapes: Vec::new(),
-        })
+    fn new(realm: &Arc<Realm>) -> Box<Self> {
+        realm.metrics.clients.inc();
+        let realm = Arc::clone(realm);
+        Box::new(Self { realm, filter: None, seen: 0, errand: None, queued: 0, shapes: Vec::new() })
     }
 
-    pub(super) fn namespace(&self) -> &Arc<Namespace> {
-        &self.namespace
+    pub(super) fn namespace(&self) -> &Namespace {
+        &self.realm.namespace
+    }
+
+    pub(super) fn metrics(&self) -> &NamespaceMetrics {
+        &self.realm.metrics
+    }
+
+    fn judge<'a>(&self, words: &[&'a [u8]]) -> Judgement<'a> {
+        match self.namespace().judge(words) {
+            Judgement::Script => self.namespace().judge_script(words, &self.realm.sandbox),
+            judgement => judgement,
+        }
     }
 
     fn is_busy(&self) -> bool {
@@ -94,8 +98,8 @@ impl Gate {
     }
 
     fn prefix(&self) -> &[u8] {
-        match self.namespace.mode {
-            Mode::Prefix => self.namespace.prefix(),
+        match self.namespace().mode {
+            Mode::Prefix => self.namespace().prefix(),
             Mode::Enforce => &[],
         }
     }
@@ -119,27 +123,31 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        self.metrics.clients.dec();
+        self.realm.metrics.clients.dec();
     }
 }
 
 impl Session {
-    /// Takes up the namespace that the client has come into, or leaves the one it had.
-    pub(super) fn enter_namespace(&mut self) {
-        let namespace = self.identity.namespace.and_then(|at| self.upstream.namespaces.get(at));
-        let has = self.gate.as_ref().map(|gate| &gate.namespace);
-        if has.map(Arc::as_ptr) != namespace.map(Arc::as_ptr) {
-            let metrics =
-                self.identity.namespace.and_then(|at| self.upstream.namespace_metrics.get(at));
-            let both = namespace.zip(metrics);
-            self.gate = both
-                .map(|(namespace, metrics)| Gate::new(Arc::clone(namespace), Arc::clone(metrics)));
+    /// Takes up the namespace that the client has come into, or leaves the one it had. The answer to what brought it there begins
+    /// at this place of the outbox.
+    pub(super) fn enter_namespace(&mut self, answer: usize) {
+        let realm = self.identity.namespace.and_then(|at| self.upstream.realms.get(at));
+        let has = self.gate.as_ref().map(|gate| Arc::as_ptr(&gate.realm));
+        if has != realm.map(Arc::as_ptr) {
+            self.gate = realm.map(Gate::new);
+            let refusal = self.gate.as_ref().and_then(|gate| gate.realm.refusal_of_one_more());
+            if let Some(text) = refusal {
+                // In the place of the answer that would have let it in.
+                self.out.bytes.truncate(answer);
+                write_error(&text, &mut self.out.bytes);
+                self.closing = Closing::AfterReplies;
+            }
         }
     }
 
-    fn judges(&self) -> Option<&Namespace> {
+    fn judges(&self) -> Option<&Gate> {
         let known = self.identity.standing == Standing::Known;
-        self.gate.as_ref().filter(|_| known).map(|gate| &*gate.namespace)
+        self.gate.as_deref().filter(|_| known)
     }
 
     /// Whether a command goes over the lane with others, and how; what was written for it is added to `written`.
@@ -164,7 +172,7 @@ impl Session {
             count += 1;
         }
         let words = if all.is_empty() { &few[..count] } else { &all[..] };
-        match (gate.namespace.judge(words), gate.namespace.mode) {
+        match (gate.judge(words), gate.namespace().mode) {
             (Judgement::Passes, Mode::Enforce) => Form::AsSent,
             (Judgement::Passes, Mode::Prefix) => {
                 written.extend_from_slice(command);
@@ -180,9 +188,9 @@ impl Session {
 
     /// Whether the command may stand in a transaction that goes over the lane as it was sent.
     pub(super) fn passes_as_sent(&self, command: &[u8]) -> bool {
-        let Some(namespace) = self.judges() else { return true };
+        let Some(gate) = self.judges() else { return true };
         let words: Vec<&[u8]> = Arguments::new(command).collect();
-        namespace.mode == Mode::Enforce && namespace.judge(&words) == Judgement::Passes
+        gate.namespace().mode == Mode::Enforce && gate.judge(&words) == Judgement::Passes
     }
 
     /// A command that does not simply go over the lane comes to the gate.
@@ -192,8 +200,8 @@ impl Session {
         words: &[&'a [u8]],
         how: Carriage,
     ) -> Passed<'a> {
-        let Some(namespace) = self.judges() else { return Passed::AsIs };
-        let judgement = namespace.judge(words);
+        let Some(gate) = self.judges() else { return Passed::AsIs };
+        let judgement = gate.judge(words);
         self.look_at_replies();
         let in_transaction = self.queue.is_some();
         let Some(gate) = &self.gate else { return Passed::AsIs };
@@ -205,6 +213,10 @@ impl Session {
             _ if in_transaction && is_of_connection(words, how) => self.refuse_here(words),
             Judgement::Errand(_) if in_transaction => self.refuse_here(words),
             Judgement::Passes => Passed::AsIs,
+            // The wording of an error is not worth a round trip.
+            Judgement::Becomes(words, Shape::Script(_)) if !in_transaction && !quiet => {
+                Passed::As(words, Shape::Plain)
+            }
             Judgement::Becomes(words, shape)
                 if shape == Shape::Plain || in_transaction || quiet =>
             {
@@ -212,6 +224,8 @@ impl Session {
             }
             Judgement::Becomes(..) => Passed::Waits,
             Judgement::Refused(_) | Judgement::Errand(_) if !quiet => Passed::Waits,
+            // It is resolved above.
+            Judgement::Script => Passed::Waits,
             Judgement::Refused(refusal) => self.refuse_at_gate(&refusal),
             Judgement::Errand(errand) => {
                 if let Some(gate) = &mut self.gate {
@@ -252,10 +266,10 @@ impl Session {
     pub(super) fn count_refusal(&self, refusal: &Refusal) {
         let Some(gate) = &self.gate else { return };
         self.upstream.metrics.requests.inc();
-        gate.metrics.commands.inc();
+        gate.metrics().commands.inc();
         self.upstream.count_refusal(self.identity.namespace, refusal);
         tracing::debug!(
-            namespace = &*gate.namespace.name,
+            namespace = &*gate.namespace().name,
             text = refusal.text,
             "a command was refused"
         );
@@ -275,7 +289,7 @@ impl Session {
     /// What follows for the replies from a command that was taken with these words.
     pub(super) fn note_passed(&mut self, words: &[&[u8]], shape: Shape, in_transaction: bool) {
         let Some(gate) = &mut self.gate else { return };
-        gate.metrics.commands.inc();
+        gate.metrics().commands.inc();
         match step(words.first().copied().unwrap_or_default()) {
             Step::Exec if in_transaction => {
                 let shapes = gate.forget_transaction();
@@ -406,8 +420,8 @@ impl Session {
 
     /// Judges a command for the backend that the session holds.
     pub(super) fn pass_gate_pinned<'a>(&mut self, words: &[&'a [u8]], how: Carriage) -> Passed<'a> {
-        let Some(namespace) = self.judges() else { return Passed::AsIs };
-        let judgement = namespace.judge(words);
+        let Some(gate) = self.judges() else { return Passed::AsIs };
+        let judgement = gate.judge(words);
         if self.gate_is_busy() {
             return Passed::Waits;
         }
@@ -426,6 +440,10 @@ impl Session {
             }
             Judgement::Passes if exec && !alone => return Passed::Waits,
             Judgement::Passes => return Passed::AsIs,
+            Judgement::Script => return Passed::Waits,
+            Judgement::Becomes(words, Shape::Script(_)) if !queueing && !alone => {
+                return Passed::As(words, Shape::Plain);
+            }
             Judgement::Becomes(_, shape) if shape != Shape::Plain && !queueing && !alone => {
                 return Passed::Waits;
             }
@@ -445,8 +463,8 @@ impl Session {
 
     /// The visible part of a command too large to be held, as it goes on; the error's line, if it does not.
     pub(super) fn large_form(&self, command: &[u8]) -> Result<Option<Vec<u8>>, String> {
-        let Some(namespace) = self.judges() else { return Ok(None) };
-        namespace.large_form(command).map(Some).map_err(|refusal| {
+        let Some(gate) = self.judges() else { return Ok(None) };
+        gate.namespace().large_form(command).map(Some).map_err(|refusal| {
             self.count_refusal(&refusal);
             refusal.text
         })

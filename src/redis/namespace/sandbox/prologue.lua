@@ -156,7 +156,7 @@ local function build()
         visit(name, a, b, p + 1, says(a[p + 1], "STORE") and "w" or "e")
         p = p + 2
       else
-        return
+        p = p + 1
       end
     end
   end

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use super::super::Rights;
+use super::super::{Rights, ScriptRule};
 use super::*;
 
 pub(super) fn namespace(mode: Mode) -> Namespace {
@@ -11,6 +11,7 @@ pub(super) fn namespace(mode: Mode) -> Namespace {
         readable: Vec::new(),
         rights: Rights::ReadWrite,
         allowed: BTreeSet::new(),
+        scripts: ScriptRule::Sandbox,
         value_bytes: 1000,
     }
 }
