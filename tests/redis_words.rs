@@ -32,12 +32,15 @@ use chance::Chance;
 use side::Side;
 use support::redis::Redis;
 use support::tidegate::{Setup, Tidegate};
-use words::Command;
+use words::{APART, Command, Place};
 
 /// What all tests of this file run together.
 const COMMANDS: u64 = 300_000;
 /// How many tests share them.
-const TESTS: u64 = 6;
+const TESTS: u64 = 8;
+/// Keys of others.
+const FOREIGN: &[&str] =
+    &["k0", "k1", "k2", "l0", "l1", "s0", "z0", "z1", "h0", "x0", "other:k0", "apar", "apart"];
 /// For how long at most a script is made shorter.
 const SHRINK_TIME: Duration = Duration::from_secs(40);
 
@@ -54,28 +57,42 @@ struct Stage {
     sides: [Side; 2],
     servers: [Redis; 2],
     gate: Tidegate,
+    place: Place,
 }
 
 impl Stage {
-    fn new(pool_size: usize, sessions: usize) -> Self {
+    fn new(pool_size: usize, sessions: usize, place: Place) -> Self {
         let servers = [Redis::start(), Redis::start()];
         for server in &servers {
             // As long as they are, hashes keep their order.
             let longest = ["hash-max-listpack-value", "400000"];
             server.direct().command(&[&["CONFIG", "SET"][..], &longest].concat());
         }
-        let gate = Setup::new().redis(&servers[1]).pool_size(pool_size).wait_ms(1_500).start();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut setup = Setup::new().redis(&servers[1]).pool_size(pool_size).wait_ms(1_500);
+        if place == Place::Namespace {
+            let text = format!(
+                "[redis]\nnamespace = \"{APART}\"\n[[redis.namespaces]]\nname = \"{APART}\"\nmode = \"prefix\"\n"
+            );
+            std::fs::write(file.path(), text).unwrap();
+            setup = setup.config(file.path());
+        }
+        let gate = setup.start();
         let sides = [servers[0].port(), gate.redis_port()].map(|port| Side::new(port, sessions));
-        Self { sides, servers, gate }
+        Self { sides, servers, gate, place }
     }
 
     /// Runs a script; the first difference, for people.
     fn run(&mut self, script: &[Step]) -> Result<u64, String> {
         self.sides.iter_mut().for_each(Side::reset);
         let empty = [&["FLUSHALL"][..], &["SCRIPT", "FLUSH"], &["FUNCTION", "FLUSH"]];
-        let commands = empty.iter().map(|words| Command::new(words)).collect();
-        let step = Step { session: 0, commands, piece_bytes: usize::MAX };
-        self.sides.iter_mut().for_each(|side| drop(side.say(&step)));
+        for server in &self.servers {
+            let mut direct = server.direct();
+            empty.iter().for_each(|words| drop(direct.command(words)));
+        }
+        if self.place == Place::Namespace {
+            self.fill();
+        }
         let mut count = 0;
         for (at, step) in script.iter().enumerate() {
             let [direct, pooled] = self.sides.each_mut().map(|side| side.say(step));
@@ -92,6 +109,30 @@ impl Stage {
             count += u64::try_from(step.commands.len()).unwrap();
         }
         Ok(count)
+    }
+
+    /// What is in the server beside the namespace: the names that sessions say, and they are others.
+    fn fill(&self) {
+        let mut direct = self.servers[1].direct();
+        for database in ["0", "1", "2"] {
+            direct.command(&["SELECT", database]);
+            for name in FOREIGN {
+                direct.command(&["SET", name, "foreign"]);
+            }
+        }
+    }
+
+    /// What was there is there as it was.
+    fn is_filled(&self) -> bool {
+        let mut direct = self.servers[1].direct();
+        ["0", "1", "2"].iter().all(|database| {
+            direct.command(&["SELECT", database]);
+            direct
+                .command(&[&["MGET"][..], FOREIGN].concat())
+                .words()
+                .iter()
+                .all(|value| value == "foreign")
+        })
     }
 
     /// Every session is as good as new.
@@ -129,20 +170,30 @@ fn number(variable: &str) -> Option<u64> {
 
 /// Runs this test's share of the commands; stops at the first script that differs.
 fn compare(test: u64, pool_size: usize, sessions: usize) {
+    compare_in(Place::Alone, test, pool_size, sessions);
+}
+
+fn compare_in(place: Place, test: u64, pool_size: usize, sessions: usize) {
     // One for the lane, one for those who wait for elements, one for whatever else needs one.
     let holds = (pool_size - pool_size / 4).saturating_sub(2);
-    let mut stage = Stage::new(pool_size, sessions);
+    let mut stage = Stage::new(pool_size, sessions, place);
     let wanted = number("TIDEGATE_RANDOM_COMMANDS").unwrap_or(COMMANDS) / TESTS + 1;
     let mut seed = number("TIDEGATE_RANDOM_SEED").unwrap_or(0) * 1_000_000_000 + test * 10_000_000;
     let (mut done, mut most) = (0, 0);
     while done < wanted {
-        let script = script(seed, sessions, holds);
+        let script = script(seed, sessions, holds, place);
         // This takes its time.
         let look = seed.is_multiple_of(25);
         match stage.run(&script).and_then(|count| stage.tidy(look).map(|()| count)) {
             Ok(count) => done += count,
-            Err(difference) => panic!("{}", report(seed, script, &difference, pool_size, sessions)),
+            Err(difference) => {
+                panic!("{}", report(seed, script, &difference, (pool_size, sessions, place)))
+            }
         }
+        assert!(
+            place == Place::Alone || stage.is_filled(),
+            "seed {seed} has changed what is others'"
+        );
         most = most.max(stage.servers[1].connections());
         seed += 1;
     }
@@ -155,9 +206,9 @@ fn lossless(count: u64) -> f64 {
     f64::from(u32::try_from(count).unwrap())
 }
 
-fn script(seed: u64, sessions: usize, holds: usize) -> Vec<Step> {
+fn script(seed: u64, sessions: usize, holds: usize, place: Place) -> Vec<Step> {
     let mut chance = Chance::new(seed);
-    let mut words = words::Words::new(sessions, holds);
+    let mut words = words::Words::new(sessions, holds, place);
     let steps = 10 + chance.below(30);
     (0..steps)
         .map(|_| {
@@ -172,10 +223,15 @@ fn script(seed: u64, sessions: usize, holds: usize) -> Vec<Step> {
 }
 
 /// The script made short, over fresh servers.
-fn report(seed: u64, script: Vec<Step>, first: &str, pool_size: usize, sessions: usize) -> String {
+fn report(
+    seed: u64,
+    script: Vec<Step>,
+    first: &str,
+    (pool_size, sessions, place): (usize, usize, Place),
+) -> String {
     let started = Instant::now();
     let fails = |script: &[Step]| {
-        let mut stage = Stage::new(pool_size, sessions);
+        let mut stage = Stage::new(pool_size, sessions, place);
         started.elapsed() < SHRINK_TIME && stage.run(script).and_then(|_| stage.tidy(true)).is_err()
     };
     let mut short = script;
@@ -209,7 +265,7 @@ fn report(seed: u64, script: Vec<Step>, first: &str, pool_size: usize, sessions:
             size /= 2;
         }
     }
-    let last = Stage::new(pool_size, sessions).run(&short).err();
+    let last = Stage::new(pool_size, sessions, place).run(&short).err();
     let mut text = format!("seed {seed}: {first}\nshort:\n");
     for step in &short {
         writeln!(text, "  session {} in pieces of {}:", step.session, step.piece_bytes).unwrap();
@@ -246,4 +302,15 @@ fn five_sessions_over_four_connections() {
 #[test]
 fn ten_sessions_over_six_connections() {
     compare(6, 6, 10);
+}
+
+/// A client in a namespace of a full server is answered as one that has an empty server for itself.
+#[test]
+fn eight_sessions_in_a_namespace() {
+    compare_in(Place::Namespace, 7, 4, 8);
+}
+
+#[test]
+fn nine_sessions_in_a_namespace_over_eight_connections() {
+    compare_in(Place::Namespace, 8, 8, 9);
 }

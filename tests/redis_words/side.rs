@@ -40,7 +40,7 @@ impl Side {
         if replies.len() < step.commands.len() {
             *session = open(self.port);
         }
-        replies.into_iter().map(without_id).collect()
+        replies.into_iter().map(without_id).map(without_sha).collect()
     }
 }
 
@@ -75,6 +75,19 @@ fn frame(from: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
         }
     }
     Some(bytes)
+}
+
+/// In a pipeline a script's error tells of the script as it was sent.
+fn without_sha(mut reply: Vec<u8>) -> Vec<u8> {
+    const SCRIPT: &[u8] = b" script: ";
+    if reply.first() == Some(&b'-')
+        && let Some(at) = reply.windows(SCRIPT.len()).position(|window| window == SCRIPT)
+    {
+        let begins = at + SCRIPT.len();
+        let ends = (begins + 40).min(reply.len());
+        reply.drain(begins..ends);
+    }
+    reply
 }
 
 /// HELLO tells a number that is the connection's.

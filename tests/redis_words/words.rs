@@ -1,6 +1,9 @@
 //! What sessions say.
 
+use std::collections::BTreeSet;
 use std::fmt;
+
+use tidegate::redis::namespace::{Judgement, Mode, Namespace, Rights, ScriptRule};
 
 use super::chance::Chance;
 
@@ -317,8 +320,34 @@ const SCRIPTS: &[&str] = &[
 const LIBRARY: &str = "#!lua name=mine\nredis.register_function{function_name='mine', \
      callback=function(keys, args) return {keys[1], args[1]} end, flags={'no-writes'}}";
 
+/// Where the sessions of the gate's side are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// They have the server.
+    Alone,
+    /// In a namespace of it, with a prefix that they don't know of.
+    Namespace,
+}
+
+/// The name, and the prefix, of theirs.
+pub const APART: &str = "apart";
+
+fn namespace() -> Namespace {
+    Namespace {
+        name: APART.into(),
+        mode: Mode::Prefix,
+        prefixes: vec![format!("{APART}:").into_bytes().into()],
+        readable: Vec::new(),
+        rights: Rights::ReadWrite,
+        allowed: BTreeSet::new(),
+        scripts: ScriptRule::Sandbox,
+        value_bytes: usize::MAX,
+    }
+}
+
 /// Knows which sessions may hold a server connection.
 pub struct Words {
+    place: Place,
     holds: usize,
     sessions: Vec<Session>,
 }
@@ -332,21 +361,50 @@ struct Session {
 
 impl Words {
     /// At most `holds` sessions are to hold one at once: a further one would wait for what the script brings later.
-    pub fn new(sessions: usize, holds: usize) -> Self {
-        Self { holds, sessions: vec![Session::default(); sessions] }
+    pub fn new(sessions: usize, holds: usize, place: Place) -> Self {
+        Self { place, holds, sessions: vec![Session::default(); sessions] }
     }
 
     pub fn command(&mut self, chance: &mut Chance, session: usize) -> Command {
-        let template = self.template(chance, session);
+        loop {
+            let template = self.template(chance, session);
+            let command = self.made(chance, session, template);
+            if self.place == Place::Alone || self.is_the_same_in_a_namespace(&command, session) {
+                self.note(template, session);
+                return command;
+            }
+        }
+    }
+
+    /// Left out is what a namespace refuses, or does in several steps, which can't stand in a transaction; and what the server
+    /// remembers of scripts, which others make it forget.
+    fn is_the_same_in_a_namespace(&self, command: &Command, session: usize) -> bool {
+        let words: Vec<&[u8]> = command.words.iter().map(Vec::as_slice).collect();
+        let is = |name: &str| words[0].eq_ignore_ascii_case(name.as_bytes());
+        let holds = self.sessions[session].watches || self.sessions[session].is_in_multi;
+        match namespace().judge(&words) {
+            Judgement::Refused(_) => false,
+            Judgement::Script => !holds && !is("EVALSHA") && !is("EVALSHA_RO") && !is("SCRIPT"),
+            Judgement::Errand(_) => !holds,
+            Judgement::Passes | Judgement::Becomes(..) => {
+                !(holds && (is("AUTH") || is("HELLO") || is("INFO")))
+            }
+        }
+    }
+
+    fn note(&mut self, template: &str, session: usize) {
         let mine = &mut self.sessions[session];
         match template {
             "MULTI" => mine.is_in_multi = true,
             "EXEC" | "DISCARD" if mine.is_in_multi => *mine = Session::default(),
             "UNWATCH" if !mine.is_in_multi => mine.watches = false,
-            "WATCH {k}" => mine.watches = true,
+            watch if watch.starts_with("WATCH ") && !mine.is_in_multi => mine.watches = true,
             "RESET" => *mine = Session::default(),
             _ => {}
         }
+    }
+
+    fn made(&self, chance: &mut Chance, session: usize, template: &str) -> Command {
         let words: Vec<Vec<u8>> =
             template.split(' ').map(|word| filled(word, chance, session)).collect();
         let plain = |word: &Vec<u8>| {

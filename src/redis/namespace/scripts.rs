@@ -37,6 +37,12 @@ impl Namespace {
         sandbox: &Sandbox,
     ) -> Result<Judgement<'a>, Refusal> {
         let by_sha = command.name.starts_with("EVALSHA");
+        if !has_its_keys(&words[2..]) {
+            // The server refuses it, and looks at the script only then.
+            let mut becomes: Vec<Cow<'a, [u8]>> = borrowed(words);
+            becomes[1] = Cow::Borrowed(if by_sha { &NO_SHA[..] } else { b"return" });
+            return Ok(Judgement::Becomes(becomes, Shape::Plain));
+        }
         let script = match (&self.scripts, by_sha) {
             (ScriptRule::Deny, _) => return Err(self.denied(command, words)),
             (ScriptRule::Trust, _) => None,
@@ -54,7 +60,7 @@ impl Namespace {
         };
         let mut becomes = match self.by_names(command, words)? {
             Judgement::Becomes(becomes, _) => becomes,
-            _ => words.iter().map(|word| Cow::Borrowed(*word)).collect(),
+            _ => borrowed(words),
         };
         let Some(script) = script else { return Ok(Judgement::Becomes(becomes, Shape::Plain)) };
         becomes[1] = sent(&script, by_sha);
@@ -77,8 +83,7 @@ impl Namespace {
             ScriptRule::Sandbox => {}
         }
         let script = sandbox.learn(words[2]).map_err(|text| told(command, text))?;
-        let mut becomes: Vec<Cow<'a, [u8]>> =
-            words.iter().map(|word| Cow::Borrowed(*word)).collect();
+        let mut becomes = borrowed(words);
         becomes[2] = sent(&script, false);
         let reply = [b"$40\r\n", &script.sha[..], b"\r\n"].concat();
         Ok(Judgement::Becomes(becomes, Shape::Instead(reply)))
@@ -86,8 +91,7 @@ impl Namespace {
 
     /// Of scripts that others have given the server nothing is told.
     fn exists<'a>(&self, words: &[&'a [u8]], sandbox: &Sandbox) -> Judgement<'a> {
-        let mut becomes: Vec<Cow<'a, [u8]>> =
-            words.iter().map(|word| Cow::Borrowed(*word)).collect();
+        let mut becomes = borrowed(words);
         for sha in &mut becomes[2..] {
             let known = match &self.scripts {
                 ScriptRule::Trust => continue,
@@ -128,6 +132,19 @@ impl Namespace {
             ..self.refusal(Some(command), words, Ground::Command, why)
         }
     }
+}
+
+fn borrowed<'a>(words: &[&'a [u8]]) -> Vec<Cow<'a, [u8]>> {
+    words.iter().map(|word| Cow::Borrowed(*word)).collect()
+}
+
+/// Whether the first of these words is a number as the server takes one, and so many follow.
+fn has_its_keys(words: &[&[u8]]) -> bool {
+    let Some((count, keys)) = words.split_first() else { return false };
+    let plain = *count == b"0" || matches!(count.first(), Some(b'1'..=b'9'));
+    let number =
+        std::str::from_utf8(count).ok().filter(|_| plain).and_then(|text| text.parse().ok());
+    number.is_some_and(|number: usize| number <= keys.len())
 }
 
 fn sent(script: &Arc<Script>, by_sha: bool) -> Cow<'static, [u8]> {

@@ -297,6 +297,8 @@ impl Session {
                     self.await_shape(Shape::Exec(shapes));
                 }
             }
+            // Another MULTI inside is an error, and changes nothing.
+            Step::Multi if in_transaction => {}
             Step::Multi | Step::Discard => drop(gate.forget_transaction()),
             Step::Other | Step::Unwatch if in_transaction => {
                 if shape != Shape::Plain {
