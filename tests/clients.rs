@@ -126,6 +126,74 @@ fn node_redis() {
     with_redis("node_redis_client.mjs");
 }
 
+/// Clients that know nothing of namespaces live in one.
+#[test]
+fn celery_in_a_namespace() {
+    in_a_namespace("celery_client.py");
+}
+
+#[test]
+fn rq_in_a_namespace() {
+    in_a_namespace("rq_client.py");
+}
+
+#[test]
+fn django_redis_in_a_namespace() {
+    in_a_namespace("django_redis_client.py");
+}
+
+#[test]
+fn bullmq_in_a_namespace() {
+    in_a_namespace("bullmq_client.mjs");
+}
+
+#[test]
+fn redis_py_in_a_namespace() {
+    in_a_namespace("redis_client.py");
+}
+
+#[test]
+fn ioredis_in_a_namespace() {
+    in_a_namespace("ioredis_client.mjs");
+}
+
+#[test]
+fn node_redis_in_a_namespace() {
+    in_a_namespace("node_redis_client.mjs");
+}
+
+/// The README's example: `run` gives the command a URL for each.
+#[test]
+fn three_share_one_redis() {
+    let server = Redis::with_password();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let names = ["cache", "session", "queue"];
+    let tables =
+        names.map(|name| format!("[[redis.namespaces]]\nname = \"{name}\"\nmode = \"prefix\"\n"));
+    std::fs::write(file.path(), tables.concat()).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/one_redis_client.py");
+    let mut command = support::tidegate::clean_command();
+    command.env("REDIS_URL", server.url()).env("TIDEGATE_CONFIG", file.path());
+    for (listener, port) in [("REDIS", support::ports::free()), ("ADMIN", support::ports::free())] {
+        command.env(format!("TIDEGATE_{listener}_LISTEN"), format!("127.0.0.1:{port}"));
+    }
+    command.args(["run", "--"]).arg(installed().join("python/bin/python")).arg(source);
+    let mut run = Process::start(command, Signal::KILL);
+    let status = run.wait(Duration::from_secs(60));
+    let said = run.output();
+    assert!(
+        status.is_some_and(|status| status.success()) && said.contains("well"),
+        "{status:?}\n{said}"
+    );
+    let mut direct = server.direct();
+    assert_eq!(direct.command(&["KEYS", "queue:*"]).words(), Vec::<String>::new());
+    let left = direct.command(&["KEYS", "*"]).words();
+    assert!(
+        left.iter().all(|key| key.starts_with("cache:") || key.starts_with("session:")),
+        "{left:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_rs() {
     let server = Redis::with_password();
@@ -155,6 +223,19 @@ fn with_redis(script: &str) {
     let url = server.url().replace(&server.port().to_string(), &gate.redis_port().to_string());
     run(script, "REDIS_URL", &url, &gate);
     assert!(server.connections() <= 4);
+}
+
+fn in_a_namespace(script: &str) {
+    let server = Redis::with_password();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text =
+        "[redis]\nnamespace = \"app\"\n[[redis.namespaces]]\nname = \"app\"\nmode = \"prefix\"\n";
+    std::fs::write(file.path(), text).unwrap();
+    let gate = Setup::new().redis(&server).pool_size(4).config(file.path()).start();
+    let url = server.url().replace(&server.port().to_string(), &gate.redis_port().to_string());
+    run(script, "REDIS_URL", &url, &gate);
+    let keys = server.direct().command(&["KEYS", "*"]).words();
+    assert!(keys.iter().all(|key| key.starts_with("app:")), "{keys:?}");
 }
 
 fn run(script: &str, variable: &str, url: &str, gate: &Tidegate) {

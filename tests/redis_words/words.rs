@@ -357,6 +357,8 @@ pub struct Words {
 struct Session {
     watches: bool,
     is_in_multi: bool,
+    /// Whether it may still watch something, for all that is known here.
+    may_watch: bool,
 }
 
 impl Words {
@@ -381,7 +383,8 @@ impl Words {
     fn is_the_same_in_a_namespace(&self, command: &Command, session: usize) -> bool {
         let words: Vec<&[u8]> = command.words.iter().map(Vec::as_slice).collect();
         let is = |name: &str| words[0].eq_ignore_ascii_case(name.as_bytes());
-        let holds = self.sessions[session].watches || self.sessions[session].is_in_multi;
+        let mine = &self.sessions[session];
+        let holds = mine.may_watch || mine.is_in_multi;
         match namespace().judge(&words) {
             Judgement::Refused(_) => false,
             Judgement::Script => !holds && !is("EVALSHA") && !is("EVALSHA_RO") && !is("SCRIPT"),
@@ -394,9 +397,12 @@ impl Words {
 
     fn note(&mut self, template: &str, session: usize) {
         let mine = &mut self.sessions[session];
+        mine.may_watch |= template.starts_with("WATCH");
         match template {
             "MULTI" => mine.is_in_multi = true,
-            "EXEC" | "DISCARD" if mine.is_in_multi => *mine = Session::default(),
+            "EXEC" | "DISCARD" if mine.is_in_multi => {
+                *mine = Session { may_watch: mine.may_watch, ..Session::default() };
+            }
             "UNWATCH" if !mine.is_in_multi => mine.watches = false,
             watch if watch.starts_with("WATCH ") && !mine.is_in_multi => mine.watches = true,
             "RESET" => *mine = Session::default(),
