@@ -4,6 +4,7 @@
 //! `prefix` it knows of nothing: names get the prefix on their way in and lose it on their way out. What is not known to the
 //! table, what names nothing and acts on everything, and what can't be seen through is refused, unless it is allowed by name.
 
+mod common;
 mod glob;
 mod policy;
 mod scripts;
@@ -17,6 +18,7 @@ use std::collections::BTreeSet;
 
 use super::command::{Access, Command, Named, Touch, look_up, names};
 use super::wire::Arguments;
+pub use common::Common;
 use policy::{Policy, Whole, policy};
 pub use whole::{Answer, Errand, Next};
 

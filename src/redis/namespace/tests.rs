@@ -1,6 +1,6 @@
 use super::*;
 
-fn namespace(mode: Mode) -> Namespace {
+pub(super) fn namespace(mode: Mode) -> Namespace {
     Namespace {
         name: "cache".into(),
         mode,

@@ -13,7 +13,7 @@ use crate::redis::command::{Carriage, Reason, Step, Word, step};
 use crate::redis::greeting::{Proto, Standing, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::namespace::replies::{ReplyFilter, Shape};
-use crate::redis::namespace::{Answer, Errand, Judgement, Mode, Namespace, Next, Refusal};
+use crate::redis::namespace::{Answer, Common, Errand, Judgement, Mode, Namespace, Next, Refusal};
 use crate::redis::upstream::Realm;
 use crate::redis::wire::{Arguments, write_command};
 
@@ -155,7 +155,18 @@ impl Session {
         let Some(gate) = &self.gate else {
             return if self.goes_over_lane(command) { Form::AsSent } else { Form::Other };
         };
-        if gate.is_busy() || !self.goes_over_lane(command) {
+        if gate.is_busy() {
+            return Form::Other;
+        }
+        if self.is_free()
+            && let Some(common) = gate.namespace().judge_common(command, written)
+        {
+            return match common {
+                Common::AsSent => Form::AsSent,
+                Common::Written => Form::Written,
+            };
+        }
+        if !self.goes_over_lane(command) {
             return Form::Other;
         }
         let mut few = [&[][..]; FEW];
