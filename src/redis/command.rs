@@ -77,6 +77,8 @@ pub enum Reason {
     Large,
     /// A database number that the server was not asked about yet: until answered.
     Database,
+    /// SCRIPT KILL, FUNCTION KILL: until answered.
+    Kill,
     /// Not in the table: until answered, and reset afterwards.
     Unknown,
 }
@@ -85,7 +87,7 @@ impl Reason {
     /// Whether the hold ends by what its client has sent and the server does, without waiting for somebody else.
     #[must_use]
     pub fn ends_soon(self) -> bool {
-        matches!(self, Self::Transaction | Self::Large | Self::Database)
+        matches!(self, Self::Transaction | Self::Large | Self::Database | Self::Kill)
     }
 
     /// The word for metrics and logs.
@@ -99,6 +101,7 @@ impl Reason {
             Self::Stream => "stream",
             Self::Large => "large",
             Self::Database => "database",
+            Self::Kill => "kill",
             Self::Unknown => "unknown",
         }
     }
@@ -192,6 +195,7 @@ pub fn carriage<'a>(mut arguments: impl Iterator<Item = &'a [u8]>) -> Carriage {
             return Carriage::Lane;
         }
         b"CLIENT" => return client(arguments.next().unwrap_or_default(), arguments.next()),
+        b"SCRIPT" | b"FUNCTION" => return about_scripts(arguments.next().unwrap_or_default()),
         _ => {}
     }
     match find(name) {
@@ -236,6 +240,12 @@ fn word(name: &str) -> Option<Word> {
         "CLIENT|NO-EVICT" => Word::NoEvict,
         _ => return None,
     })
+}
+
+/// What ends a script must not stand behind it on the lane where the script's reply is awaited.
+fn about_scripts(subcommand: &[u8]) -> Carriage {
+    let kills = subcommand.eq_ignore_ascii_case(b"KILL");
+    if kills { Carriage::Pinned(Reason::Kill) } else { Carriage::Lane }
 }
 
 fn client(subcommand: &[u8], value: Option<&[u8]>) -> Carriage {

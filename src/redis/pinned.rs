@@ -379,7 +379,7 @@ impl Pinned {
                 self.expects.push_back(Expect::Swallow);
                 self.relay(bytes, plain, Hold::Once)
             }
-            Reason::Blocking | Reason::Large => self.relay(bytes, plain, Hold::Once),
+            Reason::Blocking | Reason::Large | Reason::Kill => self.relay(bytes, plain, Hold::Once),
             Reason::Unknown => {
                 self.condition = Condition::Spoilt;
                 self.relay(bytes, plain, Hold::Once)
