@@ -708,6 +708,36 @@ fn what_becomes_of_elements_is_counted() {
     assert_eq!((elements("lost"), parked()), (0.0, 0.0));
 }
 
+/// More kinds of waiting than connections: those that wait take turns, and let others through.
+#[test]
+fn who_waits_for_ever_keeps_nobody_from_a_connection() {
+    for arguments in [&[][..], &["--rename-command", "CLIENT", ""]] {
+        let server = Redis::with(arguments);
+        let gate = before(&server, 3);
+        let mut lines = vec!["BLPOP a 0".to_owned(), "BRPOP b 0".into(), "BZPOPMIN z 0".into()];
+        lines.extend((0..8).map(|n| format!("BLMOVE from{n} to{n} LEFT RIGHT 0")));
+        let mut clients: Vec<Connection> = lines.iter().map(|_| gate.redis_client()).collect();
+        for (client, line) in clients.iter_mut().zip(&lines) {
+            client.send(&words(line));
+        }
+        waiting(&gate, 11);
+        let mut other = gate.redis_client();
+        assert_eq!(other.command(&["WATCH", "a"]), Value::simple("OK"));
+        assert_eq!(other.command(&["UNWATCH"]), Value::simple("OK"));
+        let mut direct = server.direct();
+        for (client, line) in clients.iter_mut().zip(&lines).rev() {
+            let key = line.split(' ').nth(1).unwrap();
+            let push =
+                if key == "z" { vec!["ZADD", key, "1", "x"] } else { vec!["RPUSH", key, "x"] };
+            direct.command(&push);
+            let pushed = Instant::now();
+            let reply = client.reply();
+            println!("{line}: {:.1} ms", millis(pushed.elapsed()));
+            assert!(matches!(reply, Value::Bulk(_) | Value::Array(_)), "{line}: {reply:?}");
+        }
+    }
+}
+
 #[test]
 fn too_many_keys_for_one_call_wait_alone() {
     let server = Redis::start();

@@ -9,6 +9,7 @@ mod ask;
 mod shift;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -230,7 +231,7 @@ impl Stations {
 
     /// A station's task: takes a connection while somebody waits.
     async fn serve(self: Arc<Self>, spot: Arc<Spot>) {
-        while !self.close_if_idle(&spot) {
+        while poll_fn(|cx| self.poll_needed(cx, &spot)).await.is_some() {
             match self.checkout(&spot).await {
                 None => {}
                 Some(Ok(lease)) => {
@@ -257,18 +258,24 @@ impl Stations {
         };
         tokio::select! {
             lease = ticket.lease() => Some(lease),
-            () = std::future::poll_fn(|cx| self.poll_idle(cx, spot)) => None,
+            () = poll_fn(|cx| self.poll_idle(cx, spot)) => None,
         }
     }
 
-    /// Forgets the station if it has nothing to do; its task ends then.
-    fn close_if_idle(&self, spot: &Spot) -> bool {
+    /// Whether the station still has something to do, once that is known. If not it is forgotten, but not before everybody has taken
+    /// what came for them; its task ends then.
+    fn poll_needed(&self, cx: &Context<'_>, spot: &Spot) -> Poll<Option<()>> {
         let mut inner = self.lock();
-        let idle = inner.stations.get(spot).is_none_or(Station::is_idle);
-        if idle {
-            inner.stations.remove(spot);
+        let Some(station) = inner.stations.get_mut(spot) else { return Poll::Ready(None) };
+        if !station.is_idle() {
+            return Poll::Ready(Some(()));
         }
-        idle
+        if station.seats.is_empty() {
+            inner.stations.remove(spot);
+            return Poll::Ready(None);
+        }
+        station.task = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     fn note_loss(&self, spot: &Spot, reason: &str, elements: Elements) {
