@@ -152,6 +152,8 @@ fn a_client_alone_gets_the_same_bytes_as_directly() {
 }
 
 fn alone_on(server: &Redis) {
+    // How often it looks whether somebody's time is over.
+    server.direct().command(&["CONFIG", "SET", "hz", "500"]);
     let gate = before(server, 3);
     for conversation in ALONE {
         for hello in [&[][..], &["HELLO 3", "ECHO behind-hello"]] {
@@ -399,22 +401,25 @@ fn delays_of_new_keys(server: &Redis, gate: &Tidegate) -> Vec<f64> {
     delays
 }
 
+/// Two of three are as short as that; a busy machine may hold up some, but none until a call ends by itself.
+fn assert_short(sorted: &[f64], usual: f64) {
+    println!("delays in ms: {sorted:.1?}");
+    assert!(sorted[sorted.len() * 2 / 3] < usual, "{sorted:?}");
+    assert!(sorted[sorted.len() - 1] < 2000.0, "{sorted:?}");
+}
+
 #[test]
 fn a_new_key_joins_a_running_wait_at_once() {
     let server = Redis::start();
     let gate = before(&server, 3);
-    let delays = delays_of_new_keys(&server, &gate);
-    println!("delays in ms: {delays:.1?}");
-    assert!(*delays.last().unwrap() < 50.0, "{delays:?}");
+    assert_short(&delays_of_new_keys(&server, &gate), 15.0);
 }
 
 #[test]
 fn a_new_key_joins_soon_where_the_server_has_no_client_command() {
     let server = Redis::with(&["--rename-command", "CLIENT", ""]);
     let gate = before(&server, 3);
-    let delays = delays_of_new_keys(&server, &gate);
-    println!("delays in ms: {delays:.1?}");
-    assert!(*delays.last().unwrap() < 60.0, "{delays:?}");
+    assert_short(&delays_of_new_keys(&server, &gate), 45.0);
 }
 
 #[test]
@@ -735,6 +740,37 @@ fn who_waits_for_ever_keeps_nobody_from_a_connection() {
             println!("{line}: {:.1} ms", millis(pushed.elapsed()));
             assert!(matches!(reply, Value::Bulk(_) | Value::Array(_)), "{line}: {reply:?}");
         }
+    }
+}
+
+/// Its time runs while it waits for a connection of its own, too.
+#[test]
+fn who_reads_streams_waits_no_longer_than_it_wanted() {
+    let server = Redis::start();
+    let gate = before(&server, 2);
+    let mut direct = server.direct();
+    direct.command(&["XGROUP", "CREATE", "s", "g", "$", "MKSTREAM"]);
+    let mut holder = gate.redis_client();
+    holder.send(&words("XREAD BLOCK 0 STREAMS other $"));
+    blocked_on_server(&mut direct, 1);
+    for hello in ["2", "3"] {
+        let mut client = gate.redis_client();
+        client.command(&["HELLO", hello]);
+        for line in
+            ["XREAD BLOCK 200 STREAMS s $", "XREADGROUP GROUP g block BLOCK 200 STREAMS s >"]
+        {
+            let asked = Instant::now();
+            client.send(&[words(line), words("PING")].concat());
+            assert_eq!(client.reply(), Value::Null, "{line}");
+            let time = millis(asked.elapsed());
+            assert!((200.0..1000.0).contains(&time), "{line}: {time} ms");
+            assert_eq!(client.reply(), Value::simple("PONG"));
+        }
+        direct.command(&["XADD", "s", "1-1", "f", "v"]);
+        client.send(&words("XREAD COUNT 1 BLOCK 200 STREAMS s 0"));
+        assert_ne!(client.reply(), Value::Null, "what is there is given");
+        direct.command(&["DEL", "s"]);
+        direct.command(&["XGROUP", "CREATE", "s", "g", "$", "MKSTREAM"]);
     }
 }
 

@@ -335,10 +335,10 @@ impl Stations {
         });
     }
 
-    /// Nothing could be put back: it is offered again.
+    /// These could not be put back: they are offered again, ahead of what came later.
     fn offer(&self, spot: &Spot, catches: Vec<Catch>) {
         self.look(spot, |station| {
-            station.offers.extend(catches);
+            catches.into_iter().rev().for_each(|catch| station.offers.push_front(catch));
             station.hand_over();
         });
     }

@@ -7,6 +7,8 @@
 mod spec;
 mod table;
 
+use std::time::Duration;
+
 pub use spec::{Access, Command, Flags, Way};
 use table::COMMANDS;
 
@@ -260,6 +262,41 @@ fn client(subcommand: &[u8], value: Option<&[u8]>) -> Carriage {
     }
 }
 
+/// How long an XREAD or XREADGROUP waits, and its words without that: then it takes what is there. `None` if it waits for ever, or
+/// is not understood.
+#[must_use]
+pub fn read_at_once<'a>(words: &[&'a [u8]]) -> Option<(Duration, Vec<&'a [u8]>)> {
+    let says = |at: usize, text: &str| {
+        words.get(at).is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()))
+    };
+    // Behind the name; of XREADGROUP, behind GROUP and two names, too.
+    let mut at = match (says(0, "XREAD"), says(0, "XREADGROUP") && says(1, "GROUP")) {
+        (true, _) => 1,
+        (_, true) => 4,
+        _ => return None,
+    };
+    let mut found = None;
+    while !says(at, "STREAMS") {
+        at += match (says(at, "BLOCK"), says(at, "COUNT"), says(at, "NOACK")) {
+            (true, ..) if found.is_none() => {
+                found = Some((at, milliseconds(words.get(at + 1)?)?));
+                2
+            }
+            (_, true, _) => 2,
+            (.., true) => 1,
+            _ => return None,
+        };
+    }
+    let (at, time) = found.filter(|(_, time)| !time.is_zero())?;
+    Some((time, [words.get(..at)?, words.get(at + 2..)?].concat()))
+}
+
+fn milliseconds(word: &[u8]) -> Option<Duration> {
+    let plain = word.len() < 12 && word.iter().all(u8::is_ascii_digit);
+    let number = plain.then(|| std::str::from_utf8(word).ok()?.parse().ok())?;
+    number.map(Duration::from_millis)
+}
+
 fn streams<'a>(mut arguments: impl Iterator<Item = &'a [u8]>) -> Carriage {
     // A group or consumer may be called "block"; then the command is pinned needlessly, which is safe.
     let blocks = arguments
@@ -326,6 +363,32 @@ mod tests {
     }
 
     #[test]
+    fn a_read_of_streams_is_told_without_its_waiting() {
+        let of = |line: &'static str| {
+            let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            let (time, words) = read_at_once(&words)?;
+            Some((time.as_millis(), String::from_utf8(words.join(&b' ')).unwrap()))
+        };
+        let told = |millis, line: &str| Some((millis, line.to_owned()));
+        let line = "xread count 1 block 20 streams BLOCK 3 0 0";
+        assert_eq!(of(line), told(20, "xread count 1 streams BLOCK 3 0 0"));
+        let line = "XREADGROUP GROUP block count NOACK BLOCK 7 COUNT 9 STREAMS s >";
+        assert_eq!(of(line), told(7, "XREADGROUP GROUP block count NOACK COUNT 9 STREAMS s >"));
+        for line in [
+            "XREAD BLOCK 0 STREAMS s $",
+            "XREAD STREAMS s 0",
+            "XREAD BLOCK -1 STREAMS s 0",
+            "XREAD BLOCK 1 BLOCK 1 STREAMS s 0",
+            "XREAD BLOCK 1",
+            "XREAD BLOCK",
+            "XREADGROUP BLOCK 1 STREAMS s >",
+            "BLPOP a 1",
+        ] {
+            assert_eq!(of(line), None, "{line}");
+        }
+    }
+
+    #[test]
     fn state_and_blocking_get_a_backend_of_their_own() {
         let blocking = Carriage::Pinned(Reason::Blocking);
         assert_eq!(of("BLPOP a 0"), blocking);
@@ -335,6 +398,9 @@ mod tests {
         assert_eq!(of("MULTI"), Carriage::Pinned(Reason::Transaction));
         assert_eq!(of("SSUBSCRIBE c"), Carriage::Pinned(Reason::Subscription));
         assert_eq!(of("CLIENT REPLY OFF"), Carriage::Pinned(Reason::Stream));
+        assert_eq!(of("script kill"), Carriage::Pinned(Reason::Kill));
+        assert_eq!(of("FUNCTION KILL"), Carriage::Pinned(Reason::Kill));
+        assert_eq!(of("SCRIPT EXISTS kill"), Carriage::Lane);
         assert_eq!(of("CLIENT TRACKING ON"), Carriage::Pinned(Reason::Stream));
         assert_eq!(of("CLIENT TRACKING"), Carriage::Pinned(Reason::Stream));
         assert!(matches!(of("CLIENT UNBLOCK 3"), Carriage::Refused(_)));

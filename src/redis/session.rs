@@ -116,6 +116,8 @@ pub(super) enum State {
 pub(super) struct Waiting {
     ticket: Ticket<RedisConnect>,
     purpose: Purpose,
+    /// Runs out when the command has waited as long as it wanted.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -314,7 +316,7 @@ impl Session {
     fn wait(&mut self, cx: &mut Context<'_>) -> Moved {
         let State::Waiting(waiting) = &mut self.state else { return Moved::No };
         let purpose = waiting.purpose;
-        let Poll::Ready(result) = waiting.ticket.poll_lease(cx) else { return Moved::No };
+        let Poll::Ready(result) = waiting.ticket.poll_lease(cx) else { return self.wait_on(cx) };
         self.upstream.waiting.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         self.state = State::Shared;
         match (result, purpose) {
@@ -669,7 +671,7 @@ impl Session {
             (Checkout::Ready(lease), Purpose::Hold(reason)) => self.pin(lease, reason),
             (Checkout::Ready(lease), Purpose::Facts) => lease.give_back(),
             (Checkout::Queued(ticket), purpose) => {
-                self.state = State::Waiting(Box::new(Waiting { ticket, purpose }));
+                self.state = State::Waiting(Box::new(Waiting { ticket, purpose, timer: None }));
                 self.upstream.waiting.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 self.upstream.nudge_lanes();
             }

@@ -371,20 +371,21 @@ impl Shift {
             }
             return Ok(());
         }
-        let mut bytes = Vec::new();
-        for catch in catches.iter().rev() {
-            self.spot.class.write_return(catch, &mut bytes);
-        }
-        if let Err(loss) = self.send(&bytes).await {
-            // Not even sent.
-            self.stations.offer(&self.spot, catches);
-            return Err(loss);
-        }
-        for (catch, left) in catches.iter().rev().zip((1..=catches.len()).rev()) {
+        let mut left = catches;
+        while let Some(catch) = left.pop() {
+            let mut bytes = Vec::new();
+            self.spot.class.write_return(&catch, &mut bytes);
+            if let Err(loss) = self.send(&bytes).await {
+                // Not all of it was sent, so it was not done.
+                left.push(catch);
+                self.stations.offer(&self.spot, left);
+                return Err(loss);
+            }
             match self.reply().await {
-                Ok(reply) => self.note_return(catch, &reply),
+                Ok(reply) => self.note_return(&catch, &reply),
                 Err(loss) => {
-                    self.note_doubt(left);
+                    self.note_doubt(&catch);
+                    self.stations.offer(&self.spot, left);
                     return Err(loss);
                 }
             }
@@ -405,13 +406,13 @@ impl Shift {
         }
     }
 
-    /// So many were on their way back when the connection broke.
-    fn note_doubt(&self, pops: usize) {
-        self.lease.pool().metrics().elements_lost.inc_by(u64::try_from(pops).unwrap_or(u64::MAX));
+    /// It was on its way back when the connection broke.
+    fn note_doubt(&self, catch: &Catch) {
+        self.lease.pool().metrics().elements_lost.inc();
         tracing::error!(
             pool = self.pool_name(),
-            pops,
-            "the connection was lost while elements were put back: they may be lost"
+            key = text(&catch.key),
+            "the connection was lost while an element was put back: it may be lost"
         );
     }
 
