@@ -131,7 +131,9 @@ impl Standstill {
                 return Poll::Pending;
             }
             let last = self.mailbox.is_given_up();
-            let time = if last { limits.stall } else { LOOK };
+            let stuck = || self.mailbox.stuck_for(Instant::now().into_std());
+            // Of clients that have long taken nothing each would have its own time, one behind the other.
+            let time = if last { limits.stall.saturating_sub(stuck()) } else { LOOK };
             let fresh = || Box::pin(tokio::time::sleep(time));
             ready!(self.look.get_or_insert_with(fresh).as_mut().poll(cx));
             let taken = self.mailbox.taken();

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use tokio::time::Sleep;
 
@@ -64,7 +65,10 @@ impl Session {
                     self.stuck = None;
                 }
                 Poll::Ready(_) => return Err(End("the client is gone")),
-                Poll::Pending => return Ok(moved),
+                Poll::Pending => {
+                    self.mailbox.note_stuck(Instant::now());
+                    return Ok(moved);
+                }
             }
         }
         if moved == Moved::Yes {
