@@ -779,21 +779,29 @@ fn too_many_keys_for_one_call_wait_alone() {
     let server = Redis::start();
     let gate = before(&server, 6);
     let mut direct = server.direct();
-    let keys: Vec<String> = (0..900).map(|n| format!("key{n}")).collect();
-    let more: Vec<String> = (0..900).map(|n| format!("more{n}")).collect();
-    let mut waiters = Vec::new();
-    for keys in [&keys, &more] {
-        let mut command = vec!["BLPOP"];
-        command.extend(keys.iter().map(String::as_str));
-        command.push("0");
-        let mut waiter = gate.redis_client();
-        waiter.send(&encode(&command));
-        waiters.push(waiter);
-        blocked_on_server(&mut direct, waiters.len());
-    }
-    for (waiter, key) in waiters.iter_mut().zip(["key899", "more899"]) {
-        direct.command(&["RPUSH", key, "x"]);
-        assert_eq!(waiter.reply().words(), [key, "x"]);
+    let long = "x".repeat(150_000);
+    let [few, many] = [1, 900].map(|count| {
+        ["key", "more"].map(|name| -> Vec<String> {
+            let rest = if count == 1 { long.as_str() } else { "" };
+            (0..count).map(|n| format!("{name}{n}{rest}")).collect()
+        })
+    });
+    for both in [many, few] {
+        let mut waiters = Vec::new();
+        for keys in &both {
+            let mut command = vec!["BLPOP"];
+            command.extend(keys.iter().map(String::as_str));
+            command.push("0");
+            let mut waiter = gate.redis_client();
+            waiter.send(&encode(&command));
+            waiters.push(waiter);
+            blocked_on_server(&mut direct, waiters.len());
+        }
+        for (waiter, keys) in waiters.iter_mut().zip(&both) {
+            let key = keys.last().unwrap();
+            direct.command(&["RPUSH", key, "x"]);
+            assert_eq!(waiter.reply().words(), [key, "x"]);
+        }
     }
 }
 

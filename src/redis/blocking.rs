@@ -24,6 +24,8 @@ use shift::{Ending, Shift};
 
 /// Most keys that one call waits for; who would bring more waits on a backend of its own.
 const KEY_LIMIT: usize = 1024;
+/// Most bytes of those keys: they are held here, and are sent anew with each call.
+const KEY_BYTES: usize = 256 * 1024;
 /// Between two attempts to wait, when the first one failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -190,7 +192,10 @@ impl Stations {
         let mut inner = self.lock();
         let spot = self.station(&mut inner, Spot { db, class: pop.class.clone() }, way);
         let station = inner.stations.get_mut(&spot)?;
-        if station.roster.key_count() + pop.keys.len() > KEY_LIMIT {
+        let bytes: usize = pop.keys.iter().map(|key| key.len()).sum();
+        if station.roster.key_count() + pop.keys.len() > KEY_LIMIT
+            || station.roster.key_bytes() + bytes > KEY_BYTES
+        {
             return None;
         }
         station.way = way.clone();
