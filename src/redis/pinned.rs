@@ -194,6 +194,11 @@ impl Pinned {
         self.hold
     }
 
+    /// Takes back what was queued of the transaction, if none of it was sent yet.
+    pub fn take_queue(&mut self) -> Option<Box<Queue>> {
+        self.queue.take()
+    }
+
     /// Whether more requests may be added.
     #[must_use]
     pub fn has_room(&self, depth: usize) -> bool {

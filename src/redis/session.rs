@@ -123,8 +123,16 @@ pub(super) struct Waiting {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Hold(Reason),
+    /// The first connection was lost before the command was sent.
+    Again(Reason),
     /// To learn what HELLO must say.
     Facts,
+}
+
+impl Purpose {
+    fn is_transaction(self) -> bool {
+        matches!(self, Self::Hold(Reason::Transaction) | Self::Again(Reason::Transaction))
+    }
 }
 
 /// How the session ends.
@@ -321,7 +329,8 @@ impl Session {
         self.state = State::Shared;
         match (result, purpose) {
             (Ok(lease), Purpose::Facts) => lease.give_back(),
-            (Ok(lease), Purpose::Hold(reason)) => self.pin(lease, reason),
+            (Ok(lease), Purpose::Hold(reason)) => self.pin(lease, reason, Slow::default()),
+            (Ok(lease), Purpose::Again(reason)) => self.pin(lease, reason, Slow::again()),
             (Err(error), _) => self.refuse_first(&format!("ERR tidegate: {error}"), purpose),
         }
         Moved::Yes
@@ -336,7 +345,7 @@ impl Session {
         };
         self.scanner = RequestScanner::default();
         match (whole, purpose) {
-            (Some(used), purpose) if purpose != Purpose::Hold(Reason::Transaction) => {
+            (Some(used), purpose) if !purpose.is_transaction() => {
                 self.inbox.drain(..used);
                 write_error(text, &mut self.out.bytes);
             }
@@ -668,7 +677,12 @@ impl Session {
     /// Takes a connection for itself, now or when one is free.
     fn hold(&mut self, cx: &mut Context<'_>, purpose: Purpose) {
         match (self.upstream.holds().checkout(), purpose) {
-            (Checkout::Ready(lease), Purpose::Hold(reason)) => self.pin(lease, reason),
+            (Checkout::Ready(lease), Purpose::Hold(reason)) => {
+                self.pin(lease, reason, Slow::default());
+            }
+            (Checkout::Ready(lease), Purpose::Again(reason)) => {
+                self.pin(lease, reason, Slow::again());
+            }
             (Checkout::Ready(lease), Purpose::Facts) => lease.give_back(),
             (Checkout::Queued(ticket), purpose) => {
                 self.state = State::Waiting(Box::new(Waiting { ticket, purpose, timer: None }));
@@ -680,9 +694,9 @@ impl Session {
         cx.waker().wake_by_ref();
     }
 
-    fn pin(&mut self, lease: Lease<RedisConnect>, reason: Reason) {
+    fn pin(&mut self, lease: Lease<RedisConnect>, reason: Reason, slow: Slow) {
         let pinned = Pinned::new(lease, reason, self.key(), self.queue.take());
-        self.state = State::Pinned(Box::new(pinned), Slow::default());
+        self.state = State::Pinned(Box::new(pinned), slow);
     }
 
     pub(super) fn break_protocol(&mut self, error: RequestError) {

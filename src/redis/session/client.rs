@@ -210,7 +210,7 @@ impl Session {
             || match &self.state {
                 State::Shared => more,
                 State::Waiting(waiting) => match waiting.purpose {
-                    Purpose::Hold(reason) => reason.ends_soon(),
+                    Purpose::Hold(reason) | Purpose::Again(reason) => reason.ends_soon(),
                     Purpose::Facts => true,
                 },
                 // What is owed for the attempt comes; for more a client that is gone does not wait.
