@@ -711,6 +711,41 @@ fn relay(target: &Arc<AtomicU16>) -> u16 {
     port
 }
 
+#[test]
+fn a_script_may_speak_of_readonly_and_runs_once() {
+    let server = Redis::start();
+    let gate = Setup::new().redis(&server).start();
+    let script = "redis.call('INCR', 'n') return redis.error_reply(ARGV[1])";
+    let words = "READONLY You can't write against a read only replica.";
+    let told = gate.redis_client().command(&["EVAL", script, "0", words]);
+    assert!(told.error().starts_with(words), "{told:?}");
+    assert_eq!(server.direct().command(&["GET", "n"]), Value::bulk("1"));
+}
+
+/// It waits on its lane for the script's reply: what ends that must not stand behind it.
+#[test]
+fn a_script_that_never_ends_is_ended_by_another_client() {
+    for (script, kill) in [("EVAL", "SCRIPT"), ("FCALL", "FUNCTION")] {
+        let server = Redis::with(&["--lua-time-limit", "100"]);
+        let gate = Setup::new().redis(&server).start();
+        let (mut client, mut other) = (gate.redis_client(), gate.redis_client());
+        let function =
+            "#!lua name=f\nredis.register_function('f', function() while true do end end)";
+        other.command(&["FUNCTION", "LOAD", function]);
+        let body = if script == "EVAL" { "while true do end" } else { "f" };
+        client.send(&encode(&[script, body, "0"]));
+        let mut direct = server.direct();
+        until("the server says that it is busy", || {
+            matches!(direct.command(&["PING"]), Value::Error(_))
+        });
+        let asked = Instant::now();
+        assert_eq!(other.command(&[kill, "KILL"]), Value::simple("OK"));
+        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+        assert!(client.reply().error().contains("killed"));
+        assert_eq!(other.command(&["PING"]), Value::simple("PONG"));
+    }
+}
+
 /// A failover that leaves connections to the old master open: what it refuses goes to the new one.
 #[test]
 fn what_a_demoted_master_refuses_goes_to_the_new_one() {

@@ -5,7 +5,8 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -276,6 +277,67 @@ fn impostor(words: &'static str) -> u16 {
         }
     });
     port
+}
+
+/// Passes bytes on to the server, but ends so many connections at their HELLO 3.
+fn relay_before(server: u16, ends: Arc<AtomicUsize>) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let server = TcpStream::connect(("127.0.0.1", server)).unwrap();
+            for (from, to) in [(&client, &server), (&server, &client)] {
+                let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                let ends = Arc::clone(&ends);
+                std::thread::spawn(move || pass_on(from, to, &ends));
+            }
+        }
+    });
+    port
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream, ends: &AtomicUsize) {
+    let hello = encode(&["HELLO", "3"]);
+    let fewer = |left: usize| left.checked_sub(1);
+    let mut part = [0; 4096];
+    while let Ok(read @ 1..) = from.read(&mut part) {
+        let says = part[..read].windows(hello.len()).any(|words| words == hello);
+        if says && ends.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok() {
+            break;
+        }
+        if to.write_all(&part[..read]).is_err() {
+            break;
+        }
+    }
+    let _closed = from.shutdown(Shutdown::Both);
+    let _closed = to.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn a_connection_lost_before_its_command_was_sent_is_replaced_once() {
+    let server = Redis::start();
+    let ends = Arc::new(AtomicUsize::new(0));
+    let url = format!("redis://127.0.0.1:{}/0", relay_before(server.port(), Arc::clone(&ends)));
+    let gate = Setup::new().redis(&server).env("REDIS_URL", &url).start();
+    let mut client = gate.redis_client();
+    client.command(&["HELLO", "3"]);
+    assert_eq!(client.command(&["SET", "k", "v"]), Value::simple("OK"));
+    ends.store(1, Ordering::SeqCst);
+    assert_eq!(client.command(&["WATCH", "k"]), Value::simple("OK"));
+    assert_eq!(client.command(&["UNWATCH"]), Value::simple("OK"));
+    // These go to connections that speak RESP2 yet.
+    server.direct().command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    ends.store(1, Ordering::SeqCst);
+    let transaction = [&["MULTI"][..], &["INCR", "n"], &["TIDEGATE.NONE"]];
+    let replies: Vec<_> = transaction.map(|words| client.command(words)).into();
+    assert_eq!(replies[1], Value::simple("QUEUED"));
+    assert!(replies[2].error().contains("unknown command"), "{:?}", replies[2]);
+    assert!(client.command(&["EXEC"]).error().starts_with("EXECABORT"));
+    server.direct().command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    ends.store(2, Ordering::SeqCst);
+    let told = client.command(&["XREAD", "BLOCK", "10", "STREAMS", "s", "$"]);
+    assert!(told.error().contains("it was not applied"), "{told:?}");
+    assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"), "the session goes on");
 }
 
 #[test]

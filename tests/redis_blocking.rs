@@ -152,6 +152,8 @@ fn a_client_alone_gets_the_same_bytes_as_directly() {
 }
 
 fn alone_on(server: &Redis) {
+    // How often it looks whether somebody's time is over.
+    server.direct().command(&["CONFIG", "SET", "hz", "500"]);
     let gate = before(server, 3);
     for conversation in ALONE {
         for hello in [&[][..], &["HELLO 3", "ECHO behind-hello"]] {
@@ -399,22 +401,25 @@ fn delays_of_new_keys(server: &Redis, gate: &Tidegate) -> Vec<f64> {
     delays
 }
 
+/// Two of three are as short as that; a busy machine may hold up some, but none until a call ends by itself.
+fn assert_short(sorted: &[f64], usual: f64) {
+    println!("delays in ms: {sorted:.1?}");
+    assert!(sorted[sorted.len() * 2 / 3] < usual, "{sorted:?}");
+    assert!(sorted[sorted.len() - 1] < 2000.0, "{sorted:?}");
+}
+
 #[test]
 fn a_new_key_joins_a_running_wait_at_once() {
     let server = Redis::start();
     let gate = before(&server, 3);
-    let delays = delays_of_new_keys(&server, &gate);
-    println!("delays in ms: {delays:.1?}");
-    assert!(*delays.last().unwrap() < 50.0, "{delays:?}");
+    assert_short(&delays_of_new_keys(&server, &gate), 15.0);
 }
 
 #[test]
 fn a_new_key_joins_soon_where_the_server_has_no_client_command() {
     let server = Redis::with(&["--rename-command", "CLIENT", ""]);
     let gate = before(&server, 3);
-    let delays = delays_of_new_keys(&server, &gate);
-    println!("delays in ms: {delays:.1?}");
-    assert!(*delays.last().unwrap() < 60.0, "{delays:?}");
+    assert_short(&delays_of_new_keys(&server, &gate), 45.0);
 }
 
 #[test]
@@ -708,26 +713,95 @@ fn what_becomes_of_elements_is_counted() {
     assert_eq!((elements("lost"), parked()), (0.0, 0.0));
 }
 
+/// More kinds of waiting than connections: those that wait take turns, and let others through.
+#[test]
+fn who_waits_for_ever_keeps_nobody_from_a_connection() {
+    for arguments in [&[][..], &["--rename-command", "CLIENT", ""]] {
+        let server = Redis::with(arguments);
+        let gate = before(&server, 3);
+        let mut lines = vec!["BLPOP a 0".to_owned(), "BRPOP b 0".into(), "BZPOPMIN z 0".into()];
+        lines.extend((0..8).map(|n| format!("BLMOVE from{n} to{n} LEFT RIGHT 0")));
+        let mut clients: Vec<Connection> = lines.iter().map(|_| gate.redis_client()).collect();
+        for (client, line) in clients.iter_mut().zip(&lines) {
+            client.send(&words(line));
+        }
+        waiting(&gate, 11);
+        let mut other = gate.redis_client();
+        assert_eq!(other.command(&["WATCH", "a"]), Value::simple("OK"));
+        assert_eq!(other.command(&["UNWATCH"]), Value::simple("OK"));
+        let mut direct = server.direct();
+        for (client, line) in clients.iter_mut().zip(&lines).rev() {
+            let key = line.split(' ').nth(1).unwrap();
+            let push =
+                if key == "z" { vec!["ZADD", key, "1", "x"] } else { vec!["RPUSH", key, "x"] };
+            direct.command(&push);
+            let pushed = Instant::now();
+            let reply = client.reply();
+            println!("{line}: {:.1} ms", millis(pushed.elapsed()));
+            assert!(matches!(reply, Value::Bulk(_) | Value::Array(_)), "{line}: {reply:?}");
+        }
+    }
+}
+
+/// Its time runs while it waits for a connection of its own, too.
+#[test]
+fn who_reads_streams_waits_no_longer_than_it_wanted() {
+    let server = Redis::start();
+    let gate = before(&server, 2);
+    let mut direct = server.direct();
+    direct.command(&["XGROUP", "CREATE", "s", "g", "$", "MKSTREAM"]);
+    let mut holder = gate.redis_client();
+    holder.send(&words("XREAD BLOCK 0 STREAMS other $"));
+    blocked_on_server(&mut direct, 1);
+    for hello in ["2", "3"] {
+        let mut client = gate.redis_client();
+        client.command(&["HELLO", hello]);
+        for line in
+            ["XREAD BLOCK 200 STREAMS s $", "XREADGROUP GROUP g block BLOCK 200 STREAMS s >"]
+        {
+            let asked = Instant::now();
+            client.send(&[words(line), words("PING")].concat());
+            assert_eq!(client.reply(), Value::Null, "{line}");
+            let time = millis(asked.elapsed());
+            assert!((200.0..1000.0).contains(&time), "{line}: {time} ms");
+            assert_eq!(client.reply(), Value::simple("PONG"));
+        }
+        direct.command(&["XADD", "s", "1-1", "f", "v"]);
+        client.send(&words("XREAD COUNT 1 BLOCK 200 STREAMS s 0"));
+        assert_ne!(client.reply(), Value::Null, "what is there is given");
+        direct.command(&["DEL", "s"]);
+        direct.command(&["XGROUP", "CREATE", "s", "g", "$", "MKSTREAM"]);
+    }
+}
+
 #[test]
 fn too_many_keys_for_one_call_wait_alone() {
     let server = Redis::start();
     let gate = before(&server, 6);
     let mut direct = server.direct();
-    let keys: Vec<String> = (0..900).map(|n| format!("key{n}")).collect();
-    let more: Vec<String> = (0..900).map(|n| format!("more{n}")).collect();
-    let mut waiters = Vec::new();
-    for keys in [&keys, &more] {
-        let mut command = vec!["BLPOP"];
-        command.extend(keys.iter().map(String::as_str));
-        command.push("0");
-        let mut waiter = gate.redis_client();
-        waiter.send(&encode(&command));
-        waiters.push(waiter);
-        blocked_on_server(&mut direct, waiters.len());
-    }
-    for (waiter, key) in waiters.iter_mut().zip(["key899", "more899"]) {
-        direct.command(&["RPUSH", key, "x"]);
-        assert_eq!(waiter.reply().words(), [key, "x"]);
+    let long = "x".repeat(150_000);
+    let [few, many] = [1, 900].map(|count| {
+        ["key", "more"].map(|name| -> Vec<String> {
+            let rest = if count == 1 { long.as_str() } else { "" };
+            (0..count).map(|n| format!("{name}{n}{rest}")).collect()
+        })
+    });
+    for both in [many, few] {
+        let mut waiters = Vec::new();
+        for keys in &both {
+            let mut command = vec!["BLPOP"];
+            command.extend(keys.iter().map(String::as_str));
+            command.push("0");
+            let mut waiter = gate.redis_client();
+            waiter.send(&encode(&command));
+            waiters.push(waiter);
+            blocked_on_server(&mut direct, waiters.len());
+        }
+        for (waiter, keys) in waiters.iter_mut().zip(&both) {
+            let key = keys.last().unwrap();
+            direct.command(&["RPUSH", key, "x"]);
+            assert_eq!(waiter.reply().words(), [key, "x"]);
+        }
     }
 }
 

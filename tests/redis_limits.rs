@@ -4,8 +4,10 @@
 mod support;
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
 use support::eventually;
 use support::metrics;
 use support::redis::{PASSWORD, Redis};
@@ -127,6 +129,38 @@ fn large_replies_that_nobody_reads_hold_up_nobody_else() {
     let resident = gate.resident_kib();
     assert!(resident < 100_000, "{resident} KiB are kept for one slow reader");
     gate.assert_alive();
+}
+
+/// A client of which the kernel, too, takes little unread.
+fn narrow(port: u16) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(65_536).unwrap();
+    socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();
+    socket
+}
+
+/// Their times run from where each took nothing more, so side by side and not one behind the other.
+#[test]
+fn many_who_take_nothing_hold_up_others_no_longer_than_one() {
+    let server = Redis::start();
+    let gate = with_settings(&server, "");
+    let mut quick = gate.redis_client();
+    quick.command(&["SETRANGE", "big", "999999", "x"]);
+    quick.command(&["SETRANGE", "large", "199999", "x"]);
+    quick.command(&["SET", "small", "s"]);
+    let slow: Vec<_> = (0..40).map(|_| narrow(gate.redis_port())).collect();
+    for (mut client, key) in slow.iter().zip(["large", "big"].iter().cycle()) {
+        client.write_all(&encode(&["GET", key]).repeat(100)).unwrap();
+    }
+    let (began, mut longest) = (Instant::now(), Duration::ZERO);
+    while began.elapsed() < Duration::from_secs(4) {
+        let asked = Instant::now();
+        assert_eq!(quick.command(&["GET", "small"]), Value::bulk("s"));
+        longest = longest.max(asked.elapsed());
+    }
+    println!("held up for {longest:?}");
+    // Before, it was as many seconds as there were slow ones in a row, six here.
+    assert!(longest < Duration::from_millis(2_500), "held up for {longest:?}");
 }
 
 /// Whose replies were large gets the next ones over a connection of their own: nobody waits for it, so it may take its time.

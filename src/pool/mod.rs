@@ -100,6 +100,8 @@ pub struct Pool<C: Connect> {
     /// The pool's age in milliseconds as of the reaper's latest round: spares the hot path the clock.
     age_ms: AtomicU64,
     closing: Arc<Notify>,
+    /// Tells those who share that somebody waits.
+    asked: Notify,
 }
 
 /// The answer to a checkout.
@@ -139,6 +141,7 @@ impl<C: Connect> Pool<C> {
             born: Instant::now(),
             age_ms: AtomicU64::new(0),
             closing: Arc::default(),
+            asked: Notify::default(),
         });
         pool.limit_changed(budget.limit());
         let weak: Weak<Self> = Arc::downgrade(&pool);
@@ -161,6 +164,7 @@ impl<C: Connect> Pool<C> {
         let ticket = self.join_queue(&mut state);
         drop(state);
         self.account.budget().settle();
+        self.asked.notify_waiters();
         Checkout::Queued(ticket)
     }
 
@@ -212,6 +216,19 @@ impl<C: Connect> Pool<C> {
     #[must_use]
     pub fn has_waiters(&self) -> bool {
         self.lock().has_waiters()
+    }
+
+    /// Waits until somebody waits for a connection. Cancel safe.
+    pub async fn until_asked(&self) {
+        loop {
+            let mut asked = pin!(self.asked.notified());
+            // From here on no word is missed.
+            asked.as_mut().enable();
+            if self.has_waiters() {
+                return;
+            }
+            asked.await;
+        }
     }
 
     /// Most connections there may be to its server, whoever's they are.

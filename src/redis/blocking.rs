@@ -9,6 +9,7 @@ mod ask;
 mod shift;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -23,6 +24,8 @@ use shift::{Ending, Shift};
 
 /// Most keys that one call waits for; who would bring more waits on a backend of its own.
 const KEY_LIMIT: usize = 1024;
+/// Most bytes of those keys: they are held here, and are sent anew with each call.
+const KEY_BYTES: usize = 256 * 1024;
 /// Between two attempts to wait, when the first one failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -189,7 +192,10 @@ impl Stations {
         let mut inner = self.lock();
         let spot = self.station(&mut inner, Spot { db, class: pop.class.clone() }, way);
         let station = inner.stations.get_mut(&spot)?;
-        if station.roster.key_count() + pop.keys.len() > KEY_LIMIT {
+        let bytes: usize = pop.keys.iter().map(|key| key.len()).sum();
+        if station.roster.key_count() + pop.keys.len() > KEY_LIMIT
+            || station.roster.key_bytes() + bytes > KEY_BYTES
+        {
             return None;
         }
         station.way = way.clone();
@@ -230,7 +236,7 @@ impl Stations {
 
     /// A station's task: takes a connection while somebody waits.
     async fn serve(self: Arc<Self>, spot: Arc<Spot>) {
-        while !self.close_if_idle(&spot) {
+        while poll_fn(|cx| self.poll_needed(cx, &spot)).await.is_some() {
             match self.checkout(&spot).await {
                 None => {}
                 Some(Ok(lease)) => {
@@ -257,18 +263,24 @@ impl Stations {
         };
         tokio::select! {
             lease = ticket.lease() => Some(lease),
-            () = std::future::poll_fn(|cx| self.poll_idle(cx, spot)) => None,
+            () = poll_fn(|cx| self.poll_idle(cx, spot)) => None,
         }
     }
 
-    /// Forgets the station if it has nothing to do; its task ends then.
-    fn close_if_idle(&self, spot: &Spot) -> bool {
+    /// Whether the station still has something to do, once that is known. If not it is forgotten, but not before everybody has taken
+    /// what came for them; its task ends then.
+    fn poll_needed(&self, cx: &Context<'_>, spot: &Spot) -> Poll<Option<()>> {
         let mut inner = self.lock();
-        let idle = inner.stations.get(spot).is_none_or(Station::is_idle);
-        if idle {
-            inner.stations.remove(spot);
+        let Some(station) = inner.stations.get_mut(spot) else { return Poll::Ready(None) };
+        if !station.is_idle() {
+            return Poll::Ready(Some(()));
         }
-        idle
+        if station.seats.is_empty() {
+            inner.stations.remove(spot);
+            return Poll::Ready(None);
+        }
+        station.task = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     fn note_loss(&self, spot: &Spot, reason: &str, elements: Elements) {
@@ -328,10 +340,10 @@ impl Stations {
         });
     }
 
-    /// Nothing could be put back: it is offered again.
+    /// These could not be put back: they are offered again, ahead of what came later.
     fn offer(&self, spot: &Spot, catches: Vec<Catch>) {
         self.look(spot, |station| {
-            station.offers.extend(catches);
+            catches.into_iter().rev().for_each(|catch| station.offers.push_front(catch));
             station.hand_over();
         });
     }

@@ -8,6 +8,8 @@ mod places;
 mod spec;
 mod table;
 
+use std::time::Duration;
+
 pub use places::{Named, names};
 pub use spec::{Access, Begins, Channels, Command, Flags, KeySpec, Keys, Touch, Way};
 use table::COMMANDS;
@@ -79,6 +81,8 @@ pub enum Reason {
     Large,
     /// A database number that the server was not asked about yet: until answered.
     Database,
+    /// SCRIPT KILL, FUNCTION KILL: until answered.
+    Kill,
     /// Not in the table: until answered, and reset afterwards.
     Unknown,
 }
@@ -87,7 +91,7 @@ impl Reason {
     /// Whether the hold ends by what its client has sent and the server does, without waiting for somebody else.
     #[must_use]
     pub fn ends_soon(self) -> bool {
-        matches!(self, Self::Transaction | Self::Large | Self::Database)
+        matches!(self, Self::Transaction | Self::Large | Self::Database | Self::Kill)
     }
 
     /// The word for metrics and logs.
@@ -101,6 +105,7 @@ impl Reason {
             Self::Stream => "stream",
             Self::Large => "large",
             Self::Database => "database",
+            Self::Kill => "kill",
             Self::Unknown => "unknown",
         }
     }
@@ -200,6 +205,7 @@ pub fn carriage<'a>(mut arguments: impl Iterator<Item = &'a [u8]>) -> Carriage {
             return Carriage::Lane;
         }
         b"CLIENT" => return client(arguments.next().unwrap_or_default(), arguments.next()),
+        b"SCRIPT" | b"FUNCTION" => return about_scripts(arguments.next().unwrap_or_default()),
         _ => {}
     }
     match find(name) {
@@ -246,6 +252,12 @@ fn word(name: &str) -> Option<Word> {
     })
 }
 
+/// What ends a script must not stand behind it on the lane where the script's reply is awaited.
+fn about_scripts(subcommand: &[u8]) -> Carriage {
+    let kills = subcommand.eq_ignore_ascii_case(b"KILL");
+    if kills { Carriage::Pinned(Reason::Kill) } else { Carriage::Lane }
+}
+
 fn client(subcommand: &[u8], value: Option<&[u8]>) -> Carriage {
     let name = Upper::join(b"CLIENT", subcommand);
     let says = |word: &[u8]| value.is_some_and(|value| value.eq_ignore_ascii_case(word));
@@ -256,6 +268,41 @@ fn client(subcommand: &[u8], value: Option<&[u8]>) -> Carriage {
         b"CLIENT|TRACKING" if says(b"OFF") => Carriage::Lane,
         name => find(name).map_or(Carriage::Pinned(Reason::Unknown), carried),
     }
+}
+
+/// How long an XREAD or XREADGROUP waits, and its words without that: then it takes what is there. `None` if it waits for ever, or
+/// is not understood.
+#[must_use]
+pub fn read_at_once<'a>(words: &[&'a [u8]]) -> Option<(Duration, Vec<&'a [u8]>)> {
+    let says = |at: usize, text: &str| {
+        words.get(at).is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()))
+    };
+    // Behind the name; of XREADGROUP, behind GROUP and two names, too.
+    let mut at = match (says(0, "XREAD"), says(0, "XREADGROUP") && says(1, "GROUP")) {
+        (true, _) => 1,
+        (_, true) => 4,
+        _ => return None,
+    };
+    let mut found = None;
+    while !says(at, "STREAMS") {
+        at += match (says(at, "BLOCK"), says(at, "COUNT"), says(at, "NOACK")) {
+            (true, ..) if found.is_none() => {
+                found = Some((at, milliseconds(words.get(at + 1)?)?));
+                2
+            }
+            (_, true, _) => 2,
+            (.., true) => 1,
+            _ => return None,
+        };
+    }
+    let (at, time) = found.filter(|(_, time)| !time.is_zero())?;
+    Some((time, [words.get(..at)?, words.get(at + 2..)?].concat()))
+}
+
+fn milliseconds(word: &[u8]) -> Option<Duration> {
+    let plain = word.len() < 12 && word.iter().all(u8::is_ascii_digit);
+    let number = plain.then(|| std::str::from_utf8(word).ok()?.parse().ok())?;
+    number.map(Duration::from_millis)
 }
 
 fn streams<'a>(mut arguments: impl Iterator<Item = &'a [u8]>) -> Carriage {
@@ -324,6 +371,32 @@ mod tests {
     }
 
     #[test]
+    fn a_read_of_streams_is_told_without_its_waiting() {
+        let of = |line: &'static str| {
+            let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            let (time, words) = read_at_once(&words)?;
+            Some((time.as_millis(), String::from_utf8(words.join(&b' ')).unwrap()))
+        };
+        let told = |millis, line: &str| Some((millis, line.to_owned()));
+        let line = "xread count 1 block 20 streams BLOCK 3 0 0";
+        assert_eq!(of(line), told(20, "xread count 1 streams BLOCK 3 0 0"));
+        let line = "XREADGROUP GROUP block count NOACK BLOCK 7 COUNT 9 STREAMS s >";
+        assert_eq!(of(line), told(7, "XREADGROUP GROUP block count NOACK COUNT 9 STREAMS s >"));
+        for line in [
+            "XREAD BLOCK 0 STREAMS s $",
+            "XREAD STREAMS s 0",
+            "XREAD BLOCK -1 STREAMS s 0",
+            "XREAD BLOCK 1 BLOCK 1 STREAMS s 0",
+            "XREAD BLOCK 1",
+            "XREAD BLOCK",
+            "XREADGROUP BLOCK 1 STREAMS s >",
+            "BLPOP a 1",
+        ] {
+            assert_eq!(of(line), None, "{line}");
+        }
+    }
+
+    #[test]
     fn state_and_blocking_get_a_backend_of_their_own() {
         let blocking = Carriage::Pinned(Reason::Blocking);
         assert_eq!(of("BLPOP a 0"), blocking);
@@ -333,6 +406,9 @@ mod tests {
         assert_eq!(of("MULTI"), Carriage::Pinned(Reason::Transaction));
         assert_eq!(of("SSUBSCRIBE c"), Carriage::Pinned(Reason::Subscription));
         assert_eq!(of("CLIENT REPLY OFF"), Carriage::Pinned(Reason::Stream));
+        assert_eq!(of("script kill"), Carriage::Pinned(Reason::Kill));
+        assert_eq!(of("FUNCTION KILL"), Carriage::Pinned(Reason::Kill));
+        assert_eq!(of("SCRIPT EXISTS kill"), Carriage::Lane);
         assert_eq!(of("CLIENT TRACKING ON"), Carriage::Pinned(Reason::Stream));
         assert_eq!(of("CLIENT TRACKING"), Carriage::Pinned(Reason::Stream));
         assert!(matches!(of("CLIENT UNBLOCK 3"), Carriage::Refused(_)));

@@ -71,6 +71,12 @@ impl<T> Exchange<T> {
         self.debts.front().map(|debt| debt.begins)
     }
 
+    /// Where the bytes begin of whoever is owed something behind the first.
+    #[must_use]
+    pub fn next_begins(&self) -> Option<u64> {
+        self.debts.get(1).map(|debt| debt.begins)
+    }
+
     /// Takes all debts: the server has gone.
     pub fn take(&mut self) -> VecDeque<Debt<T>> {
         std::mem::take(&mut self.debts)
@@ -93,7 +99,7 @@ mod tests {
         assert_eq!(exchange.front(), Some((&'a', 1)));
         exchange.pay(1);
         assert_eq!(exchange.front(), Some((&'b', 1)));
-        assert_eq!(exchange.begins(), Some(10));
+        assert_eq!((exchange.begins(), exchange.next_begins()), (Some(10), Some(20)));
         let left: Vec<_> = exchange.take().into_iter().map(|debt| debt.creditor).collect();
         assert_eq!(left, ['b', 'a']);
         assert!(exchange.is_empty());

@@ -129,6 +129,33 @@ pub enum Submitted {
     Shut,
 }
 
+impl Inner {
+    /// Adds a session's commands behind all that it has here: a session has one key while anything of its is owed, so only batches
+    /// of other keys may be overtaken.
+    fn append(&mut self, key: Key, work: Work<'_>, mailbox: &Arc<Mailbox>) {
+        let Work { bytes, silent, replies } = work;
+        self.pending_bytes += bytes.len();
+        // What was put back stands before what has come since, which may be of the same key.
+        let at = match self.batches.iter().rposition(|batch| batch.key == key) {
+            Some(at) => at,
+            None => {
+                self.batches.push_back(Batch { key, bytes: Vec::new(), parts: Vec::new() });
+                self.batches.len() - 1
+            }
+        };
+        let batch = &mut self.batches[at];
+        let begins = batch.bytes.len();
+        let part = Part { mailbox: Arc::clone(mailbox), silent, replies, begins, tries: 0 };
+        batch.bytes.extend_from_slice(bytes);
+        batch.parts.push(part);
+    }
+
+    fn put_back(&mut self, batch: Batch) {
+        self.pending_bytes += batch.bytes.len();
+        self.batches.push_front(batch);
+    }
+}
+
 impl Lane {
     /// A lane that takes its connection from `pool` when there is something to send.
     #[must_use]
@@ -160,30 +187,19 @@ impl Lane {
         work: Work<'_>,
         mailbox: &Arc<Mailbox>,
     ) -> Submitted {
-        let Work { bytes, silent, replies } = work;
         let mut inner = self.lock();
         if self.is_spare() && inner.door != Door::Open {
             return Submitted::Shut;
         }
         if inner.pending_bytes > PENDING_LIMIT {
-            inner.waiting.push(cx.waker().clone());
+            // It may have asked before, and will again.
+            if !inner.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                inner.waiting.push(cx.waker().clone());
+            }
             return Submitted::Full;
         }
-        mailbox.owe(replies);
-        inner.pending_bytes += bytes.len();
-        // A session has one key while anything of its is owed, so batches of other keys may be overtaken.
-        let at = match inner.batches.iter().position(|batch| batch.key == key) {
-            Some(at) => at,
-            None => {
-                inner.batches.push_back(Batch { key, bytes: Vec::new(), parts: Vec::new() });
-                inner.batches.len() - 1
-            }
-        };
-        let batch = &mut inner.batches[at];
-        let begins = batch.bytes.len();
-        let part = Part { mailbox: Arc::clone(mailbox), silent, replies, begins, tries: 0 };
-        batch.bytes.extend_from_slice(bytes);
-        batch.parts.push(part);
+        mailbox.owe(work.replies);
+        inner.append(key, work, mailbox);
         if let Some(task) = inner.task.take() {
             task.wake();
         }
@@ -285,9 +301,7 @@ impl Lane {
 
     /// Puts back what was never sent, ahead of everything else.
     pub(super) fn put_back(&self, batch: Batch) {
-        let mut inner = self.lock();
-        inner.pending_bytes += batch.bytes.len();
-        inner.batches.push_front(batch);
+        self.lock().put_back(batch);
     }
 
     /// The lane's task: takes a connection when there is work, and another when that one has ended. Ends after
@@ -379,4 +393,28 @@ pub(super) fn fail(mailbox: &Mailbox, replies: u32, text: &str) {
     write_error(text, &mut line);
     let lines = line.repeat(usize::try_from(replies).unwrap_or(0));
     mailbox.deliver(&lines, replies, Tail::Whole);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_behind_a_loss_stays_behind_what_came_before() {
+        let mailbox = Arc::new(Mailbox::new(Arc::default()));
+        let (key, other) = (Key::FRESH, Key { db: 1, ..Key::FRESH });
+        let mut inner = Inner::default();
+        let say = |inner: &mut Inner, key, bytes: &[u8]| {
+            inner.append(key, Work { bytes, silent: 0, replies: 1 }, &mailbox);
+        };
+        say(&mut inner, key, b"1");
+        let on_its_way = inner.batches.pop_front().unwrap();
+        say(&mut inner, key, b"2");
+        say(&mut inner, other, b"-");
+        inner.put_back(on_its_way);
+        say(&mut inner, key, b"3");
+        let all = inner.batches.iter().filter(|batch| batch.key == key);
+        let all: Vec<u8> = all.flat_map(|batch| batch.bytes.iter().copied()).collect();
+        assert_eq!(all, b"123");
+    }
 }

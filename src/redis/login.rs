@@ -74,8 +74,10 @@ impl<'a> Login<'a> {
             (State::Hello, OwnedFrame::Error(error)) if is_too_old(&error) => self.fall_back(),
             (State::Auth, OwnedFrame::SimpleString(_)) => self.ping(old_facts()),
             (State::Ping(facts), OwnedFrame::SimpleString(_)) => Step::Done(facts.clone()),
-            // A user who may not PING may do other things.
-            (State::Ping(facts), OwnedFrame::Error(error)) if error.starts_with("NOPERM") => {
+            // A user who may not PING may do other things; and who is told of a script that runs may end it.
+            (State::Ping(facts), OwnedFrame::Error(error))
+                if error.starts_with("NOPERM") || error.starts_with("BUSY ") =>
+            {
                 Step::Done(facts.clone())
             }
             (_, OwnedFrame::Error(error)) => refuse(&error),

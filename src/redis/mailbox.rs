@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes of replies that lie in memory for clients who have not read them yet.
 #[derive(Debug, Default)]
@@ -80,6 +80,8 @@ pub struct Mailbox {
     awaited: AtomicUsize,
     /// Whether its replies are [`Size::Large`].
     large: AtomicBool,
+    /// Whether [`Inner::stuck`] is set.
+    stuck: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -95,6 +97,8 @@ struct Inner {
     fill: Fill,
     window: Window,
     tail: Tail,
+    /// Since when the client takes nothing of what is there for it.
+    stuck: Option<Instant>,
 }
 
 /// Whether as much is held for the client as may be.
@@ -235,6 +239,7 @@ impl Mailbox {
             fill: Fill::Below,
             window: Window::UNKNOWN,
             tail: Tail::Whole,
+            stuck: None,
         };
         Self {
             inner: Mutex::new(inner),
@@ -243,6 +248,7 @@ impl Mailbox {
             taken: AtomicU64::new(0),
             awaited: AtomicUsize::new(0),
             large: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
         }
     }
 
@@ -264,8 +270,24 @@ impl Mailbox {
         inner.window.room(depth, owed)
     }
 
+    /// The client takes no more now.
+    pub fn note_stuck(&self, now: Instant) {
+        self.lock().stuck.get_or_insert(now);
+        self.stuck.store(true, Ordering::Relaxed);
+    }
+
+    /// So long it has taken nothing, though there was something.
+    #[must_use]
+    pub fn stuck_for(&self, now: Instant) -> Duration {
+        self.lock().stuck.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
     /// The client has taken so many bytes.
     pub fn note_taken(&self, bytes: usize) {
+        if self.stuck.load(Ordering::Relaxed) {
+            self.lock().stuck = None;
+            self.stuck.store(false, Ordering::Relaxed);
+        }
         // In one order with what the lane does in `poll_room`: one of both sees the other.
         self.taken.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::SeqCst);
         let awaited = self.awaited.load(Ordering::SeqCst);

@@ -192,6 +192,11 @@ impl Pinned {
         self.hold
     }
 
+    /// Takes back what was queued of the transaction, if none of it was sent yet.
+    pub fn take_queue(&mut self) -> Option<Box<Queue>> {
+        self.queue.take()
+    }
+
     /// Whether more requests may be added.
     #[must_use]
     pub fn has_room(&self, depth: usize) -> bool {
@@ -383,7 +388,7 @@ impl Pinned {
                 self.expects.push_back(Expect::Swallow);
                 self.relay(bytes, plain, Hold::Once)
             }
-            Reason::Blocking | Reason::Large => self.relay(bytes, plain, Hold::Once),
+            Reason::Blocking | Reason::Large | Reason::Kill => self.relay(bytes, plain, Hold::Once),
             Reason::Unknown => {
                 self.condition = Condition::Spoilt;
                 self.relay(bytes, plain, Hold::Once)

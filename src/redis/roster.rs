@@ -94,6 +94,12 @@ impl Roster {
         self.wanted.len()
     }
 
+    /// How many bytes they are.
+    #[must_use]
+    pub fn key_bytes(&self) -> usize {
+        self.wanted.keys().map(|key| key.len()).sum()
+    }
+
     /// All keys: the longest waiter's first, each one's in their own order.
     #[must_use]
     pub fn keys(&self) -> Vec<KeyName> {
@@ -155,6 +161,7 @@ mod tests {
         roster.leave(1);
         assert_eq!(roster.first_for(b"b"), Some(2));
         assert!(!roster.wants(b"a"));
+        assert_eq!((roster.key_count(), roster.key_bytes()), (2, 2));
         assert_eq!((roster.first(), roster.everybody()), (Some(2), vec![2, 3]));
     }
 

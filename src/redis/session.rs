@@ -126,13 +126,23 @@ pub(super) enum State {
 pub(super) struct Waiting {
     ticket: Ticket<RedisConnect>,
     purpose: Purpose,
+    /// Runs out when the command has waited as long as it wanted.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Hold(Reason),
+    /// The first connection was lost before the command was sent.
+    Again(Reason),
     /// To learn what HELLO must say.
     Facts,
+}
+
+impl Purpose {
+    fn is_transaction(self) -> bool {
+        matches!(self, Self::Hold(Reason::Transaction) | Self::Again(Reason::Transaction))
+    }
 }
 
 /// How the session ends.
@@ -332,12 +342,13 @@ impl Session {
     fn wait(&mut self, cx: &mut Context<'_>) -> Moved {
         let State::Waiting(waiting) = &mut self.state else { return Moved::No };
         let purpose = waiting.purpose;
-        let Poll::Ready(result) = waiting.ticket.poll_lease(cx) else { return Moved::No };
+        let Poll::Ready(result) = waiting.ticket.poll_lease(cx) else { return self.wait_on(cx) };
         self.upstream.waiting.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         self.state = State::Shared;
         match (result, purpose) {
             (Ok(lease), Purpose::Facts) => lease.give_back(),
-            (Ok(lease), Purpose::Hold(reason)) => self.pin(lease, reason),
+            (Ok(lease), Purpose::Hold(reason)) => self.pin(lease, reason, Slow::default()),
+            (Ok(lease), Purpose::Again(reason)) => self.pin(lease, reason, Slow::again()),
             (Err(error), _) => self.refuse_first(&format!("ERR tidegate: {error}"), purpose),
         }
         Moved::Yes
@@ -352,7 +363,7 @@ impl Session {
         };
         self.scanner = RequestScanner::default();
         match (whole, purpose) {
-            (Some(used), purpose) if purpose != Purpose::Hold(Reason::Transaction) => {
+            (Some(used), purpose) if !purpose.is_transaction() => {
                 self.inbox.drain(..used);
                 write_error(text, &mut self.out.bytes);
             }
@@ -745,10 +756,15 @@ impl Session {
     /// Takes a connection for itself, now or when one is free.
     fn hold(&mut self, cx: &mut Context<'_>, purpose: Purpose) {
         match (self.upstream.holds().checkout(), purpose) {
-            (Checkout::Ready(lease), Purpose::Hold(reason)) => self.pin(lease, reason),
+            (Checkout::Ready(lease), Purpose::Hold(reason)) => {
+                self.pin(lease, reason, Slow::default());
+            }
+            (Checkout::Ready(lease), Purpose::Again(reason)) => {
+                self.pin(lease, reason, Slow::again());
+            }
             (Checkout::Ready(lease), Purpose::Facts) => lease.give_back(),
             (Checkout::Queued(ticket), purpose) => {
-                self.state = State::Waiting(Box::new(Waiting { ticket, purpose }));
+                self.state = State::Waiting(Box::new(Waiting { ticket, purpose, timer: None }));
                 self.upstream.waiting.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 self.upstream.nudge_lanes();
             }
@@ -757,10 +773,10 @@ impl Session {
         cx.waker().wake_by_ref();
     }
 
-    fn pin(&mut self, lease: Lease<RedisConnect>, reason: Reason) {
+    fn pin(&mut self, lease: Lease<RedisConnect>, reason: Reason, slow: Slow) {
         self.forget_filter();
         let pinned = Pinned::new(lease, reason, self.key(), self.queue.take());
-        self.state = State::Pinned(Box::new(pinned), Slow::default());
+        self.state = State::Pinned(Box::new(pinned), slow);
     }
 
     pub(super) fn break_protocol(&mut self, error: RequestError) {

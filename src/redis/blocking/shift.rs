@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use super::ask::ask;
 use super::{Elements, Outcome, PAUSE, Spot, Stations, Way, Wish, Work};
@@ -27,6 +27,8 @@ const CALL: Duration = Duration::from_secs(30);
 const SLICE: Duration = Duration::from_millis(30);
 /// How long while some keys hold values of another type, which is looked at again then.
 const OTHER_TYPES: Duration = Duration::from_millis(50);
+/// How long a connection is a station's own before it goes to others who wait for one.
+const TURN: Duration = Duration::from_millis(10);
 /// So much later than it should the server may answer.
 const GRACE: Duration = Duration::from_secs(10);
 /// Until what was written must be taken, and what was asked be answered.
@@ -73,6 +75,8 @@ struct Interrupt {
     state: Asking,
     pause: Duration,
     doubt: Doubt,
+    /// From then on others may have the connection.
+    turn_ends: Instant,
 }
 
 #[derive(Clone)]
@@ -104,7 +108,7 @@ impl Interrupt {
     async fn step(&mut self, stations: &Stations, spot: &Spot) {
         match &mut self.state {
             Asking::No => {
-                poll_fn(|cx| stations.poll_stale(cx, spot)).await;
+                Self::stale(self.turn_ends, stations, spot).await;
                 let Some(way) = stations.way(spot) else { return };
                 let mut bytes = Vec::new();
                 match &self.request {
@@ -131,6 +135,22 @@ impl Interrupt {
                 self.state = Asking::No;
             }
         }
+    }
+
+    /// Waits until the running call must end: for its keys, or because others wait for a connection.
+    async fn stale(turn_ends: Instant, stations: &Stations, spot: &Spot) {
+        let others = async {
+            sleep_until(turn_ends).await;
+            stations.pool.until_asked().await;
+        };
+        tokio::select! {
+            () = poll_fn(|cx| stations.poll_stale(cx, spot)) => {}
+            () = others => {}
+        }
+    }
+
+    fn is_turn_over(&self, stations: &Stations) -> bool {
+        Instant::now() >= self.turn_ends && stations.pool.has_waiters()
     }
 
     /// The call has ended. A request on its way may end the next one, which is then made again.
@@ -171,6 +191,7 @@ impl Shift {
             state: Asking::No,
             pause: FIRST_PAUSE,
             doubt: Doubt::None,
+            turn_ends: Instant::now() + TURN,
         };
         let incoming = Incoming::default();
         Self { stations, spot, lease, incoming, interrupt, others: HashSet::new() }
@@ -205,12 +226,14 @@ impl Shift {
         loop {
             match self.stations.wish(&self.spot) {
                 Wish::PutBack(catches) => self.put_back(catches).await?,
+                Wish::Call(_) if self.interrupt.is_turn_over(&self.stations) => return Ok(()),
                 Wish::Call(_) if self.lease.has_expired() => return Ok(()),
                 Wish::Call(keys) => self.call(keys).await?,
                 Wish::Nothing => {
-                    let work = poll_fn(|cx| self.stations.poll_work(cx, &self.spot));
-                    if timeout(LINGER, work).await.is_err() {
-                        return Ok(());
+                    tokio::select! {
+                        () = poll_fn(|cx| self.stations.poll_work(cx, &self.spot)) => {}
+                        () = self.stations.pool.until_asked() => return Ok(()),
+                        () = sleep(LINGER) => return Ok(()),
                     }
                 }
             }
@@ -284,7 +307,7 @@ impl Shift {
                 biased;
                 reply = self.incoming.reply(&mut self.lease.stream) => return reply.map_err(Loss),
                 () = self.interrupt.step(&self.stations, &self.spot) => {}
-                () = tokio::time::sleep_until(deadline) => {
+                () = sleep_until(deadline) => {
                     return Err(Loss("the server does not answer".into()));
                 }
             }
@@ -348,20 +371,21 @@ impl Shift {
             }
             return Ok(());
         }
-        let mut bytes = Vec::new();
-        for catch in catches.iter().rev() {
-            self.spot.class.write_return(catch, &mut bytes);
-        }
-        if let Err(loss) = self.send(&bytes).await {
-            // Not even sent.
-            self.stations.offer(&self.spot, catches);
-            return Err(loss);
-        }
-        for (catch, left) in catches.iter().rev().zip((1..=catches.len()).rev()) {
+        let mut left = catches;
+        while let Some(catch) = left.pop() {
+            let mut bytes = Vec::new();
+            self.spot.class.write_return(&catch, &mut bytes);
+            if let Err(loss) = self.send(&bytes).await {
+                // Not all of it was sent, so it was not done.
+                left.push(catch);
+                self.stations.offer(&self.spot, left);
+                return Err(loss);
+            }
             match self.reply().await {
-                Ok(reply) => self.note_return(catch, &reply),
+                Ok(reply) => self.note_return(&catch, &reply),
                 Err(loss) => {
-                    self.note_doubt(left);
+                    self.note_doubt(&catch);
+                    self.stations.offer(&self.spot, left);
                     return Err(loss);
                 }
             }
@@ -382,13 +406,13 @@ impl Shift {
         }
     }
 
-    /// So many were on their way back when the connection broke.
-    fn note_doubt(&self, pops: usize) {
-        self.lease.pool().metrics().elements_lost.inc_by(u64::try_from(pops).unwrap_or(u64::MAX));
+    /// It was on its way back when the connection broke.
+    fn note_doubt(&self, catch: &Catch) {
+        self.lease.pool().metrics().elements_lost.inc();
         tracing::error!(
             pool = self.pool_name(),
-            pops,
-            "the connection was lost while elements were put back: they may be lost"
+            key = text(&catch.key),
+            "the connection was lost while an element was put back: it may be lost"
         );
     }
 

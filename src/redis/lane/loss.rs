@@ -12,7 +12,7 @@ use crate::redis::wire::{Arguments, Progress, RequestLimits, RequestScanner};
 /// Most bytes of sent commands kept, to be sent again. Older ones are forgotten; their sessions get an error instead.
 const KEPT_BYTES: usize = 1024 * 1024;
 /// How often a command may lose its connection before that is taken to be its fault.
-const TRIES: u8 = 2;
+pub(super) const TRIES: u8 = 2;
 
 /// Bytes that were sent and not yet answered, in order.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ impl Sent {
     }
 
     /// What was sent between these places, or is to be, if it is still here.
-    fn get(&self, begins: u64, ends: u64) -> Option<&[u8]> {
+    pub(super) fn get(&self, begins: u64, ends: u64) -> Option<&[u8]> {
         let (from, bytes) = self.chunks.iter().rev().find(|(from, _)| *from <= begins)?;
         let place = |at: u64| usize::try_from(at - from).ok();
         bytes.get(place(begins)?..place(ends)?)
@@ -143,6 +143,18 @@ pub(super) fn judge<'a>(
         (&bytes[first.begins..], 0, replies)
     });
     Verdict { errors: u32::try_from(errors).unwrap_or(u32::MAX), again }
+}
+
+/// Whether the next reply to commands that were sent together, `owed` of which are not answered, is the server's own word. What a
+/// script says its author has written, and it may have written before it says so.
+pub(super) fn is_of_the_server(bytes: &[u8], owed: u32) -> bool {
+    let next = || {
+        let pieces = pieces(bytes)?;
+        let answered = pieces.len().checked_sub(usize::try_from(owed).ok()?)?;
+        let piece = pieces.get(answered)?;
+        look_up(&Arguments::new(bytes.get(piece.begins..piece.ends)?).take(1).collect::<Vec<_>>())
+    };
+    next().is_some_and(|command| !matches!(command.name, "EVAL" | "EVALSHA" | "FCALL"))
 }
 
 /// The commands in `bytes`, which are whole.
@@ -257,6 +269,13 @@ mod tests {
         assert_eq!(of("MULTI; GET a; INCR n|; EXEC", 0, 1, 0, Behind::Nothing), told(3, ""));
         assert_eq!(of("MULTI; GET a; INCR n|; EXEC", 3, 0, 0, Behind::Nothing), told(0, all));
         assert_eq!(of("MULTI; GET a; INCR n; EXEC|", 3, 0, 0, Behind::Nothing), told(1, ""));
+    }
+
+    #[test]
+    fn what_a_script_says_is_not_the_servers_word() {
+        let bytes = [command("SET a 1"), command("evalsha 0"), command("SET a 2")].concat();
+        let asked = [3, 2, 1, 4, 0].map(|owed| is_of_the_server(&bytes, owed));
+        assert_eq!(asked, [true, false, true, false, false]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-use super::loss::{Behind, Sent, Share, judge};
+use super::loss::{Behind, Sent, Share, TRIES, is_of_the_server, judge};
 use super::{Batch, Lane, Part, fail};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
@@ -131,7 +131,9 @@ impl Standstill {
                 return Poll::Pending;
             }
             let last = self.mailbox.is_given_up();
-            let time = if last { limits.stall } else { LOOK };
+            let stuck = || self.mailbox.stuck_for(Instant::now().into_std());
+            // Of clients that have long taken nothing each would have its own time, one behind the other.
+            let time = if last { limits.stall.saturating_sub(stuck()) } else { LOOK };
             let fresh = || Box::pin(tokio::time::sleep(time));
             ready!(self.look.get_or_insert_with(fresh).as_mut().poll(cx));
             let taken = self.mailbox.taken();
@@ -286,7 +288,7 @@ impl LaneRun {
                 let said = String::from_utf8_lossy(&bytes[begins..at]).trim().to_owned();
                 return Err(format!("unasked reply: {said:.200}"));
             };
-            if reply == Reply::Whole && self.is_demoted(&bytes[begins..at]) {
+            if reply == Reply::Whole && self.is_demoted(&bytes[begins..at], replies) {
                 self.hand_over(cx, &bytes[run..begins], replies)?;
                 self.void_from = self.exchange.begins();
                 return Err("the server takes no more writes".into());
@@ -303,11 +305,18 @@ impl LaneRun {
     }
 
     /// Whether a reply tells that a server that was the master is none any more. Then nothing behind it is applied here, either, and
-    /// another server is to be found at the address; if it is the same one, it says so at login.
-    fn is_demoted(&self, reply: &[u8]) -> bool {
-        reply.starts_with(b"-READONLY ")
-            && self.lease.as_ref().is_some_and(|lease| lease.role == Role::Master)
-            && matches!(self.exchange.front(), Some((Creditor::Session(..), _)))
+    /// another server is to be found at the address; if it is the same one, it says so at login. One that never does is believed.
+    fn is_demoted(&self, reply: &[u8], replies: u32) -> bool {
+        if !reply.starts_with(b"-READONLY ") {
+            return false;
+        }
+        let Some((Creditor::Session(_, piece), owed)) = self.exchange.front() else { return false };
+        let was_master = self.lease.as_ref().is_some_and(|lease| lease.role == Role::Master);
+        let ends = self.exchange.next_begins().unwrap_or(self.sent_before);
+        let sent = self.exchange.begins().and_then(|begins| self.kept.get(begins, ends));
+        was_master
+            && piece.tries < TRIES
+            && sent.is_some_and(|bytes| is_of_the_server(bytes, owed - replies))
     }
 
     fn hand_over(&mut self, cx: &Context<'_>, bytes: &[u8], replies: u32) -> Result<(), String> {

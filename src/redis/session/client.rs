@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use tokio::time::Sleep;
 
@@ -67,7 +68,10 @@ impl Session {
                     self.stuck = None;
                 }
                 Poll::Ready(_) => return Err(End("the client is gone")),
-                Poll::Pending => return Ok(moved),
+                Poll::Pending => {
+                    self.mailbox.note_stuck(Instant::now());
+                    return Ok(moved);
+                }
             }
         }
         if moved == Moved::Yes {
@@ -218,7 +222,7 @@ impl Session {
             || match &self.state {
                 State::Shared => more,
                 State::Waiting(waiting) => match waiting.purpose {
-                    Purpose::Hold(reason) => reason.ends_soon(),
+                    Purpose::Hold(reason) | Purpose::Again(reason) => reason.ends_soon(),
                     Purpose::Facts => true,
                 },
                 // What is owed for the attempt comes; for more a client that is gone does not wait.

@@ -6,18 +6,19 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use tokio::time::Sleep;
 
 use super::{End, Moved, Purpose, Session, Special, State};
 use crate::redis::blocking::{Outcome, Seat, Stations, Terms, Unblocked, Way};
-use crate::redis::command::Reason;
+use crate::redis::command::{Reason, read_at_once};
 use crate::redis::greeting::{ServerFacts, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::pop::{Catch, Head, Pop};
 use crate::redis::roster::Ticket;
-use crate::redis::wire::{RequestScanner, write_command};
+use crate::redis::wire::{Arguments, Progress, RequestScanner, write_command};
 
 /// What the server says whose number is this one has ended the waiting.
 const UNBLOCKED: &str = "UNBLOCKED client unblocked via CLIENT UNBLOCK";
@@ -58,17 +59,47 @@ impl Session {
     /// A command that may block; everything before it is answered.
     pub(super) fn block(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
         let shared = self.upstream.stations.clone().zip(Pop::parse(words));
-        let Some((stations, pop)) = shared else { return self.block_alone(cx) };
+        let Some((stations, pop)) = shared else { return self.block_alone(cx, words) };
         // Of a server that was not reached yet the attempt's reply tells.
         let able = self.upstream.facts.get().is_none_or(|facts| has_pops_of_many(&facts));
         if able && stations.terms() == Terms::Granted {
             return self.park(cx, &stations, pop);
         }
-        self.block_alone(cx)
+        self.block_alone(cx, words)
     }
 
-    fn block_alone(&mut self, cx: &mut Context<'_>) -> Special {
+    /// There is no connection for the first command yet. If it has waited as long as it wanted, it is asked over the lane what is
+    /// there.
+    pub(super) fn wait_on(&mut self, cx: &mut Context<'_>) -> Moved {
+        let State::Waiting(waiting) = &mut self.state else { return Moved::No };
+        let Some(timer) = &mut waiting.timer else { return Moved::No };
+        if timer.as_mut().poll(cx).is_pending() {
+            return Moved::No;
+        }
+        waiting.timer = None;
+        let found = RequestScanner::default().advance(&self.inbox, self.request_limits());
+        let Ok((used, Progress::Command)) = found else { return Moved::No };
+        let words: Vec<&[u8]> = Arguments::new(&self.inbox[..used]).collect();
+        let Some((_, words)) = read_at_once(&words) else { return Moved::No };
+        let mut bytes = Vec::new();
+        write_command(&words, &mut bytes);
+        let work = Work { bytes: &bytes, silent: 0, replies: 1 };
+        // A lane that is full has the command wait for a connection, after all.
+        if self.send(cx, work) != Submitted::Taken {
+            return Moved::No;
+        }
+        self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.state = State::Shared;
+        self.scanner = RequestScanner::default();
+        self.consume(used);
+        Moved::Yes
+    }
+
+    fn block_alone(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
         self.hold(cx, Purpose::Hold(Reason::Blocking));
+        if let (State::Waiting(waiting), Some((time, _))) = (&mut self.state, read_at_once(words)) {
+            waiting.timer = Some(Box::pin(tokio::time::sleep(time)));
+        }
         Special::Blocked
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-use super::{Closing, End, Moved, Passed, Session, Shape, State};
+use super::{Closing, End, Moved, Passed, Purpose, Session, Shape, State};
 use crate::redis::backend::Key;
 use crate::redis::command::{Carriage, Word, carriage};
 use crate::redis::greeting::write_error;
@@ -19,6 +19,9 @@ use crate::redis::wire::{Arguments, Progress, RequestScanner, split_inline, writ
 const LOST: &str = "ERR tidegate: the Redis server closed the connection while this command was in flight; \
      it may or may not have been applied";
 
+const NOT_SENT: &str = "ERR tidegate: the Redis server closed two connections in a row before this command could be \
+     sent; it was not applied, look at the server's log";
+
 /// The deadlines of a client that keeps others from the backend it holds.
 #[derive(Default)]
 pub(in crate::redis) struct Slow {
@@ -26,9 +29,23 @@ pub(in crate::redis) struct Slow {
     unread: Option<Pin<Box<Sleep>>>,
     /// Runs while it says nothing more inside a command that the server has begun to read.
     unsaid: Option<Pin<Box<Sleep>>>,
+    trial: Trial,
+}
+
+/// Which connection it is for the command that it was taken for.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Trial {
+    #[default]
+    First,
+    /// The first was lost before anything was sent.
+    Second,
 }
 
 impl Slow {
+    pub(super) fn again() -> Self {
+        Self { trial: Trial::Second, ..Self::default() }
+    }
+
     /// Whether the time of one of them is over; a clock starts when it is asked first.
     fn runs_out(
         clock: &mut Option<Pin<Box<Sleep>>>,
@@ -53,7 +70,7 @@ impl Session {
         let had_requests = pinned.has_requests();
         match pinned.poll_send(cx) {
             Poll::Ready(Ok(())) if had_requests => moved = Moved::Yes,
-            Poll::Ready(Err(loss)) => return self.lose(&loss),
+            Poll::Ready(Err(loss)) => return self.lose(cx, &loss),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         let limit = self.upstream.limits.slow_reader;
@@ -68,7 +85,7 @@ impl Session {
             };
             match pinned.poll_receive(cx, &mut self.out.bytes, &mut settle) {
                 Poll::Ready(Ok(())) => moved = Moved::Yes,
-                Poll::Ready(Err(loss)) => return self.lose(&loss),
+                Poll::Ready(Err(loss)) => return self.lose(cx, &loss),
                 Poll::Pending => {}
             }
         } else if Slow::runs_out(&mut slow.unread, limit, cx) {
@@ -110,8 +127,24 @@ impl Session {
     }
 
     /// The held backend broke.
-    fn lose(&mut self, loss: &Loss) -> Result<Moved, End> {
-        let Some(pinned) = self.unpin() else { return Ok(Moved::No) };
+    fn lose(&mut self, cx: &mut Context<'_>, loss: &Loss) -> Result<Moved, End> {
+        let trial = match &self.state {
+            State::Pinned(_, slow) => slow.trial,
+            _ => Trial::Second,
+        };
+        let Some(mut pinned) = self.unpin() else { return Ok(Moved::No) };
+        if let (Hold::Preparing(reason) | Hold::First(reason), Inflow::Whole, Loss::Broken(said)) =
+            (pinned.hold(), pinned.inflow, loss)
+        {
+            tracing::info!(pool = self.upstream.name(), said, "a connection was lost before use");
+            self.queue = pinned.take_queue();
+            pinned.abandon("connection lost");
+            match trial {
+                Trial::First => self.hold(cx, Purpose::Again(reason)),
+                Trial::Second => self.refuse_first(NOT_SENT, Purpose::Again(reason)),
+            }
+            return Ok(Moved::Yes);
+        }
         let (hold, unanswered, inflow) = (pinned.hold(), pinned.unanswered(), pinned.inflow);
         pinned.abandon("connection lost");
         tracing::warn!(pool = self.upstream.name(), ?loss, ?hold, "a held connection was lost");
@@ -127,10 +160,6 @@ impl Session {
             (Hold::Once | Hold::Ending, Inflow::Whole, _) => {}
             (Hold::Preparing(_) | Hold::First(_), _, Loss::Refused(text)) => {
                 write_error(text, &mut self.out.bytes);
-                self.closing = Closing::AfterReplies;
-            }
-            (Hold::Preparing(_) | Hold::First(_), _, Loss::Broken(_)) => {
-                write_error(LOST, &mut self.out.bytes);
                 self.closing = Closing::AfterReplies;
             }
             _ => self.closing = Closing::AfterReplies,
