@@ -313,28 +313,31 @@ fn pass_on(mut from: TcpStream, mut to: TcpStream, ends: &AtomicUsize) {
     let _closed = to.shutdown(Shutdown::Both);
 }
 
-#[test]
-fn a_connection_lost_before_its_command_was_sent_is_replaced_once() {
-    let server = Redis::start();
-    let ends = Arc::new(AtomicUsize::new(0));
-    let url = format!("redis://127.0.0.1:{}/0", relay_before(server.port(), Arc::clone(&ends)));
-    let gate = Setup::new().redis(&server).env("REDIS_URL", &url).start();
+/// A gate before a server, and its client, which speaks RESP3; of the connections that are opened from now on so many end at their
+/// HELLO 3.
+fn speaking_resp3(server: &Redis, ends: usize) -> (Tidegate, Connection) {
+    let left = Arc::new(AtomicUsize::new(0));
+    let url = format!("redis://127.0.0.1:{}/0", relay_before(server.port(), Arc::clone(&left)));
+    let gate = Setup::new().redis(server).env("REDIS_URL", &url).start();
     let mut client = gate.redis_client();
     client.command(&["HELLO", "3"]);
     assert_eq!(client.command(&["SET", "k", "v"]), Value::simple("OK"));
-    ends.store(1, Ordering::SeqCst);
+    left.store(ends, Ordering::SeqCst);
+    (gate, client)
+}
+
+#[test]
+fn a_connection_lost_before_its_command_was_sent_is_replaced_once() {
+    let server = Redis::start();
+    let (_gate, mut client) = speaking_resp3(&server, 1);
     assert_eq!(client.command(&["WATCH", "k"]), Value::simple("OK"));
-    assert_eq!(client.command(&["UNWATCH"]), Value::simple("OK"));
-    // These go to connections that speak RESP2 yet.
-    server.direct().command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-    ends.store(1, Ordering::SeqCst);
-    let transaction = [&["MULTI"][..], &["INCR", "n"], &["TIDEGATE.NONE"]];
-    let replies: Vec<_> = transaction.map(|words| client.command(words)).into();
-    assert_eq!(replies[1], Value::simple("QUEUED"));
-    assert!(replies[2].error().contains("unknown command"), "{:?}", replies[2]);
+    let (_gate, mut client) = speaking_resp3(&server, 1);
+    assert_eq!(client.command(&["MULTI"]), Value::simple("OK"));
+    assert_eq!(client.command(&["INCR", "n"]), Value::simple("QUEUED"));
+    let told = client.command(&["TIDEGATE.NONE"]);
+    assert!(told.error().contains("unknown command"), "{told:?}");
     assert!(client.command(&["EXEC"]).error().starts_with("EXECABORT"));
-    server.direct().command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-    ends.store(2, Ordering::SeqCst);
+    let (_gate, mut client) = speaking_resp3(&server, 2);
     let told = client.command(&["XREAD", "BLOCK", "10", "STREAMS", "s", "$"]);
     assert!(told.error().contains("it was not applied"), "{told:?}");
     assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"), "the session goes on");

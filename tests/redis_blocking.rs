@@ -743,6 +743,33 @@ fn who_waits_for_ever_keeps_nobody_from_a_connection() {
     }
 }
 
+/// Those who would keep a connection for themselves don't get the one that many wait with.
+#[test]
+fn who_waits_together_keeps_the_connection_from_who_waits_alone() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    let mut direct = server.direct();
+    let mut worker = gate.redis_client();
+    worker.send(&words("BRPOP jobs 0"));
+    blocked_on_server(&mut direct, 1);
+    let mut readers: Vec<_> = (0..4).map(|_| gate.redis_client()).collect();
+    for reader in &mut readers {
+        reader.send(&words("XREAD BLOCK 0 STREAMS s $"));
+    }
+    waiting(&gate, 2);
+    eventually("the others wait for a connection", || {
+        (gate.redis_metric("tidegate_clients", &[("state", "waiting")]) == 3.0).then_some(())
+    });
+    for _ in 0..20 {
+        let pushed = Instant::now();
+        direct.command(&["RPUSH", "jobs", "x"]);
+        assert_eq!(worker.reply().words(), ["jobs", "x"]);
+        assert!(millis(pushed.elapsed()) < 1000.0, "{:?}", pushed.elapsed());
+        worker.send(&words("BRPOP jobs 0"));
+        blocked_on_server(&mut direct, 2);
+    }
+}
+
 /// Its time runs while it waits for a connection of its own, too.
 #[test]
 fn who_reads_streams_waits_no_longer_than_it_wanted() {

@@ -26,7 +26,7 @@ pub use ticket::Ticket;
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -218,13 +218,19 @@ impl<C: Connect> Pool<C> {
         self.lock().has_waiters()
     }
 
-    /// Waits until somebody waits for a connection. Cancel safe.
-    pub async fn until_asked(&self) {
+    /// How many wait for a connection.
+    #[must_use]
+    pub fn waiters(&self) -> usize {
+        self.lock().waiters()
+    }
+
+    /// Waits until more wait for a connection than the `patient` ones. Cancel safe.
+    pub async fn until_asked(&self, patient: &AtomicUsize) {
         loop {
             let mut asked = pin!(self.asked.notified());
             // From here on no word is missed.
             asked.as_mut().enable();
-            if self.has_waiters() {
+            if self.waiters() > patient.load(Ordering::Relaxed) {
                 return;
             }
             asked.await;

@@ -91,6 +91,10 @@ impl<C: Connect> State<C> {
         !self.queue.is_empty()
     }
 
+    pub(super) fn waiters(&self) -> usize {
+        self.queue.len()
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.phase == Phase::Closed
     }

@@ -10,6 +10,7 @@ mod shift;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -39,6 +40,18 @@ pub struct Stations {
     pool: Arc<RedisPool>,
     backlog: Arc<Backlog>,
     inner: Mutex<Inner>,
+    /// Sessions that wait for a connection, and would keep it for long: a station that gave its own to them would wait in turn.
+    patient: AtomicUsize,
+}
+
+/// That a session is one of the patient ones, as long as this lives.
+#[derive(Debug)]
+pub struct Patience(Arc<Stations>);
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        self.0.patient.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -151,11 +164,18 @@ impl Stations {
     /// None yet. Takes backends from `pool` while somebody waits.
     #[must_use]
     pub fn new(pool: Arc<RedisPool>, backlog: Arc<Backlog>) -> Arc<Self> {
-        Arc::new(Self { pool, backlog, inner: Mutex::default() })
+        Arc::new(Self { pool, backlog, inner: Mutex::default(), patient: AtomicUsize::new(0) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For a session that waits for a connection which it would keep for long: stations need not share theirs.
+    #[must_use]
+    pub fn patience(self: &Arc<Self>) -> Patience {
+        self.patient.fetch_add(1, Ordering::Relaxed);
+        Patience(Arc::clone(self))
     }
 
     /// Whether the server lets one wait for many.

@@ -94,6 +94,12 @@ impl Reason {
         matches!(self, Self::Transaction | Self::Large | Self::Database | Self::Kill)
     }
 
+    /// Whether the hold may last long, whatever its client does.
+    #[must_use]
+    pub fn may_last(self) -> bool {
+        matches!(self, Self::Blocking | Self::Wait | Self::Subscription | Self::Stream)
+    }
+
     /// The word for metrics and logs.
     #[must_use]
     pub fn label(self) -> &'static str {

@@ -23,6 +23,7 @@ use prometheus::IntGauge;
 use tokio::time::Sleep;
 
 use super::backend::{Key, RedisConnect};
+use super::blocking::{Patience, Stations};
 use super::command::{Carriage, Reason, Step, Word, carriage, step};
 use super::greeting::{Effect, Identity, ServerFacts, Standing, write_error};
 use super::lane::{Lane, Submitted, Work};
@@ -128,6 +129,7 @@ pub(super) struct Waiting {
     purpose: Purpose,
     /// Runs out when the command has waited as long as it wanted.
     timer: Option<Pin<Box<Sleep>>>,
+    _patience: Option<Patience>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -140,6 +142,10 @@ enum Purpose {
 }
 
 impl Purpose {
+    fn may_last(self) -> bool {
+        matches!(self, Self::Hold(reason) | Self::Again(reason) if reason.may_last())
+    }
+
     fn is_transaction(self) -> bool {
         matches!(self, Self::Hold(Reason::Transaction) | Self::Again(Reason::Transaction))
     }
@@ -764,7 +770,10 @@ impl Session {
             }
             (Checkout::Ready(lease), Purpose::Facts) => lease.give_back(),
             (Checkout::Queued(ticket), purpose) => {
-                self.state = State::Waiting(Box::new(Waiting { ticket, purpose, timer: None }));
+                let stations = self.upstream.stations.as_ref().filter(|_| purpose.may_last());
+                let _patience = stations.map(Stations::patience);
+                let waiting = Waiting { ticket, purpose, timer: None, _patience };
+                self.state = State::Waiting(Box::new(waiting));
                 self.upstream.waiting.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 self.upstream.nudge_lanes();
             }

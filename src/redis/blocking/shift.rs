@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -141,7 +142,7 @@ impl Interrupt {
     async fn stale(turn_ends: Instant, stations: &Stations, spot: &Spot) {
         let others = async {
             sleep_until(turn_ends).await;
-            stations.pool.until_asked().await;
+            stations.pool.until_asked(&stations.patient).await;
         };
         tokio::select! {
             () = poll_fn(|cx| stations.poll_stale(cx, spot)) => {}
@@ -150,7 +151,7 @@ impl Interrupt {
     }
 
     fn is_turn_over(&self, stations: &Stations) -> bool {
-        Instant::now() >= self.turn_ends && stations.pool.has_waiters()
+        Instant::now() >= self.turn_ends && stations.must_share()
     }
 
     /// The call has ended. A request on its way may end the next one, which is then made again.
@@ -174,6 +175,11 @@ impl Interrupt {
 }
 
 impl Stations {
+    /// Whether others than the patient ones wait for a connection.
+    fn must_share(&self) -> bool {
+        self.pool.waiters() > self.patient.load(Ordering::Relaxed)
+    }
+
     fn way(&self, spot: &Spot) -> Option<Way> {
         self.look(spot, |station| station.way.clone())
     }
@@ -232,7 +238,7 @@ impl Shift {
                 Wish::Nothing => {
                     tokio::select! {
                         () = poll_fn(|cx| self.stations.poll_work(cx, &self.spot)) => {}
-                        () = self.stations.pool.until_asked() => return Ok(()),
+                        () = self.stations.pool.until_asked(&self.stations.patient) => return Ok(()),
                         () = sleep(LINGER) => return Ok(()),
                     }
                 }
