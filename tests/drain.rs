@@ -35,7 +35,7 @@ fn ends_at_the_deadline(gate: &mut Tidegate, told: Instant) {
 fn redis_clients_that_are_left_at_the_deadline_are_told() {
     let server = Redis::start();
     let mut gate = with_drain(Setup::new().redis(&server));
-    let [mut idle, mut open, mut queued, mut blocked, mut waiting, mut paused] =
+    let [mut idle, mut open, mut holder, mut queued, mut blocked, mut waiting, mut paused] =
         std::array::from_fn(|_| gate.redis_client());
     assert_eq!(idle.command(&["PING"]), Value::simple("PONG"));
     assert_eq!(open.command(&["WATCH", "k"]), Value::simple("OK"));
@@ -43,10 +43,12 @@ fn redis_clients_that_are_left_at_the_deadline_are_told() {
         assert_eq!(client.command(&["MULTI"]), Value::simple("OK"));
         assert_eq!(client.command(&["SET", "k", "v"]), Value::simple("QUEUED"));
     }
+    // No connection is left for those who come now.
+    assert_eq!(holder.command(&["WATCH", "k"]), Value::simple("OK"));
     blocked.send(&encode(&["BLPOP", "never", "0"]));
     let mut direct = server.direct();
     eventually("it blocks", || {
-        direct.command(&["INFO", "clients"]).text().contains("blocked_clients:1").then_some(())
+        (gate.redis_metric("tidegate_parked_clients", &[]) == 1.0).then_some(())
     });
     waiting.send(&encode(&["WATCH", "k"]));
     eventually("it waits", || {
@@ -55,7 +57,7 @@ fn redis_clients_that_are_left_at_the_deadline_are_told() {
     assert_eq!(direct.command(&["CLIENT", "PAUSE", "9000", "WRITE"]), Value::simple("OK"));
     paused.send(&encode(&["SET", "k", "paused"]).repeat(3));
     eventually("it is on its way", || {
-        (gate.redis_metric("tidegate_clients", &[("state", "active")]) == 3.0).then_some(())
+        (gate.redis_metric("tidegate_clients", &[("state", "active")]) == 4.0).then_some(())
     });
     gate.signal(Signal::TERM);
     let told = Instant::now();

@@ -86,12 +86,20 @@ impl Stage {
     fn run(&mut self, script: &[Step]) -> Result<u64, String> {
         self.sides.iter_mut().for_each(Side::reset);
         let empty = [&["FLUSHALL"][..], &["SCRIPT", "FLUSH"], &["FUNCTION", "FLUSH"]];
-        for server in &self.servers {
-            let mut direct = server.direct();
-            empty.iter().for_each(|words| drop(direct.command(words)));
-        }
-        if self.place == Place::Namespace {
-            self.fill();
+        match self.place {
+            // Over the gate: it is to know that the scripts are gone.
+            Place::Alone => {
+                let commands = empty.iter().map(|words| Command::new(words)).collect();
+                let step = Step { session: 0, commands, piece_bytes: usize::MAX };
+                self.sides.iter_mut().for_each(|side| drop(side.say(&step)));
+            }
+            Place::Namespace => {
+                for server in &self.servers {
+                    let mut direct = server.direct();
+                    empty.iter().for_each(|words| drop(direct.command(words)));
+                }
+                self.fill();
+            }
         }
         let mut count = 0;
         for (at, step) in script.iter().enumerate() {

@@ -21,6 +21,11 @@ enum Form {
 }
 
 impl Command {
+    pub fn new(words: &[&str]) -> Self {
+        let words = words.iter().map(|word| word.as_bytes().to_vec()).collect();
+        Self { words, form: Form::Array }
+    }
+
     pub fn bytes(&self) -> Vec<u8> {
         if self.form == Form::Inline {
             return [self.words.join(&b' '), b"\r\n".to_vec()].concat();

@@ -71,6 +71,8 @@ fn the_shipped_file_shows_every_setting_with_its_default() {
     }
     // Nobody has this file, which is read at once.
     let text = text.replace("\nusers_file = ", "\n# users_file = ");
+    // And there is no namespace of this name.
+    let text = text.replace("\nnamespace = ", "\n# namespace = ");
     let mut settings = from_file(&text).unwrap().settings;
     let default = from_environment(&[DB, REDIS]).unwrap().settings;
     // Written down, the ports are somebody's wish, and the certificates' file has no default.
@@ -89,4 +91,47 @@ fn the_shipped_file_shows_every_setting_with_its_default() {
         listener.upstream = std::sync::Arc::new(upstream);
     }
     assert_eq!(settings, default);
+}
+
+#[test]
+fn the_shipped_files_namespace_is_one() {
+    let lines = SHIPPED.lines().map(|line| match line.strip_prefix("#  ") {
+        Some(setting) if !setting.starts_with("password_env") => setting,
+        _ if line == "# [[redis.namespaces]]" => "[[redis.namespaces]]",
+        _ => line,
+    });
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let redis = from_file(&text).unwrap().settings.redis.unwrap();
+    let [namespace] = &redis.listeners[0].namespaces[..] else { panic!("one is shown") };
+    assert_eq!((namespace.name.as_str(), namespace.password.expose()), ("cache", "..."));
+    for key in crate::config::keys::NAMESPACE_KEYS {
+        assert!(SHIPPED.contains(&format!("\n#  {key} = ")), "{key} is not shown");
+    }
+}
+
+#[test]
+fn a_wrong_namespace_is_told_of() {
+    let told = |table: &str| {
+        from_file(&format!("[[redis.namespaces]]\n{table}\n")).unwrap_err().to_string()
+    };
+    for (table, words) in [
+        ("mode = \"prefix\"", "needs a name"),
+        ("name = \"default\"", "not default"),
+        ("name = \"a b\"", "must be letters"),
+        ("name = \"a\"\nprefix = \"\"", "is empty"),
+        ("name = \"a\"\nmode = \"both\"", "must be one of enforce, prefix"),
+        ("name = \"a\"\nmode = \"prefix\"\nreadable = [\"b:\"]", "nothing else is readable"),
+        ("name = \"a\"\nscripts = \"maybe\"", "must be sandbox, deny, trust"),
+        ("name = \"a\"\npassword_env = \"NOT_THERE\"", "is set and not empty"),
+        ("name = \"a\"\nvalue_bytes = 0", "must be a whole number"),
+        ("name = \"a\"\nurl = \"OTHER_URL\"", "one of the variables in redis.urls"),
+        ("name = \"a\"\nvariable = \"REDIS_URL\"", "is another's"),
+        ("name = \"a\"\nprefex = \"b\"", "prefix"),
+        ("name = \"a\"\n[[redis.namespaces]]\nname = \"a\"", "two namespaces"),
+    ] {
+        let told = told(table);
+        assert!(told.contains(words), "{table}: {told}");
+    }
+    let told = from_file("[redis]\nnamespace = \"cach\"\n[[redis.namespaces]]\nname = \"cache\"\n");
+    assert!(told.unwrap_err().to_string().contains("cache"));
 }

@@ -106,7 +106,7 @@ fn names_get_the_prefix_wherever_they_stand() {
         ("XREADGROUP GROUP g c STREAMS s >", "XREADGROUP GROUP g c STREAMS cache:s >"),
         ("KEYS a*", "KEYS cache:a*"),
         ("SCAN 0", "SCAN 0 MATCH cache:*"),
-        ("SCAN 7 COUNT 5 MATCH x MATCH y* TYPE set", "SCAN 7 MATCH cache:y* COUNT 5 TYPE set"),
+        ("SCAN 7 COUNT 5 MATCH x MATCH y* TYPE set", "SCAN 7 COUNT 5 TYPE set MATCH cache:y*"),
         ("SUBSCRIBE c", "SUBSCRIBE cache:c"),
         ("PSUBSCRIBE c*", "PSUBSCRIBE cache:c*"),
         ("PUBLISH c hi", "PUBLISH cache:c hi"),

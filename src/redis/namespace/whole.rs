@@ -107,10 +107,10 @@ impl Namespace {
             }
             rest = more;
         }
+        let (pattern, shape) = self.narrow(pattern, Shape::Scan, Shape::ChosenScan);
+        words.extend([Cow::Borrowed(&b"MATCH"[..]), pattern]);
         // A word without a value: the server says so.
         words.extend(rest.iter().map(|word| Cow::Borrowed(*word)));
-        let (pattern, shape) = self.narrow(pattern, Shape::Scan, Shape::ChosenScan);
-        words.splice(2..2, [Cow::Borrowed(&b"MATCH"[..]), pattern]);
         Judgement::Becomes(words, shape)
     }
 

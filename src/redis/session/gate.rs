@@ -321,6 +321,20 @@ impl Session {
         }
     }
 
+    /// The words that go in the place of these, which have passed in another form before, and what is to be done about the reply.
+    pub(super) fn judged_anew<'a>(
+        &self,
+        words: &[&'a [u8]],
+    ) -> Option<(Vec<Cow<'a, [u8]>>, Shape)> {
+        let as_they_are = || words.iter().map(|word| Cow::Borrowed(*word)).collect();
+        let Some(gate) = self.judges() else { return Some((as_they_are(), Shape::Plain)) };
+        match gate.judge(words) {
+            Judgement::Passes => Some((as_they_are(), Shape::Plain)),
+            Judgement::Becomes(becomes, shape) => Some((becomes, shape)),
+            _ => None,
+        }
+    }
+
     /// Whether the gate keeps everything back until a reply has come.
     pub(super) fn gate_is_busy(&mut self) -> bool {
         self.look_at_replies();

@@ -81,6 +81,7 @@ impl Session {
         let Ok((used, Progress::Command)) = found else { return Moved::No };
         let words: Vec<&[u8]> = Arguments::new(&self.inbox[..used]).collect();
         let Some((_, words)) = read_at_once(&words) else { return Moved::No };
+        let Some((words, shape)) = self.judged_anew(&words) else { return Moved::No };
         let mut bytes = Vec::new();
         write_command(&words, &mut bytes);
         let work = Work { bytes: &bytes, silent: 0, replies: 1 };
@@ -91,6 +92,7 @@ impl Session {
         self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
         self.state = State::Shared;
         self.scanner = RequestScanner::default();
+        self.await_shape(shape);
         self.consume(used);
         Moved::Yes
     }
