@@ -407,7 +407,16 @@ fn what_is_too_large_to_be_held_is_looked_at_all_the_same() {
     assert_eq!(queue.command(&["STRLEN", "large"]), Value::Integer(3_000_000));
     assert_eq!(queue.command(&["GET", "large"]).text().len(), 3_000_000);
     assert_eq!(stage.direct().command(&["STRLEN", "queue:large"]), Value::Integer(3_000_000));
+    // In a transaction it has its place, and what stands behind it keeps its own.
+    stage.direct().command(&["SET", "large", "outside"]);
     let mut cache = stage.client("cache");
+    for mut client in [stage.client("queue"), stage.client("queue")] {
+        assert_eq!(client.command(&["MULTI"]), ok());
+        assert_eq!(client.command(&["SET", "large", &value]), Value::simple("QUEUED"));
+        assert_eq!(client.command(&["KEYS", "large"]), Value::simple("QUEUED"));
+        let ran = Value::Array(vec![ok(), Value::Array(vec![Value::bulk("large")])]);
+        assert_eq!(client.command(&["EXEC"]), ran);
+    }
     assert_eq!(cache.command(&["SET", "cache:large", &value]), ok());
     for words in
         [&["SET", "queue:large", &value[..]][..], &["MSET", "cache:x", &value, "queue:large", "x"]]

@@ -276,15 +276,17 @@ impl Session {
                 }
                 Err(_refused) => return self.refuse_large(),
             }
-            return self.decide(&words, how, raw, progress);
+            return self.decide_and_note(&words, how, raw, (progress, Shape::Plain));
         }
         match self.pass_gate_pinned(&words, how) {
-            Passed::AsIs => self.decide_and_note(&words, how, raw, Shape::Plain),
+            Passed::AsIs => {
+                self.decide_and_note(&words, how, raw, (Progress::Command, Shape::Plain))
+            }
             Passed::As(words, shape) => {
                 let words: Vec<&[u8]> = words.iter().map(|word| &**word).collect();
                 let mut raw = Vec::new();
                 write_command(&words, &mut raw);
-                self.decide_and_note(&words, how, &raw, shape)
+                self.decide_and_note(&words, how, &raw, (Progress::Command, shape))
             }
             Passed::Waits => Offered::Kept,
             Passed::Taken => Offered::Taken,
@@ -296,10 +298,10 @@ impl Session {
         words: &[&[u8]],
         how: Carriage,
         raw: &[u8],
-        shape: Shape,
+        (progress, shape): (Progress, Shape),
     ) -> Offered {
         let queueing = matches!(&self.state, State::Pinned(pinned, _) if pinned.is_queueing());
-        let offered = self.decide(words, how, raw, Progress::Command);
+        let offered = self.decide(words, how, raw, progress);
         if matches!(offered, Offered::Taken) {
             self.note_passed(words, shape, queueing);
         }
