@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::config::{ConfigError, Loaded};
+use crate::config::{ConfigError, Loaded, PasswordOrigin, Settings};
 use crate::lifecycle::{Drain, DrainTrigger};
 use crate::supervisor::{self, Signals, StartError, Supervised};
 
@@ -76,6 +76,9 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
             name other variables in TIDEGATE_POSTGRES_URLS or TIDEGATE_REDIS_URLS";
         return Err(ConfigError::new("serve", problem).into());
     }
+    if *work == Work::Serve {
+        warn_of_unknown_passwords(&loaded.settings);
+    }
     let mut signals = Signals::new().context("cannot catch signals")?;
     let taken = if *work == Work::Serve { Taken::Refuse } else { Taken::Next };
     let bound = listeners::bind(loaded, taken).await?;
@@ -106,6 +109,19 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
         );
     }
     Ok(code)
+}
+
+/// `serve` tells nobody of a password that was made.
+fn warn_of_unknown_passwords(settings: &Settings) {
+    let listeners = settings.redis.iter().flat_map(|redis| &redis.listeners);
+    for known in listeners.flat_map(|listener| &listener.namespaces) {
+        if known.origin == PasswordOrigin::Made {
+            tracing::warn!(
+                namespace = &*known.namespace.name,
+                "nobody knows the namespace's password, which is made at each start: give it a password, or password_env"
+            );
+        }
+    }
 }
 
 /// Starts the command, lives as long as it does; its exit code.

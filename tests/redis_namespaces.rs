@@ -33,6 +33,7 @@ password = "watcher-secret"
 name = "quiet"
 scripts = "deny"
 client_limit = 1
+allow = ["NOSUCH", "MONITOR"]
 password = "quiet-secret"
 "#;
 
@@ -47,9 +48,17 @@ impl Stage {
     }
 
     fn with(settings: &str) -> Self {
+        Self::written(&format!("[redis]\n{settings}\n{NAMESPACES}"))
+    }
+
+    fn with_more(tables: &str) -> Self {
+        Self::written(&format!("{NAMESPACES}\n{tables}"))
+    }
+
+    fn written(text: &str) -> Self {
         let server = Redis::with_password();
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), format!("[redis]\n{settings}\n{NAMESPACES}")).unwrap();
+        std::fs::write(file.path(), text).unwrap();
         let gate = Setup::new().redis(&server).pool_size(4).config(file.path()).start();
         Self { server, gate }
     }
@@ -541,4 +550,75 @@ fn it_is_seen_who_fills_the_server() {
     });
     assert!((100.0..300.0).contains(&keys), "{keys} keys");
     assert!((100_000.0..400_000.0).contains(&bytes), "{bytes} bytes");
+}
+
+#[test]
+fn what_is_allowed_passes_and_leaves_nothing_behind() {
+    let stage = Stage::new();
+    let mut quiet = stage.client("quiet");
+    for _ in 0..5 {
+        let told = quiet.command(&["NOSUCH", "queue:a"]);
+        assert!(told.error().starts_with("ERR unknown command"), "{told:?}");
+    }
+    // Behind this nothing could be looked at.
+    let told = quiet.command(&["MONITOR"]);
+    assert!(told.error().contains("send it as the user of the URL"), "{told:?}");
+    assert_eq!(quiet.command(&["SET", "quiet:a", "1"]), ok());
+    eventually("no connection is held", || {
+        let held = stage.gate.redis_metric("tidegate_server_connections", &[("state", "pinned")]);
+        (held == 0.0).then_some(())
+    });
+}
+
+#[test]
+fn no_value_is_longer_than_it_may_be_in_pieces_either() {
+    let stage = Stage::with_more(
+        "[[redis.namespaces]]\nname = \"small\"\nvalue_bytes = 2000000\npassword = \"small-secret\"\n",
+    );
+    let mut small = stage.client("small");
+    assert_eq!(small.command(&["SET", "small:a", &"v".repeat(1_900_000)]), ok());
+    let told = small.command(&["SET", "small:a", &"v".repeat(2_100_000)]);
+    assert!(
+        told.error().contains("2000000 bytes") && told.error().contains("value_bytes"),
+        "{told:?}"
+    );
+    assert!(small.closed());
+    assert_eq!(stage.direct().command(&["STRLEN", "small:a"]), Value::Integer(1_900_000));
+}
+
+#[test]
+fn strangers_take_no_place_of_a_namespace() {
+    let stage = Stage::with("namespace = \"quiet\"");
+    let _strangers: Vec<_> = (0..5).map(|_| stage.gate.redis_client()).collect();
+    let mut client = stage.gate.redis_client();
+    assert_eq!(client.command(&["AUTH", PASSWORD]), ok());
+    assert_eq!(client.command(&["SET", "quiet:a", "1"]), ok());
+    assert_eq!(client.command(&["RESET"]), Value::simple("RESET"));
+    assert!(client.command(&["GET", "quiet:a"]).error().starts_with("NOAUTH"));
+    assert_eq!(stage.gate.page().sum("tidegate_namespace_clients", &[("namespace", "quiet")]), 0.0);
+}
+
+/// A client that reads nothing of a list with names to be changed: no more is held for it than for any other.
+#[test]
+fn a_slow_reader_of_names_is_held_as_any_other() {
+    let stage = Stage::with("reply_bytes_per_client = 1000000\nreply_stall_ms = 300");
+    let mut direct = stage.direct();
+    let name = "n".repeat(10_000);
+    for number in 0..3_000 {
+        direct.send(&encode(&["SET", &format!("queue:{name}{number}"), ""]));
+        direct.reply();
+    }
+    let mut slow = stage.client("queue");
+    let before = stage.gate.resident_kib();
+    for _ in 0..10 {
+        slow.send(&encode(&["KEYS", "*"]));
+    }
+    let mut quick = stage.client("queue");
+    assert_eq!(quick.command(&["SET", "quick", "1"]), ok());
+    eventually("it is sent away", || {
+        quick.command(&["GET", "quick"]);
+        (stage.gate.redis_metric("tidegate_clients_aborted_total", &[]) >= 1.0).then_some(())
+    });
+    let grown = stage.gate.resident_kib().saturating_sub(before);
+    assert!(grown < 20_000, "{grown} KiB for 30 MB of names");
 }

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use super::variable::Origin;
-use super::{Auth, Loaded, NamespaceMode, PoolMode, Protocol, RedisTls, SslMode};
+use super::{Auth, Loaded, PoolMode, Protocol, RedisTls, SslMode};
+use crate::redis::namespace::Mode;
 
 /// Describes everything that was loaded, for a person.
 #[must_use]
@@ -93,13 +94,16 @@ fn write_redis(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
             "          {} -> {} {}:{}, database {}, {tls}",
             listener.listen, upstream.name, upstream.host, upstream.port, upstream.database
         )?;
-        for (at, namespace) in listener.namespaces.iter().enumerate() {
+        for (at, settings) in listener.namespaces.iter().enumerate() {
+            let namespace = &settings.namespace;
             let mode = match namespace.mode {
-                NamespaceMode::Enforce => "said by clients",
-                NamespaceMode::Prefix => "added and taken away",
+                Mode::Enforce => "said by clients",
+                Mode::Prefix => "added and taken away",
             };
             let plain = if listener.first_namespace == Some(at) { ", plain clients" } else { "" };
-            let prefixes = namespace.prefixes.join(" ");
+            let prefixes: Vec<_> =
+                namespace.prefixes.iter().map(|prefix| String::from_utf8_lossy(prefix)).collect();
+            let prefixes = prefixes.join(" ");
             writeln!(text, "          namespace {}: {prefixes} {mode}{plain}", namespace.name)?;
         }
     }

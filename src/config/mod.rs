@@ -27,10 +27,10 @@ pub use error::ConfigError;
 pub use local::leads_to;
 pub use secret::Secret;
 pub use settings::{
-    AdminSettings, Auth, LogFormat, LogLevel, LogSettings, NamespaceMode, NamespaceScripts,
-    NamespaceSettings, Passing, PoolMode, PoolModeRule, PoolModes, PostgresLimits,
-    PostgresListener, PostgresSettings, PostgresUpstream, Probe, RedisLimits, RedisListener,
-    RedisSettings, RedisTls, RedisUpstream, Settings, SslMode,
+    AdminSettings, Auth, LogFormat, LogLevel, LogSettings, NamespaceSettings, Passing,
+    PasswordOrigin, PoolMode, PoolModeRule, PoolModes, PostgresLimits, PostgresListener,
+    PostgresSettings, PostgresUpstream, Probe, RedisLimits, RedisListener, RedisSettings, RedisTls,
+    RedisUpstream, Settings, SslMode,
 };
 pub use users::{UserSecret, Users};
 pub use variable::{PooledUrl, PooledVariable, Protocol};

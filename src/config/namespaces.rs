@@ -2,10 +2,9 @@
 
 use super::suggest;
 use super::variable::{Origin, PooledVariable};
-use super::written::{Entry, Environment, Namespace, Written};
-use super::{
-    Auth, ConfigError, NamespaceMode, NamespaceScripts, NamespaceSettings, RedisListener, Secret,
-};
+use super::written::{Entry, Environment, Written, WrittenNamespace};
+use super::{Auth, ConfigError, NamespaceSettings, PasswordOrigin, RedisListener, Secret};
+use crate::redis::namespace::{Mode, Namespace, Rights, ScriptRule};
 
 /// Longest value of a namespace's own, when it doesn't say: as long as Redis takes.
 const VALUE_BYTES: usize = 512 * 1024 * 1024;
@@ -23,19 +22,20 @@ pub(super) fn resolve(
     let mut names: Vec<String> = Vec::new();
     for namespace in written.namespaces() {
         let settings = settings(namespace, environment)?;
-        if names.contains(&settings.name) {
-            let problem = format!("two namespaces are called {}", settings.name);
+        let user = settings.namespace.name.to_string();
+        if names.contains(&user) {
+            let problem = format!("two namespaces are called {user}");
             return Err(ConfigError::new(&namespace.source, problem));
         }
-        names.push(settings.name.clone());
         let Some(base) = base(namespace, variables)? else { continue };
-        let name = variable(namespace, &settings.name)?;
+        let name = variable(namespace, &user)?;
         if variables.iter().any(|known| known.name == name) {
             let problem =
                 format!("the variable {name} is another's: name one with variable = \"...\"");
             return Err(ConfigError::new(&namespace.source, problem));
         }
-        let own = base.of_namespace(name, &settings.name, &settings.password);
+        let own = base.of_namespace(name, &user, &settings.password);
+        names.push(user);
         if let Some(listener) = listeners.get_mut(base.listener) {
             listener.namespaces.push(settings);
         }
@@ -63,14 +63,19 @@ fn warn_of_open_doors(auth: Auth, listeners: &[RedisListener], warnings: &mut Ve
 /// Which namespace clients have that come with the upstream's own credentials.
 fn first(written: &Written, listeners: &mut [RedisListener]) -> Result<(), ConfigError> {
     let Some(entry) = written.entry("redis.namespace") else { return Ok(()) };
+    // Without a Redis there is nothing to be bound to.
+    if listeners.is_empty() {
+        return Ok(());
+    }
     let mut known = Vec::new();
     for listener in listeners.iter_mut() {
-        let position = listener.namespaces.iter().position(|one| one.name == entry.text);
+        let position =
+            listener.namespaces.iter().position(|one| *one.namespace.name == *entry.text);
         if position.is_some() {
             listener.first_namespace = position;
             return Ok(());
         }
-        known.extend(listener.namespaces.iter().map(|one| one.name.as_str()));
+        known.extend(listener.namespaces.iter().map(|one| &*one.namespace.name));
     }
     let hint = suggest::hint(&entry.text, known.iter().copied());
     Err(entry.wrong(format!("is the name of no [[redis.namespaces]]{hint}")))
@@ -78,7 +83,7 @@ fn first(written: &Written, listeners: &mut [RedisListener]) -> Result<(), Confi
 
 /// The variable of the upstream: the one that is named, or the first Redis of all. `None`: there is no Redis.
 fn base(
-    namespace: &Namespace,
+    namespace: &WrittenNamespace,
     variables: &[PooledVariable],
 ) -> Result<Option<PooledVariable>, ConfigError> {
     let redis = |variable: &&PooledVariable| {
@@ -94,7 +99,7 @@ fn base(
     }
 }
 
-fn variable(namespace: &Namespace, name: &str) -> Result<String, ConfigError> {
+fn variable(namespace: &WrittenNamespace, name: &str) -> Result<String, ConfigError> {
     let Some(entry) = namespace.entry("variable") else {
         let name = name.to_ascii_uppercase().replace('-', "_");
         return Ok(format!("{name}_REDIS_URL"));
@@ -110,43 +115,60 @@ fn variable(namespace: &Namespace, name: &str) -> Result<String, ConfigError> {
 }
 
 fn settings(
-    namespace: &Namespace,
+    namespace: &WrittenNamespace,
     environment: &Environment,
 ) -> Result<NamespaceSettings, ConfigError> {
     let name = name(namespace)?;
     let mode = choice(
         namespace.entry("mode"),
-        NamespaceMode::Enforce,
-        &[("enforce", NamespaceMode::Enforce), ("prefix", NamespaceMode::Prefix)],
+        Mode::Enforce,
+        &[("enforce", Mode::Enforce), ("prefix", Mode::Prefix)],
     )?;
     let prefixes = match namespace.entry("prefix") {
         None => vec![format!("{name}:")],
-        Some(entry) if entry.text.is_empty() => {
-            return Err(entry.wrong("is empty: every name would be inside"));
-        }
-        Some(entry) => words(Some(entry)),
+        Some(entry) => read_prefixes(entry)?,
     };
-    let readable = words(namespace.entry("readable"));
-    if mode == NamespaceMode::Prefix && (prefixes.len() > 1 || !readable.is_empty()) {
+    let readable = namespace.entry("readable").map_or(Ok(Vec::new()), read_prefixes)?;
+    if mode == Mode::Prefix && (prefixes.len() > 1 || !readable.is_empty()) {
         let problem = "with mode = \"prefix\" there is one prefix, and nothing else is readable";
         return Err(ConfigError::new(&namespace.source, problem));
     }
-    let switch = [("true", true), ("false", false)];
+    let rights = [("true", Rights::ReadOnly), ("false", Rights::ReadWrite)];
+    let (password, origin) = password(namespace, environment)?;
+    let bytes = |names: Vec<String>| {
+        names.into_iter().map(|name| name.into_bytes().into_boxed_slice()).collect()
+    };
+    let upper = |word: &String| word.to_ascii_uppercase().into_boxed_str();
     Ok(NamespaceSettings {
-        password: password(namespace, environment)?,
-        prefixes,
-        readable,
-        mode,
-        read_only: choice(namespace.entry("read_only"), false, &switch)?,
-        allowed: allowed(namespace),
-        scripts: scripts(namespace)?,
-        value_bytes: count(namespace.entry("value_bytes"), VALUE_BYTES)?,
+        password,
+        origin,
         client_limit: count(namespace.entry("client_limit"), CLIENTS)?,
-        name,
+        namespace: Namespace {
+            name: name.into_boxed_str(),
+            mode,
+            prefixes: bytes(prefixes),
+            readable: bytes(readable),
+            rights: choice(namespace.entry("read_only"), Rights::ReadWrite, &rights)?,
+            allowed: words(namespace.entry("allow")).iter().map(upper).collect(),
+            scripts: scripts(namespace)?,
+            value_bytes: count(namespace.entry("value_bytes"), VALUE_BYTES)?,
+        },
     })
 }
 
-fn name(namespace: &Namespace) -> Result<String, ConfigError> {
+/// What names begin with. A star could be taken for the place of something else (SORT's BY and GET).
+fn read_prefixes(entry: &Entry) -> Result<Vec<String>, ConfigError> {
+    let prefixes = words(Some(entry));
+    if prefixes.is_empty() {
+        return Err(entry.wrong("is empty: every name would be inside"));
+    }
+    if prefixes.iter().any(|prefix| prefix.contains('*')) {
+        return Err(entry.wrong("must be what names begin with, not a pattern: take the * out"));
+    }
+    Ok(prefixes)
+}
+
+fn name(namespace: &WrittenNamespace) -> Result<String, ConfigError> {
     let Some(entry) = namespace.entry("name") else {
         return Err(ConfigError::new(&namespace.source, "a namespace needs a name = \"...\""));
     };
@@ -159,7 +181,10 @@ fn name(namespace: &Namespace) -> Result<String, ConfigError> {
     Ok(entry.text.clone())
 }
 
-fn password(namespace: &Namespace, environment: &Environment) -> Result<Secret, ConfigError> {
+fn password(
+    namespace: &WrittenNamespace,
+    environment: &Environment,
+) -> Result<(Secret, PasswordOrigin), ConfigError> {
     let secret = match (namespace.entry("password"), namespace.entry("password_env")) {
         (Some(_), Some(entry)) => {
             return Err(entry.wrong("password is given, too: take one of them out"));
@@ -169,7 +194,7 @@ fn password(namespace: &Namespace, environment: &Environment) -> Result<Secret, 
             Some(Some(text)) if !text.trim().is_empty() => text.trim().to_owned(),
             _ => return Err(entry.wrong("must name a variable that is set and not empty")),
         },
-        (None, None) => return random(&namespace.source),
+        (None, None) => return Ok((random(&namespace.source)?, PasswordOrigin::Made)),
     };
     if secret.is_empty() {
         return Err(ConfigError::new(
@@ -177,31 +202,28 @@ fn password(namespace: &Namespace, environment: &Environment) -> Result<Secret, 
             "the password is empty; leave it out to have one made",
         ));
     }
-    Ok(Secret::new(secret))
+    Ok((Secret::new(secret), PasswordOrigin::Written))
 }
 
 /// One that nobody has to keep: the wrapped command finds it in its variable.
 fn random(source: &str) -> Result<Secret, ConfigError> {
     let mut bytes = [0_u8; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| ConfigError::new(source, format!("no password could be made: {error}")))?;
+    getrandom::fill(&mut bytes).map_err(|error| {
+        ConfigError::new(source, format!("no password could be made: {error}; give one"))
+    })?;
     Ok(Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
 }
 
-fn allowed(namespace: &Namespace) -> Vec<String> {
-    words(namespace.entry("allow")).iter().map(|word| word.to_ascii_uppercase()).collect()
-}
-
-fn scripts(namespace: &Namespace) -> Result<NamespaceScripts, ConfigError> {
-    let Some(entry) = namespace.entry("scripts") else { return Ok(NamespaceScripts::Sandbox) };
+fn scripts(namespace: &WrittenNamespace) -> Result<ScriptRule, ConfigError> {
+    let Some(entry) = namespace.entry("scripts") else { return Ok(ScriptRule::Sandbox) };
     let words = words(Some(entry));
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["sandbox"] => Ok(NamespaceScripts::Sandbox),
-        ["deny"] => Ok(NamespaceScripts::Deny),
-        ["trust"] => Ok(NamespaceScripts::Trust(None)),
+        ["sandbox"] => Ok(ScriptRule::Sandbox),
+        ["deny"] => Ok(ScriptRule::Deny),
+        ["trust"] => Ok(ScriptRule::Trust),
         ref hashes if !hashes.is_empty() && hashes.iter().all(|hash| is_sha1(hash)) => {
-            let hashes = hashes.iter().map(|hash| hash.to_ascii_lowercase()).collect();
-            Ok(NamespaceScripts::Trust(Some(hashes)))
+            let lower = |hash: &&str| hash.to_ascii_lowercase().into_boxed_str();
+            Ok(ScriptRule::TrustSome(hashes.iter().map(lower).collect()))
         }
         _ => {
             Err(entry.wrong("must be sandbox, deny, trust, or a list of SHA1s of scripts to trust"))

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Host, Secret, Users};
+use crate::redis::namespace::Namespace;
 
 /// Everything the program was told.
 #[derive(Clone, Debug, PartialEq)]
@@ -341,49 +342,26 @@ pub struct RedisListener {
     pub first_namespace: Option<usize>,
 }
 
-/// A part of a Redis, told by how its names begin.
+/// A part of a Redis, and who may come into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceSettings {
-    /// The user that clients give.
-    pub name: String,
-    /// And the password.
+    /// What it is; its name is the user that clients give.
+    pub namespace: Namespace,
+    /// The password that they give with it.
     pub password: Secret,
-    /// What its names begin with.
-    pub prefixes: Vec<String>,
-    /// What names begin with that may be read only.
-    pub readable: Vec<String>,
-    /// Who says the prefix.
-    pub mode: NamespaceMode,
-    /// Whether it may only be read.
-    pub read_only: bool,
-    /// Commands that are not looked at; subcommands behind a bar.
-    pub allowed: Vec<String>,
-    /// What becomes of scripts.
-    pub scripts: NamespaceScripts,
-    /// Longest word of a command, bytes.
-    pub value_bytes: usize,
+    /// Where that comes from.
+    pub origin: PasswordOrigin,
     /// Most clients at once.
     pub client_limit: usize,
 }
 
-/// Who says the prefix of a namespace.
+/// Where a namespace's password comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NamespaceMode {
-    /// The client.
-    Enforce,
-    /// Tidegate.
-    Prefix,
-}
-
-/// What becomes of Lua scripts in a namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NamespaceScripts {
-    /// They run inside of the namespace.
-    Sandbox,
-    /// They are refused.
-    Deny,
-    /// They run as they are: all of them, or those with these SHA1s.
-    Trust(Option<Vec<String>>),
+pub enum PasswordOrigin {
+    /// Somebody wrote it down.
+    Written,
+    /// It was made at random: the wrapped command alone is told of it.
+    Made,
 }
 
 /// A Redis server as one variable names it.

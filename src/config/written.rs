@@ -31,18 +31,18 @@ impl Entry {
 #[derive(Debug, Default)]
 pub(super) struct Written {
     entries: BTreeMap<&'static str, Entry>,
-    namespaces: Vec<Namespace>,
+    namespaces: Vec<WrittenNamespace>,
 }
 
 /// What was written of one `[[redis.namespaces]]`.
 #[derive(Debug)]
-pub(super) struct Namespace {
+pub(super) struct WrittenNamespace {
     /// Where it stands in the file.
     pub(super) source: String,
     entries: BTreeMap<&'static str, Entry>,
 }
 
-impl Namespace {
+impl WrittenNamespace {
     /// What was written for `key`, if anything was.
     pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
         debug_assert!(NAMESPACE_KEYS.contains(&key), "{key} is not in NAMESPACE_KEYS");
@@ -94,7 +94,7 @@ impl Written {
             let DeValue::Table(table) = item.get_ref() else {
                 return Err(ConfigError::new(source, "must be tables: [[redis.namespaces]]"));
             };
-            let mut namespace = Namespace { source, entries: BTreeMap::new() };
+            let mut namespace = WrittenNamespace { source, entries: BTreeMap::new() };
             for (key, value) in table {
                 let (name, at): (&str, _) = (key.get_ref(), place(key.span().start));
                 let Some(known) = NAMESPACE_KEYS.iter().find(|known| **known == name) else {
@@ -117,7 +117,7 @@ impl Written {
     }
 
     /// Every `[[redis.namespaces]]`, in order.
-    pub(super) fn namespaces(&self) -> &[Namespace] {
+    pub(super) fn namespaces(&self) -> &[WrittenNamespace] {
         &self.namespaces
     }
 

@@ -78,7 +78,10 @@ async fn count(upstream: &Upstream, mut lease: Lease<RedisConnect>) -> Result<()
         drawn += u64::try_from(AT_ONCE).unwrap_or(0);
     }
     for (realm, (keys, bytes)) in upstream.realms.iter().zip(found) {
-        let share = |of: u64| i64::try_from(of * all / drawn.max(1)).unwrap_or(i64::MAX);
+        let share = |of: u64| {
+            let part = u128::from(of) * u128::from(all) / u128::from(drawn.max(1));
+            i64::try_from(part).unwrap_or(i64::MAX)
+        };
         realm.metrics.keys.set(share(keys));
         realm.metrics.memory_bytes.set(share(bytes));
     }

@@ -4,7 +4,7 @@
 //! `prefix` it knows of nothing: names get the prefix on their way in and lose it on their way out. What is not known to the
 //! table, what names nothing and acts on everything, and what can't be seen through is refused, unless it is allowed by name.
 
-mod common;
+mod frequent;
 mod glob;
 mod policy;
 mod scripts;
@@ -16,9 +16,9 @@ pub mod sandbox;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use super::command::{Access, Command, Named, Touch, look_up, names};
+use super::command::{Access, Command, Named, Touch, Way, look_up, names};
 use super::wire::Arguments;
-pub use common::Common;
+pub use frequent::Frequent;
 use policy::{Policy, Whole, policy};
 pub use whole::{Answer, Errand, Next};
 
@@ -153,7 +153,8 @@ impl Namespace {
             return Err(self.refusal(look_up(words), words, Ground::Size, "is too long"));
         }
         let Some(command) = look_up(words) else { return self.unknown(words) };
-        if self.allowed.contains(command.name) {
+        // Behind such a command nothing could be looked at any more.
+        if self.allowed.contains(command.name) && command.way != Way::Stream {
             return Ok(Judgement::Passes);
         }
         let writes = command.access == Access::Writes || is_told_to_others(command);
@@ -173,24 +174,22 @@ impl Namespace {
         }
     }
 
-    /// The part of a command that is here, as it goes on: the rest follows as it is. Only of commands that name one key, or
-    /// channel, as their first word, whatever stands behind it.
+    /// What goes in the place of the beginning of a command that is not all here, and how much of it that is: the rest follows as it
+    /// is. Only of commands that name one key, or channel, as their first word, whatever stands behind it.
     ///
     /// # Errors
     /// The refusal.
-    pub fn large_form(&self, command: &[u8]) -> Result<Vec<u8>, Refusal> {
+    pub fn large_form(&self, command: &[u8]) -> Result<(Vec<u8>, usize), Refusal> {
         let mut arguments = Arguments::new(command);
         let words: Vec<&[u8]> = arguments.by_ref().take(2).collect();
         let behind = command.len() - arguments.rest().len();
         let known = look_up(&words).filter(|command| command.names_its_second_word_only());
-        let too_long = command.len() > self.value_bytes;
-        let (Some(known), [name, _], false) = (known, &words[..], too_long) else {
+        let (Some(known), [name, _]) = (known, &words[..]) else {
             let why = "is too long for tidegate to tell what it names";
-            let ground = if too_long { Ground::Size } else { Ground::Command };
-            return Err(self.refusal(look_up(&words), &words, ground, why));
+            return Err(self.refusal(look_up(&words), &words, Ground::Command, why));
         };
         match self.try_judge(&words)? {
-            Judgement::Passes => Ok(command.to_vec()),
+            Judgement::Passes => Ok((Vec::new(), 0)),
             Judgement::Becomes(becomes, _) => {
                 let line = memchr::memchr(b'\n', command).map_or(0, |newline| newline + 1);
                 let mut form = command[..line].to_vec();
@@ -199,8 +198,7 @@ impl Namespace {
                     form.extend_from_slice(word);
                     form.extend_from_slice(b"\r\n");
                 }
-                form.extend_from_slice(&command[behind..]);
-                Ok(form)
+                Ok((form, behind))
             }
             _ => Err(self.refusal(Some(known), &words, Ground::Command, "is too long")),
         }
@@ -294,7 +292,7 @@ impl Namespace {
         match named {
             Named::Key(_) | Named::Target => Cow::Owned([prefix, name].concat()),
             Named::KeysByElement if name == b"#" || !name.contains(&b'*') => Cow::Borrowed(name),
-            // A star of the prefix would be taken for the element's place.
+            // The first star is the element's place: a prefix has none.
             Named::KeysByElement => Cow::Owned([prefix, name].concat()),
             Named::Channel if is_of_events(name) => Cow::Borrowed(name),
             Named::Channel => match split_about(name) {
@@ -395,6 +393,9 @@ impl Namespace {
         let remedy = match ground {
             Ground::Size => {
                 format!("most: {} bytes, redis.namespaces.value_bytes", self.value_bytes)
+            }
+            _ if command.is_some_and(|command| command.way == Way::Stream) => {
+                "send it as the user of the URL".to_owned()
             }
             _ => "if it must be, list it in the namespace's allow".to_owned(),
         };

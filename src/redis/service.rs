@@ -37,8 +37,9 @@ impl Service {
     ) -> Result<Self, anyhow::Error> {
         let upstreams = settings.listeners.iter().map(|listener| {
             let name = &listener.upstream.name;
-            let realm =
-                |one: &NamespaceSettings| Realm::new(one, metrics.namespace(name, &one.name));
+            let realm = |one: &NamespaceSettings| {
+                Realm::new(one, metrics.namespace(name, &one.namespace.name))
+            };
             let realms = listener.namespaces.iter().map(realm).collect();
             let metrics = metrics.pool(Protocol::Redis, name);
             Upstream::new(settings, listener, metrics, realms).map(Arc::new)

@@ -74,10 +74,8 @@ pub struct Session {
     gate: Option<Box<Gate>>,
     /// The transaction that has begun here.
     queue: Option<Box<Queue>>,
-    /// Whether something is added to the reply that is owed; until then nothing else is carried.
-    amending: bool,
-    /// What is added then.
-    amended_by: information::Wanted,
+    /// The reply to INFO is owed, and something may be added to it; until then nothing else is carried.
+    amending: Option<information::Wanted>,
     /// How what was taken from the mailbox ends.
     tail: Tail,
     subscribed: Option<Box<Subscribed>>,
@@ -237,8 +235,7 @@ impl Session {
             state: State::Shared,
             gate: None,
             queue: None,
-            amending: false,
-            amended_by: information::Wanted::No,
+            amending: None,
             tail: Tail::Whole,
             subscribed: None,
             closing: Closing::No,
@@ -285,7 +282,7 @@ impl Session {
             Standing::Stranger => {
                 RequestLimits::Greeting { frame_bytes: self.upstream.limits.login_frame_bytes }
             }
-            Standing::Known => RequestLimits::Work { bulk_bytes: self.upstream.limits.frame_bytes },
+            Standing::Known => RequestLimits::Work { bulk_bytes: self.longest_word() },
         }
     }
 
@@ -421,10 +418,10 @@ impl Session {
         if !(partial && large && matches!(self.state, State::Shared) && self.mailbox.is_quiet()) {
             return Ok(());
         }
-        if let Err(refusal) = self.large_form(&self.inbox) {
-            let text = format!("{refusal}; the connection is closed");
-            write_error(&text, &mut self.out.bytes);
-            self.closing = Closing::AfterReplies;
+        let inbox = std::mem::take(&mut self.inbox);
+        let passes = self.large_form(&inbox).is_some();
+        self.inbox = inbox;
+        if !passes {
             return Ok(());
         }
         match carriage(Arguments::new(&self.inbox)) {
@@ -584,7 +581,8 @@ impl Session {
 
     /// How many commands may go over the lane now.
     fn room(&self) -> u32 {
-        let busy = self.amending || self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
+        let busy =
+            self.amending.is_some() || self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
         if busy || self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
             return 0;
         }

@@ -9,13 +9,12 @@ use super::clients::Clients;
 use super::greeting::{Access, Door, Main};
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
+use super::namespace::Namespace;
 use super::namespace::sandbox::Sandbox;
-use super::namespace::{Mode, Namespace, Refusal, Rights, ScriptRule};
 use super::pubsub::Hub;
 use super::scripts::Scripts;
 use crate::config::{
-    Auth, NamespaceMode, NamespaceScripts, NamespaceSettings, RedisLimits, RedisListener,
-    RedisSettings, RedisUpstream,
+    Auth, NamespaceSettings, RedisLimits, RedisListener, RedisSettings, RedisUpstream,
 };
 use crate::metrics::{NamespaceMetrics, PoolMetrics};
 use crate::net::{Tls, TlsError, TlsSettings, Verify};
@@ -44,7 +43,7 @@ impl Realm {
     /// A namespace as it is set.
     #[must_use]
     pub fn new(settings: &NamespaceSettings, metrics: NamespaceMetrics) -> Arc<Self> {
-        let namespace = namespace(settings);
+        let namespace = settings.namespace.clone();
         let sandbox = Sandbox::new(&namespace);
         Arc::new(Self { namespace, sandbox, metrics, client_limit: settings.client_limit })
     }
@@ -211,13 +210,6 @@ impl Upstream {
         &self.holds
     }
 
-    /// A command was refused in the namespace with this number.
-    pub fn count_refusal(&self, namespace: Option<usize>, refusal: &Refusal) {
-        if let Some(realm) = namespace.and_then(|at| self.realms.get(at)) {
-            realm.metrics.refuse(refusal.command, refusal.ground.label());
-        }
-    }
-
     /// All lanes.
     #[must_use]
     pub fn lanes(&self) -> &[Arc<Lane>] {
@@ -254,31 +246,7 @@ impl Upstream {
 }
 
 fn door(settings: &NamespaceSettings) -> Door {
-    Door { user: settings.name.as_str().into(), password: settings.password.expose().into() }
-}
-
-fn namespace(settings: &NamespaceSettings) -> Namespace {
-    let bytes = |names: &[String]| names.iter().map(|name| name.as_bytes().into()).collect();
-    Namespace {
-        name: settings.name.as_str().into(),
-        mode: match settings.mode {
-            NamespaceMode::Enforce => Mode::Enforce,
-            NamespaceMode::Prefix => Mode::Prefix,
-        },
-        prefixes: bytes(&settings.prefixes),
-        readable: bytes(&settings.readable),
-        rights: if settings.read_only { Rights::ReadOnly } else { Rights::ReadWrite },
-        allowed: settings.allowed.iter().map(|name| name.as_str().into()).collect(),
-        scripts: match &settings.scripts {
-            NamespaceScripts::Sandbox => ScriptRule::Sandbox,
-            NamespaceScripts::Deny => ScriptRule::Deny,
-            NamespaceScripts::Trust(None) => ScriptRule::Trust,
-            NamespaceScripts::Trust(Some(some)) => {
-                ScriptRule::TrustSome(some.iter().map(|sha| sha.as_str().into()).collect())
-            }
-        },
-        value_bytes: settings.value_bytes,
-    }
+    Door { user: settings.namespace.name.clone(), password: settings.password.expose().into() }
 }
 
 fn pool_settings(settings: &RedisSettings, name: &str) -> PoolSettings {

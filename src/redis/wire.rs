@@ -50,8 +50,8 @@ pub enum RequestError {
     LongBeforeLogin(usize),
     /// A longer argument than tidegate is set to take.
     #[error(
-        "Protocol error: invalid bulk length (tidegate takes values of up to {0} bytes; store the value in parts, \
-         or raise redis.frame_bytes)"
+        "Protocol error: invalid bulk length (tidegate takes values of up to {0} bytes here; store the value in parts, \
+         or raise redis.frame_bytes, in a namespace its value_bytes, too)"
     )]
     LongBulk(usize),
     /// An inline command without an end.

@@ -103,7 +103,7 @@ fn the_shipped_files_namespace_is_one() {
     let text = lines.collect::<Vec<_>>().join("\n");
     let redis = from_file(&text).unwrap().settings.redis.unwrap();
     let [namespace] = &redis.listeners[0].namespaces[..] else { panic!("one is shown") };
-    assert_eq!((namespace.name.as_str(), namespace.password.expose()), ("cache", "..."));
+    assert_eq!((&*namespace.namespace.name, namespace.password.expose()), ("cache", "..."));
     for key in crate::config::keys::NAMESPACE_KEYS {
         assert!(SHIPPED.contains(&format!("\n#  {key} = ")), "{key} is not shown");
     }
@@ -119,6 +119,8 @@ fn a_wrong_namespace_is_told_of() {
         ("name = \"default\"", "not default"),
         ("name = \"a b\"", "must be letters"),
         ("name = \"a\"\nprefix = \"\"", "is empty"),
+        ("name = \"a\"\nprefix = \"a*\"", "take the * out"),
+        ("name = \"a\"\nreadable = [\"b:\", \"*\"]", "take the * out"),
         ("name = \"a\"\nmode = \"both\"", "must be one of enforce, prefix"),
         ("name = \"a\"\nmode = \"prefix\"\nreadable = [\"b:\"]", "nothing else is readable"),
         ("name = \"a\"\nscripts = \"maybe\"", "must be sandbox, deny, trust"),
@@ -134,4 +136,13 @@ fn a_wrong_namespace_is_told_of() {
     }
     let told = from_file("[redis]\nnamespace = \"cach\"\n[[redis.namespaces]]\nname = \"cache\"\n");
     assert!(told.unwrap_err().to_string().contains("cache"));
+}
+
+#[test]
+fn a_namespace_without_a_redis_is_no_mistake() {
+    let mut written = Written::default();
+    let text = "[redis]\nnamespace = \"cache\"\n[[redis.namespaces]]\nname = \"cache\"\n";
+    written.take_file("tidegate.toml", text).unwrap();
+    let resolved = crate::config::resolve::resolve(&written, &Environment::new()).unwrap();
+    assert_eq!(resolved.settings.redis, None);
 }

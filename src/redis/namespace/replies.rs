@@ -3,11 +3,21 @@
 //! Bytes are taken as they come and given on at once; kept are headers, names, and of lists with a choice what was chosen.
 //! Source: the reply descriptions of the commands in the Redis documentation, for RESP2 and RESP3.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::glob;
 use super::sandbox::Script;
 use crate::redis::wire::{Reply, ReplyError, ReplyScanner};
+
+/// Most bytes of the names chosen from one list: it can't be begun before all of them are known.
+const CHOSEN_BYTES: usize = 8 * 1024 * 1024;
+/// Longest line that is held; of an error this much is looked at.
+const LINE_BYTES: usize = 64 * 1024;
+
+const TOO_MANY: &[u8] =
+    b"-ERR tidegate: the list would be longer than 8 MiB; use SCAN, or a pattern that begins with \
+    what the names begin with\r\n";
 
 /// What in a reply must be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,9 +117,22 @@ enum Inside {
     Alternate,
     Scan,
     Pairs,
-    Chosen { choice: Choice, kept: Vec<u8>, count: u64 },
+    Chosen {
+        choice: Choice,
+        kept: Kept,
+    },
     ChosenScan(Option<Choice>),
-    Exec(Vec<(u64, Shape)>),
+    /// By their places, in order.
+    Exec(VecDeque<(u64, Shape)>),
+}
+
+/// What is chosen from a list.
+#[derive(Debug)]
+enum Kept {
+    /// So many elements, and their bytes.
+    Some(u64, Vec<u8>),
+    /// More than may be held.
+    TooMany,
 }
 
 /// An element to come.
@@ -136,6 +159,8 @@ enum State {
     },
     /// Within the rest of a string, and so many bytes are left.
     Body(u64),
+    /// Within the rest of a long line.
+    Line,
     Done,
 }
 
@@ -195,8 +220,19 @@ impl ReplyFilter {
                 let used = end.unwrap_or(bytes.len());
                 line.extend_from_slice(&bytes[..used]);
                 match end {
-                    None => self.state = State::Header(due, line),
                     Some(_) => self.read_header(due, &line, out)?,
+                    None if line.len() < LINE_BYTES => self.state = State::Header(due, line),
+                    None => self.begin_line(&due, &line, out)?,
+                }
+                Ok(used)
+            }
+            State::Line => {
+                let end = memchr::memchr(b'\n', bytes).map(|newline| newline + 1);
+                let used = end.unwrap_or(bytes.len());
+                self.give(&bytes[..used], out);
+                match end {
+                    Some(_) => self.end_element(out),
+                    None => self.state = State::Line,
                 }
                 Ok(used)
             }
@@ -231,13 +267,10 @@ impl ReplyFilter {
         }
     }
 
-    /// What comes out: to the client, or into the list that is chosen from.
+    /// What comes out. Of a list that is chosen from nothing does but what is chosen.
     fn give(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        match self.levels.last_mut() {
-            Some(Level { inside: Inside::Chosen { kept, .. }, .. }) => {
-                kept.extend_from_slice(bytes)
-            }
-            _ => out.extend_from_slice(bytes),
+        if !matches!(self.levels.last(), Some(Level { inside: Inside::Chosen { .. }, .. })) {
+            out.extend_from_slice(bytes);
         }
     }
 
@@ -278,6 +311,20 @@ impl ReplyFilter {
         };
     }
 
+    /// A line is too long to be held whole: what is to be changed in it stands at its beginning.
+    fn begin_line(&mut self, due: &Due, line: &[u8], out: &mut Vec<u8>) -> Result<(), ReplyError> {
+        match (line.first(), due) {
+            (Some(b'-'), Due::Shaped(Shape::Script(script))) => {
+                self.give(&script.outward(line), out);
+            }
+            (Some(b'-'), _) => self.give(&without(line, &self.prefix), out),
+            (Some(b'+'), _) => self.give(line, out),
+            (kind, _) => return Err(ReplyError(kind.copied().unwrap_or_default(), "a number")),
+        }
+        self.state = State::Line;
+        Ok(())
+    }
+
     fn read_header(&mut self, due: Due, line: &[u8], out: &mut Vec<u8>) -> Result<(), ReplyError> {
         let kind = line.first().copied().unwrap_or_default();
         let number = || {
@@ -305,6 +352,7 @@ impl ReplyFilter {
                     return Ok(());
                 };
                 match due {
+                    Due::Name if self.is_too_long(length) => self.state = State::Body(length + 2),
                     Due::Name => self.state = State::Name { length, held: Vec::new() },
                     Due::Shaped(_) => {
                         self.give(line, out);
@@ -328,6 +376,19 @@ impl ReplyFilter {
         Ok(())
     }
 
+    /// Whether a name is longer than all that may be chosen together; then there is no list.
+    fn is_too_long(&mut self, length: u64) -> bool {
+        match self.levels.last_mut() {
+            Some(Level { inside: Inside::Chosen { kept, .. }, .. })
+                if usize::try_from(length).unwrap_or(usize::MAX) > CHOSEN_BYTES =>
+            {
+                *kept = Kept::TooMany;
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn begin_aggregate(
         &mut self,
         kind: u8,
@@ -346,15 +407,15 @@ impl ReplyFilter {
             Shape::Streams if kind == b'%' => Inside::Alternate,
             Shape::Streams => Inside::Pairs,
             Shape::Chosen(choice) if count >= 0 => {
-                Inside::Chosen { choice, kept: Vec::new(), count: 0 }
+                Inside::Chosen { choice, kept: Kept::Some(0, Vec::new()) }
             }
             Shape::ChosenScan(choice) => Inside::ChosenScan(Some(choice)),
-            Shape::Exec(shapes) => Inside::Exec(shapes),
+            Shape::Exec(shapes) => Inside::Exec(shapes.into()),
             Shape::Plain
             | Shape::Errors
             | Shape::Instead(_)
             | Shape::Script(_)
-            | Shape::Chosen(_) => Inside::Exec(Vec::new()),
+            | Shape::Chosen(_) => Inside::Exec(VecDeque::new()),
         };
         if !matches!(inside, Inside::Chosen { .. }) {
             self.give(line, out);
@@ -364,14 +425,11 @@ impl ReplyFilter {
     }
 
     fn read_name(&mut self, length: u64, held: &[u8], out: &mut Vec<u8>) {
-        if let Some(Level { inside: Inside::Chosen { choice, kept, count }, .. }) =
-            self.levels.last_mut()
+        if let Some(Level { inside: Inside::Chosen { choice, kept }, .. }) = self.levels.last_mut()
         {
             let name = &held[..held.len().saturating_sub(2)];
             if choice.takes(name) {
-                *count += 1;
-                kept.extend_from_slice(format!("${length}\r\n").as_bytes());
-                kept.extend_from_slice(held);
+                kept.add(&[format!("${length}\r\n").as_bytes(), held]);
             }
             return self.end_element(out);
         }
@@ -394,12 +452,14 @@ impl ReplyFilter {
     /// Ends aggregates of which nothing is left.
     fn close_levels(&mut self, out: &mut Vec<u8>) {
         while self.levels.last().is_some_and(|level| level.left == 0) {
-            if let Some(Level { inside: Inside::Chosen { kept, count, .. }, .. }) =
-                self.levels.pop()
-            {
-                let line = format!("*{count}\r\n");
-                self.give(line.as_bytes(), out);
-                self.give(&kept, out);
+            if let Some(Level { inside: Inside::Chosen { kept, .. }, .. }) = self.levels.pop() {
+                match kept {
+                    Kept::Some(count, names) => {
+                        self.give(format!("*{count}\r\n").as_bytes(), out);
+                        self.give(&names, out);
+                    }
+                    Kept::TooMany => self.give(TOO_MANY, out),
+                }
             }
             if let Some(level) = self.levels.last_mut() {
                 level.left -= 1;
@@ -407,6 +467,18 @@ impl ReplyFilter {
             }
         }
         self.state = if self.levels.is_empty() { State::Done } else { State::Between };
+    }
+}
+
+impl Kept {
+    /// One element more.
+    fn add(&mut self, parts: &[&[u8]]) {
+        let Self::Some(count, bytes) = self else { return };
+        *count += 1;
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        if bytes.len() > CHOSEN_BYTES {
+            *self = Self::TooMany;
+        }
     }
 }
 
@@ -423,9 +495,9 @@ impl Level {
                 choice.take().map_or(plain, |choice| Due::Shaped(Shape::Chosen(choice)))
             }
             Inside::Exec(shapes) => {
-                let index = self.index;
-                let found = shapes.iter().position(|(place, _)| *place == index);
-                found.map_or(plain, |at| Due::Shaped(shapes.swap_remove(at).1))
+                let is_here = shapes.front().is_some_and(|(place, _)| *place == self.index);
+                let here = if is_here { shapes.pop_front() } else { None };
+                here.map_or(plain, |(_, shape)| Due::Shaped(shape))
             }
             _ => plain,
         }
@@ -545,6 +617,34 @@ mod tests {
             "*2\r\n$1\r\n7\r\n*1\r\n$1\r\nx\r\n",
             "*2\r\n$1\r\n7\r\n*0\r\n",
         );
+    }
+
+    #[test]
+    fn what_is_held_is_bounded() {
+        let choice = Choice { pattern: b"*".to_vec(), prefixes: vec![b""[..].into()] };
+        let name = "n".repeat(1024 * 1024);
+        let element = format!("${}\r\n{name}\r\n", name.len());
+        let list = |count: usize| format!("*{count}\r\n{}", element.repeat(count));
+        let told = String::from_utf8(TOO_MANY.to_vec()).unwrap();
+        let through = |reply: &str| through(&Shape::Chosen(choice.clone()), reply, 60_000);
+        assert!(through(&list(7)) == list(7));
+        assert_eq!(through(&list(9)), told);
+        let long = "n".repeat(9 * 1024 * 1024);
+        assert_eq!(through(&format!("*2\r\n$1\r\na\r\n${}\r\n{long}\r\n", long.len())), told);
+    }
+
+    #[test]
+    fn a_long_line_passes_as_it_comes() {
+        let rest = "x".repeat(200_000);
+        for piece in [1_000, 65_536, 300_000] {
+            let told = through(&Shape::Streams, &format!("-ERR 'ns:s' {rest}\r\n"), piece);
+            assert!(told == format!("-ERR 's' {rest}\r\n"));
+            let status = format!("+{rest}\r\n");
+            assert!(through(&Shape::Streams, &status, piece) == status);
+        }
+        let mut filter = ReplyFilter::new(b"ns:", Shape::Names);
+        let number = format!("*{}\r\n", "1".repeat(100_000));
+        assert!(filter.advance(number.as_bytes(), &mut Vec::new()).is_err());
     }
 
     #[test]

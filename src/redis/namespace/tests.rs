@@ -1,3 +1,5 @@
+//! Judgements of a namespace, by the line; works of several steps.
+
 use super::*;
 
 pub(super) fn namespace(mode: Mode) -> Namespace {

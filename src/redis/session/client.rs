@@ -41,7 +41,7 @@ impl Session {
         let at_work = self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
         let mail = match self.amending {
             _ if at_work => self.run_errand(cx),
-            true if self.out.bytes.is_empty() => self.amend(cx),
+            Some(wanted) if self.out.bytes.is_empty() => self.amend(cx, wanted),
             _ => self.take_mail(cx),
         };
         self.look_at_replies();

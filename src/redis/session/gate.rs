@@ -9,11 +9,13 @@ use std::task::Context;
 
 use super::{Closing, MailState, Session, Special, State};
 use crate::metrics::NamespaceMetrics;
-use crate::redis::command::{Carriage, Reason, Step, Word, step};
+use crate::redis::command::{Carriage, Reason, Step, Word, look_up, step};
 use crate::redis::greeting::{Proto, Standing, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::namespace::replies::{ReplyFilter, Shape};
-use crate::redis::namespace::{Answer, Common, Errand, Judgement, Mode, Namespace, Next, Refusal};
+use crate::redis::namespace::{
+    Answer, Errand, Frequent, Ground, Judgement, Mode, Namespace, Next, Refusal,
+};
 use crate::redis::upstream::Realm;
 use crate::redis::wire::{Arguments, write_command};
 
@@ -33,6 +35,8 @@ pub(in crate::redis) struct Gate {
 struct Running {
     errand: Errand,
     step: StepOf,
+    /// What has come of the step's reply.
+    reply: Vec<u8>,
 }
 
 /// How far the present step is.
@@ -69,7 +73,13 @@ pub(super) enum Form {
 /// Words of a command that are looked at without memory of their own.
 const FEW: usize = 16;
 
-const NOT_HERE: &str = "can't stand in a transaction, or between WATCH and its end, in a namespace";
+/// Most bytes of a reply within a work of several steps: a thousand names.
+const PAGE_BYTES: usize = 64 * 1024 * 1024;
+/// Replies of one transaction that are to be looked at.
+const SHAPES: usize = 10_000;
+
+const TOO_LONG: &str = "ERR tidegate: the names of this namespace are too long to be told or removed by the thousand; \
+     use SCAN with a small COUNT; the connection is closed";
 
 impl Gate {
     fn new(realm: &Arc<Realm>) -> Box<Self> {
@@ -114,6 +124,10 @@ impl Gate {
         self.seen = 0;
     }
 
+    fn has_room_for_shape(&self) -> bool {
+        self.shapes.len() < SHAPES
+    }
+
     /// A transaction has begun or ended.
     fn forget_transaction(&mut self) -> Vec<(u64, Shape)> {
         self.queued = 0;
@@ -131,7 +145,9 @@ impl Session {
     /// Takes up the namespace that the client has come into, or leaves the one it had. The answer to what brought it there begins
     /// at this place of the outbox.
     pub(super) fn enter_namespace(&mut self, answer: usize) {
-        let realm = self.identity.namespace.and_then(|at| self.upstream.realms.get(at));
+        let known = self.identity.standing == Standing::Known;
+        let number = self.identity.namespace.filter(|_| known);
+        let realm = number.and_then(|at| self.upstream.realms.get(at));
         let has = self.gate.as_ref().map(|gate| Arc::as_ptr(&gate.realm));
         if has != realm.map(Arc::as_ptr) {
             self.gate = realm.map(Gate::new);
@@ -145,11 +161,6 @@ impl Session {
         }
     }
 
-    fn judges(&self) -> Option<&Gate> {
-        let known = self.identity.standing == Standing::Known;
-        self.gate.as_deref().filter(|_| known)
-    }
-
     /// Whether a command goes over the lane with others, and how; what was written for it is added to `written`.
     pub(super) fn lane_form(&self, command: &[u8], written: &mut Vec<u8>) -> Form {
         let Some(gate) = &self.gate else {
@@ -159,11 +170,11 @@ impl Session {
             return Form::Other;
         }
         if self.is_free()
-            && let Some(common) = gate.namespace().judge_common(command, written)
+            && let Some(found) = gate.namespace().judge_frequent(command, written)
         {
-            return match common {
-                Common::AsSent => Form::AsSent,
-                Common::Written => Form::Written,
+            return match found {
+                Frequent::AsSent => Form::AsSent,
+                Frequent::Written => Form::Written,
             };
         }
         if !self.goes_over_lane(command) {
@@ -199,7 +210,7 @@ impl Session {
 
     /// Whether the command may stand in a transaction that goes over the lane as it was sent.
     pub(super) fn passes_as_sent(&self, command: &[u8]) -> bool {
-        let Some(gate) = self.judges() else { return true };
+        let Some(gate) = &self.gate else { return true };
         let words: Vec<&[u8]> = Arguments::new(command).collect();
         gate.namespace().mode == Mode::Enforce && gate.judge(&words) == Judgement::Passes
     }
@@ -211,18 +222,21 @@ impl Session {
         words: &[&'a [u8]],
         how: Carriage,
     ) -> Passed<'a> {
-        let Some(gate) = self.judges() else { return Passed::AsIs };
-        let judgement = gate.judge(words);
-        self.look_at_replies();
-        let in_transaction = self.queue.is_some();
-        let Some(gate) = &self.gate else { return Passed::AsIs };
-        if gate.is_busy() {
+        if self.gate_is_busy() {
             return Passed::Waits;
         }
-        let quiet = self.mailbox.is_quiet();
-        match judgement {
-            _ if in_transaction && is_of_connection(words, how) => self.refuse_here(words),
-            Judgement::Errand(_) if in_transaction => self.refuse_here(words),
+        let Some(gate) = &self.gate else { return Passed::AsIs };
+        let (quiet, in_transaction) = (self.mailbox.is_quiet(), self.queue.is_some());
+        match gate.judge(words) {
+            _ if in_transaction && is_of_connection(words, how) => {
+                self.refuse_at_gate(&not_here(words))
+            }
+            Judgement::Errand(_) if in_transaction => self.refuse_at_gate(&not_here(words)),
+            Judgement::Becomes(_, shape)
+                if in_transaction && shape != Shape::Plain && !gate.has_room_for_shape() =>
+            {
+                self.refuse_at_gate(&too_many(words))
+            }
             Judgement::Passes => Passed::AsIs,
             // The wording of an error is not worth a round trip.
             Judgement::Becomes(words, Shape::Script(_)) if !in_transaction && !quiet => {
@@ -240,27 +254,20 @@ impl Session {
             Judgement::Refused(refusal) => self.refuse_at_gate(&refusal),
             Judgement::Errand(errand) => {
                 if let Some(gate) = &mut self.gate {
-                    gate.errand = Some(Box::new(Running { errand, step: StepOf::Due }));
+                    gate.errand =
+                        Some(Box::new(Running { errand, step: StepOf::Due, reply: Vec::new() }));
                 }
                 self.upstream.metrics.requests.inc();
+                self.note_command();
                 self.send_step(cx);
                 Passed::Taken
             }
         }
     }
 
-    fn refuse_here(&mut self, words: &[&[u8]]) -> Passed<'static> {
-        let refusal = self.not_here(words);
-        self.refuse_at_gate(&refusal)
-    }
-
-    fn not_here(&self, words: &[&[u8]]) -> Refusal {
-        let name = String::from_utf8_lossy(words.first().copied().unwrap_or_default())
-            .to_ascii_lowercase();
-        Refusal {
-            ground: crate::redis::namespace::Ground::Command,
-            command: "other",
-            text: format!("NOPERM '{name}' {NOT_HERE}"),
+    fn note_command(&self) {
+        if let Some(gate) = &self.gate {
+            gate.metrics().commands.inc();
         }
     }
 
@@ -277,8 +284,8 @@ impl Session {
     pub(super) fn count_refusal(&self, refusal: &Refusal) {
         let Some(gate) = &self.gate else { return };
         self.upstream.metrics.requests.inc();
-        gate.metrics().commands.inc();
-        self.upstream.count_refusal(self.identity.namespace, refusal);
+        self.note_command();
+        gate.metrics().refuse(refusal.command, refusal.ground.label());
         tracing::debug!(
             namespace = &*gate.namespace().name,
             text = refusal.text,
@@ -299,8 +306,8 @@ impl Session {
 
     /// What follows for the replies from a command that was taken with these words.
     pub(super) fn note_passed(&mut self, words: &[&[u8]], shape: Shape, in_transaction: bool) {
+        self.note_command();
         let Some(gate) = &mut self.gate else { return };
-        gate.metrics().commands.inc();
         match step(words.first().copied().unwrap_or_default()) {
             Step::Exec if in_transaction => {
                 let shapes = gate.forget_transaction();
@@ -327,7 +334,7 @@ impl Session {
         words: &[&'a [u8]],
     ) -> Option<(Vec<Cow<'a, [u8]>>, Shape)> {
         let as_they_are = || words.iter().map(|word| Cow::Borrowed(*word)).collect();
-        let Some(gate) = self.judges() else { return Some((as_they_are(), Shape::Plain)) };
+        let Some(gate) = &self.gate else { return Some((as_they_are(), Shape::Plain)) };
         match gate.judge(words) {
             Judgement::Passes => Some((as_they_are(), Shape::Plain)),
             Judgement::Becomes(becomes, shape) => Some((becomes, shape)),
@@ -336,14 +343,9 @@ impl Session {
     }
 
     /// Whether the gate keeps everything back until a reply has come.
-    pub(super) fn gate_is_busy(&mut self) -> bool {
+    fn gate_is_busy(&mut self) -> bool {
         self.look_at_replies();
         self.gate.as_ref().is_some_and(|gate| gate.is_busy())
-    }
-
-    /// Whether EXEC, sent now, brings replies that must be looked at.
-    pub(super) fn exec_is_looked_at(&self) -> bool {
-        self.gate.as_ref().is_some_and(|gate| !gate.shapes.is_empty())
     }
 
     /// The command will be offered to a backend anew.
@@ -357,7 +359,8 @@ impl Session {
     pub(super) fn look_at_replies(&mut self) {
         let Some(gate) = &mut self.gate else { return };
         let Some(filter) = &mut gate.filter else { return };
-        let raw = self.out.bytes.split_off(gate.seen.min(self.out.bytes.len()));
+        let before = self.out.bytes.len();
+        let raw = self.out.bytes.split_off(gate.seen.min(before));
         let read = filter.advance(&raw, &mut self.out.bytes);
         gate.seen = self.out.bytes.len();
         match read {
@@ -368,10 +371,12 @@ impl Session {
         if filter.is_done() {
             gate.filter = None;
         }
-        // Its length is another now: what came by mail is the client's from here on.
+        // What has gone of what came by mail waits for the client no more.
         let mail = self.out.counted.saturating_sub(self.out.at);
-        self.mailbox.note_taken(mail);
-        self.settle_backlog();
+        let gone = before.saturating_sub(self.out.bytes.len()).min(mail);
+        self.out.counted -= gone;
+        self.mailbox.note_taken(gone);
+        self.upstream.backlog.settle(gone);
     }
 
     /// A reply that does not pass through the outbox.
@@ -408,16 +413,23 @@ impl Session {
         if self.gate.as_deref().is_some_and(due) {
             self.send_step(cx);
         }
-        let mut reply = Vec::new();
-        let mail = self.mailbox.poll_take_whole(cx, &mut reply);
-        if mail.state != MailState::Open || mail.owed > 0 || reply.is_empty() {
-            return mail.state;
-        }
-        self.mailbox.note_taken(reply.len());
-        self.upstream.backlog.settle(reply.len());
+        let mut piece = Vec::new();
+        let mail = self.mailbox.poll_take(cx, &mut piece);
+        self.mailbox.note_taken(piece.len());
+        self.upstream.backlog.settle(piece.len());
         let Some(gate) = &mut self.gate else { return mail.state };
         let Some(mut running) = gate.errand.take() else { return mail.state };
-        match running.errand.advance(&reply) {
+        running.reply.append(&mut piece);
+        if mail.owed > 0 && running.reply.len() > PAGE_BYTES {
+            write_error(TOO_LONG, &mut self.out.bytes);
+            self.closing = Closing::AfterReplies;
+            return mail.state;
+        }
+        if mail.state != MailState::Open || mail.owed > 0 || running.reply.is_empty() {
+            gate.errand = Some(running);
+            return mail.state;
+        }
+        match running.errand.advance(&std::mem::take(&mut running.reply)) {
             Next::Step => {
                 running.step = StepOf::Due;
                 gate.errand = Some(running);
@@ -447,23 +459,28 @@ impl Session {
 
     /// Judges a command for the backend that the session holds.
     pub(super) fn pass_gate_pinned<'a>(&mut self, words: &[&'a [u8]], how: Carriage) -> Passed<'a> {
-        let Some(gate) = self.judges() else { return Passed::AsIs };
-        let judgement = gate.judge(words);
         if self.gate_is_busy() {
             return Passed::Waits;
         }
-        let exec = step(words.first().copied().unwrap_or_default()) == Step::Exec
-            && self.exec_is_looked_at();
-        let State::Pinned(pinned, _) = &mut self.state else { return Passed::Waits };
+        let Some(gate) = &self.gate else { return Passed::AsIs };
+        let State::Pinned(pinned, _) = &self.state else { return Passed::Waits };
         let (queueing, alone) = (pinned.is_queueing(), pinned.unanswered() == Some(0));
-        let refusal = match judgement {
+        let within = queueing || pinned.is_in_transaction();
+        let exec = step(words.first().copied().unwrap_or_default()) == Step::Exec
+            && !gate.shapes.is_empty();
+        let refusal = match gate.judge(words) {
             Judgement::Refused(refusal) => refusal,
-            Judgement::Errand(_) => self.not_here(words),
+            Judgement::Errand(_) => not_here(words),
             // With WATCH alone the session still answers for itself.
             _ if is_of_connection(words, how)
-                && (queueing || !matches!(how, Carriage::Session(_))) =>
+                && (queueing || (within && !matches!(how, Carriage::Session(_)))) =>
             {
-                self.not_here(words)
+                not_here(words)
+            }
+            Judgement::Becomes(_, shape)
+                if queueing && shape != Shape::Plain && !gate.has_room_for_shape() =>
+            {
+                too_many(words)
             }
             Judgement::Passes if exec && !alone => return Passed::Waits,
             Judgement::Passes => return Passed::AsIs,
@@ -488,14 +505,50 @@ impl Session {
         Passed::Taken
     }
 
-    /// The visible part of a command too large to be held, as it goes on; the error's line, if it does not.
-    pub(super) fn large_form(&self, command: &[u8]) -> Result<Option<Vec<u8>>, String> {
-        let Some(gate) = self.judges() else { return Ok(None) };
-        gate.namespace().large_form(command).map(Some).map_err(|refusal| {
-            self.count_refusal(&refusal);
-            refusal.text
-        })
+    /// The beginning of a command too large to be held, as it goes on instead, and what of the command that stands for. `None`: the
+    /// command is refused, and what follows can't be told from it.
+    pub(super) fn large_form(&mut self, command: &[u8]) -> Option<(Vec<u8>, usize)> {
+        let Some(gate) = &self.gate else { return Some((Vec::new(), 0)) };
+        match gate.namespace().large_form(command) {
+            Ok(form) => Some(form),
+            Err(refusal) => {
+                self.count_refusal(&refusal);
+                let text = format!("{}; the connection is closed", refusal.text);
+                write_error(&text, &mut self.out.bytes);
+                self.closing = Closing::AfterReplies;
+                None
+            }
+        }
     }
+
+    /// Longest word of a command that is read on, in a namespace whose values are bounded: shorter ones are refused by themselves.
+    pub(super) fn longest_word(&self) -> usize {
+        let limits = &self.upstream.limits;
+        let of_namespace = |gate: &Gate| {
+            gate.namespace().value_bytes.max(limits.understood_frame_bytes).min(limits.frame_bytes)
+        };
+        self.gate.as_deref().map_or(limits.frame_bytes, of_namespace)
+    }
+}
+
+/// A command that needs the session to be outside of transactions.
+fn not_here(words: &[&[u8]]) -> Refusal {
+    let why = "can't stand in a transaction, or between WATCH and its end, in a namespace; send it by itself";
+    refusal(words, why)
+}
+
+fn too_many(words: &[&[u8]]) -> Refusal {
+    refusal(
+        words,
+        "is one too many of its kind in this transaction, in a namespace; make it several",
+    )
+}
+
+fn refusal(words: &[&[u8]], why: &str) -> Refusal {
+    let name = String::from_utf8_lossy(words.first().copied().unwrap_or_default());
+    let text = format!("NOPERM '{}' {why}", name.to_ascii_lowercase());
+    let command = look_up(words).map_or("other", |command| command.name);
+    Refusal { ground: Ground::Command, command, text }
 }
 
 /// Commands about the connection that the server would answer for the connection that is shared.

@@ -89,18 +89,18 @@ impl Session {
         if self.room() == 0 || self.send(cx, work) != Submitted::Taken {
             return Special::Blocked;
         }
-        self.amending = wanted == Wanted::Yes || self.gate.is_some();
-        self.amended_by = wanted;
+        let changes = wanted == Wanted::Yes || self.gate.is_some();
+        self.amending = changes.then_some(wanted);
         Special::Taken
     }
 
     /// Takes the reply to INFO, when it is here whole, and adds to it.
-    pub(super) fn amend(&mut self, cx: &Context<'_>) -> MailState {
+    pub(super) fn amend(&mut self, cx: &Context<'_>, wanted: Wanted) -> MailState {
         let mail = self.mailbox.poll_take_whole(cx, &mut self.out.bytes);
         if mail.owed == 0 || mail.state != MailState::Open {
             self.tail = mail.tail;
-            self.amending = false;
-            let text = match self.amended_by {
+            self.amending = None;
+            let text = match wanted {
                 Wanted::Yes => section(&self.upstream.metrics),
                 Wanted::No => String::new(),
             };

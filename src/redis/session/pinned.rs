@@ -268,13 +268,10 @@ impl Session {
         let how = carriage(words.iter().copied());
         let large;
         if progress == Progress::Partial {
-            match self.large_form(raw) {
-                Ok(None) => {}
-                Ok(Some(form)) => {
-                    large = form;
-                    raw = &large;
-                }
-                Err(_refused) => return self.refuse_large(),
+            let Some((begins, behind)) = self.large_form(raw) else { return Offered::Kept };
+            if behind > 0 {
+                large = [&begins, &raw[behind..]].concat();
+                raw = &large;
             }
             return self.decide_and_note(&words, how, raw, (progress, Shape::Plain));
         }
@@ -306,16 +303,6 @@ impl Session {
             self.note_passed(words, shape, queueing);
         }
         offered
-    }
-
-    /// A large command that is not for this namespace: what follows can't be told from it.
-    fn refuse_large(&mut self) -> Offered {
-        write_error(
-            "NOPERM tidegate can't tell what a command of this length names; the connection is closed",
-            &mut self.out.bytes,
-        );
-        self.closing = Closing::AfterReplies;
-        Offered::Kept
     }
 
     fn decide(

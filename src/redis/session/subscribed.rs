@@ -323,8 +323,12 @@ impl Session {
         while self.out.bytes.len() < UNREAD_LIMIT
             && let Poll::Ready(message) = subscribed.letters.poll_next(cx)
         {
+            let before = self.out.bytes.len();
             write_message(self.identity.proto, &message, &self.gate, &mut self.out.bytes);
-            self.upstream.metrics.messages.inc();
+            // One that is not for its namespace is not written.
+            if self.out.bytes.len() > before {
+                self.upstream.metrics.messages.inc();
+            }
             moved = Moved::Yes;
         }
         Ok(moved)

@@ -1,3 +1,5 @@
+//! What a sandbox makes of a script, without a server.
+
 use std::collections::BTreeSet;
 
 use super::super::{Rights, ScriptRule};

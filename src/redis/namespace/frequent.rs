@@ -1,12 +1,12 @@
-//! The most common commands, judged without the table: one key, right behind the name, and a reply that names nothing.
+//! The most frequent commands, judged without the table: one key, right behind the name, and a reply that names nothing.
 //!
 //! A test holds this to what the table says.
 
 use super::{Mode, Namespace, Rights};
 
-/// What the judgement of a common command comes to.
+/// What the judgement of a frequent command comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Common {
+pub enum Frequent {
     /// It goes as it was sent.
     AsSent,
     /// What goes instead was written.
@@ -66,10 +66,10 @@ const PIPELINE_BYTES: usize = 2048;
 const NAME_LIMIT: usize = 8;
 
 impl Namespace {
-    /// Judges a whole command if it is a common one, and all is well with it; for a client that knows of no prefix what goes
+    /// Judges a whole command if it is a frequent one, and all is well with it; for a client that knows of no prefix what goes
     /// instead is added to `written`. `None`: [`Namespace::judge`] has the word.
     #[must_use]
-    pub fn judge_common(&self, command: &[u8], written: &mut Vec<u8>) -> Option<Common> {
+    pub fn judge_frequent(&self, command: &[u8], written: &mut Vec<u8>) -> Option<Frequent> {
         if command.len() > self.value_bytes {
             return None;
         }
@@ -77,6 +77,8 @@ impl Namespace {
         let (length, name) = number(rest, b'$')?;
         let rest = name.get(length..)?.strip_prefix(b"\r\n")?;
         let name = name.get(..length).filter(|name| name.len() <= NAME_LIMIT)?;
+        // What begins with a nought would pack like what follows it.
+        name.first().filter(|letter| letter.is_ascii_alphabetic())?;
         let (length, behind) = number(rest, b'$')?;
         let key = behind.get(..length)?;
         let name = packed(name);
@@ -85,7 +87,7 @@ impl Namespace {
             return None;
         }
         match self.mode {
-            Mode::Enforce => self.owns(key).then_some(Common::AsSent),
+            Mode::Enforce => self.owns(key).then_some(Frequent::AsSent),
             Mode::Prefix => {
                 let prefix = self.prefix();
                 if written.capacity() == 0 {
@@ -95,7 +97,7 @@ impl Namespace {
                 write_length(prefix.len() + length, written);
                 written.extend_from_slice(prefix);
                 written.extend_from_slice(behind);
-                Some(Common::Written)
+                Some(Frequent::Written)
             }
         }
     }
@@ -167,18 +169,18 @@ mod tests {
     fn compare(namespace: &Namespace, words: &[&str]) -> bool {
         let (mut raw, mut written) = (Vec::new(), Vec::new());
         write_command(words, &mut raw);
-        let Some(common) = namespace.judge_common(&raw, &mut written) else {
+        let Some(found) = namespace.judge_frequent(&raw, &mut written) else {
             assert!(written.is_empty());
             return false;
         };
         let bytes: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         assert_eq!(carriage(bytes.iter().copied()), Carriage::Lane, "{words:?}");
         match namespace.judge(&bytes) {
-            Judgement::Passes => assert_eq!(common, Common::AsSent, "{words:?}"),
+            Judgement::Passes => assert_eq!(found, Frequent::AsSent, "{words:?}"),
             Judgement::Becomes(becomes, Shape::Plain) => {
                 let mut expected = Vec::new();
                 write_command(&becomes, &mut expected);
-                assert_eq!((common, &written), (Common::Written, &expected), "{words:?}");
+                assert_eq!((found, &written), (Frequent::Written, &expected), "{words:?}");
             }
             other => panic!("{words:?}: {other:?}"),
         }
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_common_command_is_left_alone() {
+    fn what_is_no_frequent_command_is_left_alone() {
         let namespace = namespace(Mode::Enforce);
         let mut written = Vec::new();
         for raw in [
@@ -196,9 +198,11 @@ mod tests {
             b"*1\r\n$3\r\nGET\r\n",
             b"*2\r\n$99999999999999999999\r\nGET\r\n$7\r\ncache:a\r\n",
             b"get cache:a\r\n",
+            b"*2\r\n$4\r\n\0GET\r\n$7\r\ncache:a\r\n",
+            b"*2\r\n$4\r\n GET\r\n$7\r\ncache:a\r\n",
             b"",
         ] {
-            assert_eq!(namespace.judge_common(raw, &mut written), None, "{raw:?}");
+            assert_eq!(namespace.judge_frequent(raw, &mut written), None, "{raw:?}");
         }
     }
 }
