@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::time::Duration;
-
 use support::eventually;
 use support::redis::{PASSWORD, Redis};
 use support::resp::{Connection, Value, encode};
@@ -427,14 +425,24 @@ fn what_is_too_large_to_be_held_is_looked_at_all_the_same() {
         assert_eq!(client.command(&["EXEC"]), ran);
     }
     assert_eq!(cache.command(&["SET", "cache:large", &value]), ok());
+    // The rest of what is refused is passed over, and the client goes on.
     for words in
         [&["SET", "queue:large", &value[..]][..], &["MSET", "cache:x", &value, "queue:large", "x"]]
     {
-        let mut thief = stage.client("cache");
-        thief.stream().set_write_timeout(Some(Duration::from_secs(5))).unwrap();
-        let told = thief.command(words);
-        assert!(told.error().starts_with("NOPERM"), "{told:?}");
+        assert!(cache.command(words).error().starts_with("NOPERM"));
+        let told = cache.pipeline(&[&["MULTI"], words, &["INCR", "cache:n"], &["EXEC"]]);
+        assert!(told[1].error().starts_with("NOPERM"), "{:?}", told[1]);
+        assert!(told[3].error().starts_with("EXECABORT"), "{:?}", told[3]);
+        assert_eq!(cache.command(&["EXISTS", "cache:n"]), Value::Integer(0));
     }
+    // Holding a connection it can't: there is nowhere to leave the rest.
+    let mut thief = stage.client("cache");
+    assert_eq!(thief.command(&["WATCH", "cache:large"]), ok());
+    let mut bytes = encode(&["SET", "queue:large", &value]);
+    bytes.truncate(1_200_000);
+    thief.send(&bytes);
+    assert!(thief.reply().error().ends_with("the connection is closed"));
+    assert!(thief.closed());
     assert_eq!(stage.direct().command(&["STRLEN", "queue:large"]), Value::Integer(3_000_000));
     assert_eq!(stage.direct().command(&["EXISTS", "cache:x"]), Value::Integer(0));
 }
@@ -577,7 +585,9 @@ fn no_value_is_longer_than_it_may_be_in_pieces_either() {
     );
     let mut small = stage.client("small");
     assert_eq!(small.command(&["SET", "small:a", &"v".repeat(1_900_000)]), ok());
-    let told = small.command(&["SET", "small:a", &"v".repeat(2_100_000)]);
+    // Its length is told before it comes.
+    small.send(b"*3\r\n$3\r\nSET\r\n$7\r\nsmall:a\r\n$2100000\r\n");
+    let told = small.reply();
     assert!(
         told.error().contains("2000000 bytes") && told.error().contains("value_bytes"),
         "{told:?}"

@@ -14,6 +14,7 @@ mod parked;
 mod pinned;
 mod queued;
 mod subscribed;
+mod waiting;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,8 +23,7 @@ use std::task::{Context, Poll};
 use prometheus::IntGauge;
 use tokio::time::Sleep;
 
-use super::backend::{Key, RedisConnect};
-use super::blocking::{Patience, Stations};
+use super::backend::Key;
 use super::command::{Carriage, Reason, Step, Word, carriage, step};
 use super::greeting::{Effect, Identity, ServerFacts, Standing, write_error};
 use super::lane::{Lane, Submitted, Work};
@@ -37,11 +37,11 @@ use super::wire::{
 };
 use crate::lifecycle::DrainGuard;
 use crate::net::Stream;
-use crate::pool::{Checkout, Lease, Ticket};
 use gate::{Form, Gate, Passed};
 use parked::Parked;
 use pinned::Slow;
 use subscribed::Subscribed;
+use waiting::{Purpose, Waiting};
 
 /// Unread replies, in bytes, from which on no more of the client's commands are carried.
 const UNREAD_LIMIT: usize = 256 * 1024;
@@ -120,33 +120,6 @@ pub(super) enum State {
     Parked(Box<Parked>),
     /// On a backend of the session's own.
     Pinned(Box<Pinned>, Slow),
-}
-
-pub(super) struct Waiting {
-    ticket: Ticket<RedisConnect>,
-    purpose: Purpose,
-    /// Runs out when the command has waited as long as it wanted.
-    timer: Option<Pin<Box<Sleep>>>,
-    _patience: Option<Patience>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    Hold(Reason),
-    /// The first connection was lost before the command was sent.
-    Again(Reason),
-    /// To learn what HELLO must say.
-    Facts,
-}
-
-impl Purpose {
-    fn may_last(self) -> bool {
-        matches!(self, Self::Hold(reason) | Self::Again(reason) if reason.may_last())
-    }
-
-    fn is_transaction(self) -> bool {
-        matches!(self, Self::Hold(Reason::Transaction) | Self::Again(Reason::Transaction))
-    }
 }
 
 /// How the session ends.
@@ -341,47 +314,6 @@ impl Session {
         Ok(())
     }
 
-    /// Waits for a connection.
-    fn wait(&mut self, cx: &mut Context<'_>) -> Moved {
-        let State::Waiting(waiting) = &mut self.state else { return Moved::No };
-        let purpose = waiting.purpose;
-        let Poll::Ready(result) = waiting.ticket.poll_lease(cx) else { return self.wait_on(cx) };
-        self.upstream.waiting.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-        self.state = State::Shared;
-        match (result, purpose) {
-            (Ok(lease), Purpose::Facts) => lease.give_back(),
-            (Ok(lease), Purpose::Hold(reason)) => self.pin(lease, reason, Slow::default()),
-            (Ok(lease), Purpose::Again(reason)) => self.pin(lease, reason, Slow::again()),
-            (Err(error), _) => self.refuse_first(&format!("ERR tidegate: {error}"), purpose),
-        }
-        Moved::Yes
-    }
-
-    /// Answers the command that waits in the inbox with an error.
-    fn refuse_first(&mut self, text: &str, purpose: Purpose) {
-        let mut scanner = RequestScanner::default();
-        let whole = match scanner.advance(&self.inbox, self.request_limits()) {
-            Ok((used, progress)) if progress != Progress::Partial => Some(used),
-            _ => None,
-        };
-        self.scanner = RequestScanner::default();
-        match (whole, purpose) {
-            (Some(used), purpose) if !purpose.is_transaction() => {
-                self.inbox.drain(..used);
-                write_error(text, &mut self.out.bytes);
-            }
-            // What follows must not run outside the transaction it was meant for, and what was not read whole can't
-            // be told from what follows it.
-            _ => {
-                let text = format!(
-                    "{text}; the connection is closed, because the commands that follow would run without it"
-                );
-                write_error(&text, &mut self.out.bytes);
-                self.closing = Closing::AfterReplies;
-            }
-        }
-    }
-
     fn carry_inbox(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         if self.inbox.len() == self.scanner.length() {
             return Ok(Moved::No);
@@ -418,10 +350,8 @@ impl Session {
         if !(partial && large && matches!(self.state, State::Shared) && self.mailbox.is_quiet()) {
             return Ok(());
         }
-        let inbox = std::mem::take(&mut self.inbox);
-        let passes = self.large_form(&inbox).is_some();
-        self.inbox = inbox;
-        if !passes {
+        if let Err(refusal) = self.large_form(&self.inbox) {
+            self.refuse_large(&refusal);
             return Ok(());
         }
         match carriage(Arguments::new(&self.inbox)) {
@@ -439,7 +369,8 @@ impl Session {
     /// Carries as many whole commands of `bytes` as may go now, the first `seen` bytes of which were scanned before: how many bytes are
     /// done with.
     fn digest(&mut self, cx: &mut Context<'_>, bytes: &[u8], seen: usize) -> Result<usize, End> {
-        let (mut at, mut begin, mut run) = (seen, 0, Run::default());
+        let mut begin = self.drop_rest(bytes);
+        let (mut at, mut run) = (seen.max(begin), Run::default());
         while at < bytes.len() && self.closing == Closing::No {
             let progress = match self.scanner.advance(&bytes[at..], self.request_limits()) {
                 Ok((used, progress)) => {
@@ -755,35 +686,6 @@ impl Session {
             || self.queue.is_some()
             || matches!(self.state, State::Pinned(..));
         proves && lasts && !self.upstream.realms.is_empty()
-    }
-
-    /// Takes a connection for itself, now or when one is free.
-    fn hold(&mut self, cx: &mut Context<'_>, purpose: Purpose) {
-        match (self.upstream.holds().checkout(), purpose) {
-            (Checkout::Ready(lease), Purpose::Hold(reason)) => {
-                self.pin(lease, reason, Slow::default());
-            }
-            (Checkout::Ready(lease), Purpose::Again(reason)) => {
-                self.pin(lease, reason, Slow::again());
-            }
-            (Checkout::Ready(lease), Purpose::Facts) => lease.give_back(),
-            (Checkout::Queued(ticket), purpose) => {
-                let stations = self.upstream.stations.as_ref().filter(|_| purpose.may_last());
-                let _patience = stations.map(Stations::patience);
-                let waiting = Waiting { ticket, purpose, timer: None, _patience };
-                self.state = State::Waiting(Box::new(waiting));
-                self.upstream.waiting.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                self.upstream.nudge_lanes();
-            }
-        }
-        // The ticket is not polled yet, or the command not sent.
-        cx.waker().wake_by_ref();
-    }
-
-    fn pin(&mut self, lease: Lease<RedisConnect>, reason: Reason, slow: Slow) {
-        self.forget_filter();
-        let pinned = Pinned::new(lease, reason, self.key(), self.queue.take());
-        self.state = State::Pinned(Box::new(pinned), slow);
     }
 
     pub(super) fn break_protocol(&mut self, error: RequestError) {

@@ -17,7 +17,7 @@ use crate::redis::namespace::{
     Answer, Errand, Frequent, Ground, Judgement, Mode, Namespace, Next, Refusal,
 };
 use crate::redis::upstream::Realm;
-use crate::redis::wire::{Arguments, write_command};
+use crate::redis::wire::{Arguments, Progress, RequestScanner, write_command};
 
 /// What a session keeps of its namespace.
 pub(in crate::redis) struct Gate {
@@ -27,9 +27,19 @@ pub(in crate::redis) struct Gate {
     /// It has read the outbox up to here.
     seen: usize,
     errand: Option<Box<Running>>,
+    rest: Rest,
     /// Commands of the transaction, and which of their replies are to be looked at.
     queued: u64,
     shapes: Vec<(u64, Shape)>,
+}
+
+/// What becomes of the rest of a command whose beginning is known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// It is awaited, or goes on.
+    Heard,
+    /// The command was refused.
+    Dropped,
 }
 
 struct Running {
@@ -85,7 +95,15 @@ impl Gate {
     fn new(realm: &Arc<Realm>) -> Box<Self> {
         realm.metrics.clients.inc();
         let realm = Arc::clone(realm);
-        Box::new(Self { realm, filter: None, seen: 0, errand: None, queued: 0, shapes: Vec::new() })
+        Box::new(Self {
+            realm,
+            filter: None,
+            seen: 0,
+            errand: None,
+            rest: Rest::Heard,
+            queued: 0,
+            shapes: Vec::new(),
+        })
     }
 
     pub(super) fn namespace(&self) -> &Namespace {
@@ -505,20 +523,42 @@ impl Session {
         Passed::Taken
     }
 
-    /// The beginning of a command too large to be held, as it goes on instead, and what of the command that stands for. `None`: the
-    /// command is refused, and what follows can't be told from it.
-    pub(super) fn large_form(&mut self, command: &[u8]) -> Option<(Vec<u8>, usize)> {
-        let Some(gate) = &self.gate else { return Some((Vec::new(), 0)) };
-        match gate.namespace().large_form(command) {
-            Ok(form) => Some(form),
-            Err(refusal) => {
-                self.count_refusal(&refusal);
-                let text = format!("{}; the connection is closed", refusal.text);
-                write_error(&text, &mut self.out.bytes);
-                self.closing = Closing::AfterReplies;
-                None
-            }
+    /// The beginning of a command too large to be held, as it goes on instead, and how much of the command that stands for.
+    pub(super) fn large_form(&self, command: &[u8]) -> Result<(Vec<u8>, usize), Refusal> {
+        let as_it_is = Ok((Vec::new(), 0));
+        self.gate.as_ref().map_or(as_it_is, |gate| gate.namespace().large_form(command))
+    }
+
+    /// Refuses a command of which the inbox holds the beginning; everything before it is answered.
+    pub(super) fn refuse_large(&mut self, refusal: &Refusal) {
+        self.refuse_at_gate(refusal);
+        self.inbox = Vec::new();
+        self.scanner.forget_length();
+        if let Some(gate) = &mut self.gate {
+            gate.rest = Rest::Dropped;
         }
+    }
+
+    /// Passes over what of `bytes` belongs to a command that was refused: how much that is.
+    pub(super) fn drop_rest(&mut self, bytes: &[u8]) -> usize {
+        if !matches!(&self.gate, Some(gate) if gate.rest == Rest::Dropped) {
+            return 0;
+        }
+        let (used, progress) = match self.scanner.advance(bytes, self.request_limits()) {
+            Ok(found) => found,
+            Err(error) => {
+                self.break_protocol(error);
+                return bytes.len();
+            }
+        };
+        self.scanner.forget_length();
+        if progress != Progress::Partial
+            && let Some(gate) = &mut self.gate
+        {
+            gate.rest = Rest::Heard;
+            self.scanner = RequestScanner::default();
+        }
+        used
     }
 
     /// Longest word of a command that is read on, in a namespace whose values are bounded: shorter ones are refused by themselves.

@@ -12,6 +12,7 @@ use super::{Closing, End, Moved, Passed, Purpose, Session, Shape, State};
 use crate::redis::backend::Key;
 use crate::redis::command::{Carriage, Word, carriage};
 use crate::redis::greeting::write_error;
+use crate::redis::namespace::Refusal;
 use crate::redis::pinned::{Decision, Hold, Inflow, Loss, PINNED_BUFFER, Pinned};
 use crate::redis::transaction::OwnCommand;
 use crate::redis::wire::{Arguments, Progress, RequestScanner, split_inline, write_command};
@@ -268,7 +269,10 @@ impl Session {
         let how = carriage(words.iter().copied());
         let large;
         if progress == Progress::Partial {
-            let Some((begins, behind)) = self.large_form(raw) else { return Offered::Kept };
+            let (begins, behind) = match self.large_form(raw) {
+                Ok(form) => form,
+                Err(refusal) => return self.refuse_large_here(&refusal),
+            };
             if behind > 0 {
                 large = [&begins, &raw[behind..]].concat();
                 raw = &large;
@@ -288,6 +292,15 @@ impl Session {
             Passed::Waits => Offered::Kept,
             Passed::Taken => Offered::Taken,
         }
+    }
+
+    /// On a backend of its own the session has nowhere to leave the rest of the command.
+    fn refuse_large_here(&mut self, refusal: &Refusal) -> Offered {
+        self.count_refusal(refusal);
+        let text = format!("{}; the connection is closed", refusal.text);
+        write_error(&text, &mut self.out.bytes);
+        self.closing = Closing::AfterReplies;
+        Offered::Kept
     }
 
     fn decide_and_note(
