@@ -10,4 +10,5 @@ pub mod net;
 pub mod pool;
 pub mod postgres;
 pub mod redis;
+pub mod status;
 pub mod supervisor;

@@ -3,14 +3,23 @@
 //! [`Metrics`] is built once; [`Metrics::pool`] resolves every handle of one pool, so that counting on the hot
 //! path is one atomic add without a look-up. [`Metrics::render`] writes the Prometheus text format 0.0.4.
 
+mod help;
+mod journal;
+mod meter;
+mod time;
+
+pub use journal::{Journal, now_ms};
+pub use meter::{Meter, Spell, seconds};
+pub use time::{Outcome, Phase, Reason, Times};
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use time::TimeFamilies;
 
 /// Which of the two protocols a pool speaks: the value of the label `protocol`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,10 +41,6 @@ impl Protocol {
     }
 }
 
-/// Upper bounds, in seconds, of the checkout wait histogram: from "at once" to "gave up".
-const WAIT_BUCKETS: [f64; 14] =
-    [0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-
 const POOL: [&str; 2] = ["protocol", "pool"];
 const NAMESPACE: [&str; 3] = ["protocol", "pool", "namespace"];
 
@@ -47,6 +52,7 @@ pub struct Metrics {
     registry: Registry,
     families: Families,
     pools: Mutex<BTreeMap<(Protocol, String), Arc<PoolMetrics>>>,
+    journal: Arc<Journal>,
 }
 
 #[derive(Debug)]
@@ -56,10 +62,17 @@ struct Families {
     server_limit: IntGaugeVec,
     queue_length: IntGaugeVec,
     queue_length_max: IntGaugeVec,
-    checkout_wait_seconds: HistogramVec,
+    server_limit_configured: IntGaugeVec,
+    server_refusals: IntCounterVec,
     checkouts: IntCounterVec,
-    checkout_timeouts: IntCounterVec,
-    checkout_refusals: IntCounterVec,
+    checkout_waits: IntCounterVec,
+    rejections: IntCounterVec,
+    timeouts: IntCounterVec,
+    leaks: IntGaugeVec,
+    leaks_found: IntCounterVec,
+    plan_used: IntGaugeVec,
+    plan_limit: IntGaugeVec,
+    times: TimeFamilies,
     transactions: IntCounterVec,
     requests: IntCounterVec,
     bytes: IntCounterVec,
@@ -103,20 +116,27 @@ impl Families {
             registry.register(Box::new(family.clone()))?;
             Ok(family)
         };
-        let waits = HistogramOpts::new("tidegate_checkout_wait_seconds", help::CHECKOUT_WAIT)
-            .buckets(WAIT_BUCKETS.to_vec());
-        let checkout_wait_seconds = HistogramVec::new(waits, &POOL)?;
-        registry.register(Box::new(checkout_wait_seconds.clone()))?;
         Ok(Self {
             clients: gauge("tidegate_clients", help::CLIENTS, &["state"])?,
             servers: gauge("tidegate_server_connections", help::SERVERS, &["state"])?,
             server_limit: gauge("tidegate_server_connections_limit", help::SERVER_LIMIT, &[])?,
             queue_length: gauge("tidegate_queue_length", help::QUEUE, &[])?,
             queue_length_max: gauge("tidegate_queue_length_max", help::QUEUE_MAX, &[])?,
-            checkout_wait_seconds,
+            server_limit_configured: gauge(
+                "tidegate_server_connections_limit_configured",
+                help::SERVER_LIMIT_CONFIGURED,
+                &[],
+            )?,
+            server_refusals: counter("tidegate_server_refusals_total", help::SERVER_REFUSALS, &[])?,
             checkouts: counter("tidegate_checkouts_total", help::CHECKOUTS, &[])?,
-            checkout_timeouts: counter("tidegate_checkout_timeouts_total", help::TIMEOUTS, &[])?,
-            checkout_refusals: counter("tidegate_checkout_refusals_total", help::REFUSALS, &[])?,
+            checkout_waits: counter("tidegate_checkout_waits_total", help::CHECKOUT_WAITS, &[])?,
+            rejections: counter("tidegate_rejections_total", help::REJECTIONS, &["reason"])?,
+            timeouts: counter("tidegate_timeouts_total", help::TIMEOUTS, &["kind"])?,
+            leaks: gauge("tidegate_leaking_clients", help::LEAKS, &[])?,
+            leaks_found: counter("tidegate_leaks_total", help::LEAKS_FOUND, &[])?,
+            plan_used: gauge("tidegate_plan_connections", help::PLAN_USED, &["scope"])?,
+            plan_limit: gauge("tidegate_plan_connections_limit", help::PLAN_LIMIT, &["scope"])?,
+            times: TimeFamilies::register(registry)?,
             transactions: counter("tidegate_transactions_total", help::TRANSACTIONS, &[])?,
             requests: counter("tidegate_requests_total", help::REQUESTS, &[])?,
             bytes: counter("tidegate_bytes_total", help::BYTES, &["peer", "direction"])?,
@@ -175,54 +195,6 @@ impl NamespaceFamilies {
     }
 }
 
-/// What each family counts, for whoever reads /metrics the first time.
-mod help {
-    pub(super) const CLIENTS: &str = "Clients connected to tidegate, by what they do now: idle (no transaction), active (holding a server connection), waiting (in the queue for one), greeting (not yet logged in).";
-    pub(super) const SERVERS: &str = "Connections from tidegate to the server, by state: idle (ready to use), active (lent for one transaction or command), pinned (kept by one client across transactions), opening (connecting and logging in).";
-    pub(super) const SERVER_LIMIT: &str =
-        "Most connections tidegate may have open to the upstream server, all its pools together.";
-    pub(super) const QUEUE: &str = "Clients waiting for a server connection now.";
-    pub(super) const QUEUE_MAX: &str = "Most clients that waited at the same time since the last scrape of this page: shows bursts that began and ended between two scrapes.";
-    pub(super) const CHECKOUT_WAIT: &str = "Seconds a client waited for a server connection; 0 if one was free. Waits that ended in an error or a hang-up are included.";
-    pub(super) const CHECKOUTS: &str = "Server connections lent to clients.";
-    pub(super) const TIMEOUTS: &str =
-        "Waits given up because no server connection came free in time.";
-    pub(super) const REFUSALS: &str =
-        "Clients refused at once because the queue for a server connection was full.";
-    pub(super) const PIN_WAITS: &str =
-        "Statements that waited because as many server connections as may be were pinned.";
-    pub(super) const PIN_TIMEOUTS: &str = "Statements refused after that wait.";
-    pub(super) const LISTEN_LOSSES: &str = "Losses of the server connection that listens for a pool: notifications may have been missed.";
-    pub(super) const SUBSCRIPTIONS: &str =
-        "Channels and patterns that Redis clients have subscribed to, all clients together.";
-    pub(super) const SUBSCRIPTION_LOSSES: &str = "Losses of the server connection with all subscriptions: messages may have been missed before it was replaced.";
-    pub(super) const MESSAGES: &str = "Messages given to Redis clients that have subscribed.";
-    pub(super) const PARKED: &str = "Redis clients that wait for an element (BLPOP and the like) without a server connection of their own.";
-    pub(super) const ELEMENTS: &str = "Times something came for Redis clients that wait together, by outcome: handed (to the client), returned (put back, because nobody waited for it any more), lost (could not be put back).";
-    pub(super) const PARKED_LOSSES: &str = "Losses of a server connection that waited on behalf of Redis clients: they wait on over a new one.";
-    pub(super) const TRANSACTIONS: &str =
-        "Transactions finished: for Postgres lone statements, too; for Redis those that EXEC ran.";
-    pub(super) const REQUESTS: &str =
-        "Queries (Postgres) or commands (Redis) received from clients.";
-    pub(super) const BYTES: &str = "Bytes carried, by peer (client or server) and direction (received or sent, as tidegate sees it).";
-    pub(super) const LOGINS: &str = "Clients that logged in.";
-    pub(super) const LOGIN_FAILURES: &str = "Clients turned away at login: wrong password, unknown user or database, malformed or too slow greeting.";
-    pub(super) const ABORTED: &str =
-        "Clients that went away in the middle of a transaction or with replies still owed.";
-    pub(super) const PINS: &str = "Times a server connection had to stay with one client beyond a transaction, by reason. A pinned connection serves nobody else.";
-    pub(super) const CONNECT: &str = "Failed attempts to open a server connection, by code: the server's error code, or io, dns, tls, timeout.";
-    pub(super) const CLOSED: &str = "Server connections closed, by reason.";
-    pub(super) const NAMESPACE_COMMANDS: &str = "Redis commands of clients of a namespace.";
-    pub(super) const NAMESPACE_REFUSALS: &str = "Redis commands refused in a namespace, by command and reason: key, channel, pattern (named something outside), command, script, read_only, size.";
-    pub(super) const NAMESPACE_BYTES: &str = "Bytes carried for clients of a namespace, by direction (received or sent, as tidegate sees it).";
-    pub(super) const NAMESPACE_CLIENTS: &str = "Clients of a namespace now.";
-    pub(super) const NAMESPACE_KEYS: &str =
-        "Keys of a namespace, as estimated from a sample of the database's keys.";
-    pub(super) const NAMESPACE_MEMORY: &str =
-        "Bytes that a namespace's keys take in Redis, as estimated from a sample.";
-    pub(super) const BUILD: &str = "Always 1; the label says which version of tidegate runs.";
-}
-
 impl Metrics {
     /// Builds the registry with every family and `tidegate_build_info`.
     ///
@@ -236,7 +208,7 @@ impl Metrics {
         let build = IntGauge::with_opts(opts)?;
         build.set(1);
         registry.register(Box::new(build))?;
-        Ok(Arc::new(Self { registry, families, pools: Mutex::default() }))
+        Ok(Arc::new(Self { registry, families, pools: Mutex::default(), journal: Arc::default() }))
     }
 
     /// The handles of one pool; the same arguments give the same `Arc`.
@@ -245,8 +217,14 @@ impl Metrics {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         let made = pools
             .entry((protocol, pool.to_owned()))
-            .or_insert_with(|| Arc::new(PoolMetrics::resolve(&self.families, protocol, pool)));
+            .or_insert_with(|| Arc::new(PoolMetrics::resolve(&self.families, &self.journal, protocol, pool)));
         Arc::clone(made)
+    }
+
+    /// What deserved a word lately.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// The handles of a namespace of a Redis pool.
@@ -324,27 +302,37 @@ pub struct PoolMetrics {
     pub clients_greeting: IntGauge,
     /// Server connections ready to use.
     pub servers_idle: IntGauge,
-    /// Server connections lent, pinned ones excepted.
+    /// Server connections lent, pinned ones and those whose client is idle in a transaction excepted.
     pub servers_active: IntGauge,
+    /// Server connections whose client is idle in a transaction, pinned ones excepted.
+    pub servers_idle_in_transaction: IntGauge,
     /// Server connections being opened.
     pub servers_opening: IntGauge,
     /// Server connections that stay with one client.
     pub servers_pinned: IntGauge,
     /// The budget of the upstream server.
     pub server_limit: IntGauge,
+    /// The budget as it was set.
+    pub server_limit_configured: IntGauge,
+    /// Attempts to open a connection that the server refused because it was full.
+    pub server_refusals: IntCounter,
     /// Waiters now.
     pub queue_length: IntGauge,
     /// Most waiters at once since the last scrape; written at the scrape.
     pub queue_length_max: IntGauge,
     queue_peak: AtomicI64,
-    /// Seconds from asking to getting a lease or an error, or to hanging up.
-    pub checkout_wait_seconds: Histogram,
+    /// Most waiters at once since the last sample of the pool's history.
+    sample_peak: AtomicI64,
+    /// Waits and loans, by the clock.
+    pub times: Times,
     /// Leases handed out.
     pub checkouts: IntCounter,
-    /// Waits that reached their deadline.
-    pub checkout_timeouts: IntCounter,
-    /// Checkouts refused because the queue was full.
-    pub checkout_refusals: IntCounter,
+    /// Checkouts that had to queue.
+    pub checkout_waits: IntCounter,
+    /// Clients that keep a connection without using it.
+    pub leaks: IntGauge,
+    /// How often one was found.
+    pub leaks_found: IntCounter,
     /// Transactions finished.
     pub transactions: IntCounter,
     /// Queries or commands received.
@@ -386,6 +374,7 @@ pub struct PoolMetrics {
     /// Losses of a connection that waits for them.
     pub parked_losses: IntCounter,
     labelled: Labelled,
+    journal: Arc<Journal>,
 }
 
 /// Rare counters with one more label: looked up when they count.
@@ -396,10 +385,19 @@ struct Labelled {
     pins: IntCounterVec,
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
+    rejections: IntCounterVec,
+    timeouts: IntCounterVec,
+    plan_used: IntGaugeVec,
+    plan_limit: IntGaugeVec,
 }
 
 impl PoolMetrics {
-    fn resolve(families: &Families, protocol: Protocol, pool: &str) -> Self {
+    fn resolve(
+        families: &Families,
+        journal: &Arc<Journal>,
+        protocol: Protocol,
+        pool: &str,
+    ) -> Self {
         let labels = [protocol.as_str(), pool];
         let client =
             |state: &str| families.clients.with_label_values(&[labels[0], labels[1], state]);
@@ -417,16 +415,21 @@ impl PoolMetrics {
             clients_greeting: client("greeting"),
             servers_idle: server("idle"),
             servers_active: server("active"),
+            servers_idle_in_transaction: server("idle_in_transaction"),
             servers_opening: server("opening"),
             servers_pinned: server("pinned"),
             server_limit: families.server_limit.with_label_values(&labels),
+            server_limit_configured: families.server_limit_configured.with_label_values(&labels),
+            server_refusals: families.server_refusals.with_label_values(&labels),
             queue_length: families.queue_length.with_label_values(&labels),
             queue_length_max: families.queue_length_max.with_label_values(&labels),
             queue_peak: AtomicI64::new(0),
-            checkout_wait_seconds: families.checkout_wait_seconds.with_label_values(&labels),
+            sample_peak: AtomicI64::new(0),
+            times: families.times.resolve(labels),
             checkouts: families.checkouts.with_label_values(&labels),
-            checkout_timeouts: families.checkout_timeouts.with_label_values(&labels),
-            checkout_refusals: families.checkout_refusals.with_label_values(&labels),
+            checkout_waits: families.checkout_waits.with_label_values(&labels),
+            leaks: families.leaks.with_label_values(&labels),
+            leaks_found: families.leaks_found.with_label_values(&labels),
             transactions: families.transactions.with_label_values(&labels),
             requests: families.requests.with_label_values(&labels),
             bytes_received_client: bytes("client", "received"),
@@ -447,12 +450,17 @@ impl PoolMetrics {
             elements_returned: elements("returned"),
             elements_lost: elements("lost"),
             parked_losses: families.parked_losses.with_label_values(&labels),
+            journal: Arc::clone(journal),
             labelled: Labelled {
                 protocol,
                 pool: pool.to_owned(),
                 pins: families.pins.clone(),
                 connect_errors: families.connect_errors.clone(),
                 server_closed: families.server_closed.clone(),
+                rejections: families.rejections.clone(),
+                timeouts: families.timeouts.clone(),
+                plan_used: families.plan_used.clone(),
+                plan_limit: families.plan_limit.clone(),
             },
         }
     }
@@ -462,24 +470,103 @@ impl PoolMetrics {
         let waiters = i64::try_from(waiters).unwrap_or(i64::MAX);
         self.queue_length.set(waiters);
         self.queue_peak.fetch_max(waiters, Ordering::Relaxed);
+        self.sample_peak.fetch_max(waiters, Ordering::Relaxed);
     }
 
     fn begin_scrape(&self) {
         let peak = self.queue_peak.swap(self.queue_length.get(), Ordering::Relaxed);
         self.queue_length_max.set(peak.max(self.queue_length.get()));
+        self.times.publish();
     }
 
-    /// A lent server connection now stays with its client, because of `reason` (a short fixed word).
-    pub fn pin(&self, reason: &str) {
-        self.servers_active.dec();
+    /// Most waiters at once since this was asked last.
+    #[must_use]
+    pub fn take_queue_peak(&self) -> usize {
+        let now = self.queue_length.get();
+        let peak = self.sample_peak.swap(now, Ordering::Relaxed).max(now);
+        usize::try_from(peak).unwrap_or(0)
+    }
+
+    /// A lent connection, not pinned, went from one phase to another.
+    pub fn turned(&self, before: Phase, now: Phase) {
+        self.lent(before).dec();
+        self.lent(now).inc();
+    }
+
+    /// The gauge of lent connections in this phase; those that rest are pinned.
+    #[must_use]
+    pub fn lent(&self, phase: Phase) -> &IntGauge {
+        match phase {
+            Phase::Query | Phase::Pinned => &self.servers_active,
+            Phase::IdleInTransaction => &self.servers_idle_in_transaction,
+        }
+    }
+
+    /// Something of this pool deserves a word; `kind` is a short fixed one.
+    pub fn note(&self, kind: &str, message: String, hint: String) {
+        self.journal.note(&self.labelled.pool, kind, message, hint);
+    }
+
+    /// A client was told no, because of `reason`.
+    pub fn reject(&self, reason: Reason) {
+        self.labelled.count(&self.labelled.rejections, reason.as_str());
+    }
+
+    /// How often clients were told no because of `reason`.
+    #[must_use]
+    pub fn rejected(&self, reason: Reason) -> u64 {
+        let labels = [self.labelled.protocol.as_str(), &self.labelled.pool, reason.as_str()];
+        self.labelled.rejections.with_label_values(&labels).get()
+    }
+
+    /// A limit on time has ended something; `kind` is its name without the unit.
+    pub fn timed_out(&self, kind: &str) {
+        self.labelled.count(&self.labelled.timeouts, kind);
+    }
+
+    /// What the server says of a limit of its own: `scope` is `role`, `database` or `server`.
+    pub fn plan(&self, scope: &str, used: u64, limit: u64) {
+        let labels = [self.labelled.protocol.as_str(), &self.labelled.pool, scope];
+        let set = |family: &IntGaugeVec, value: u64| {
+            family.with_label_values(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        set(&self.labelled.plan_used, used);
+        set(&self.labelled.plan_limit, limit);
+    }
+
+    /// Pins so far, by reason.
+    #[must_use]
+    pub fn pins(&self) -> BTreeMap<String, u64> {
+        let mine = |label: &prometheus::proto::LabelPair| match label.name() {
+            "pool" => label.value() == self.labelled.pool,
+            "protocol" => label.value() == self.labelled.protocol.as_str(),
+            _ => true,
+        };
+        let mut pins = BTreeMap::new();
+        for family in prometheus::core::Collector::collect(&self.labelled.pins) {
+            for metric in family.get_metric().iter().filter(|one| one.get_label().iter().all(mine)) {
+                let reason = metric.get_label().iter().find(|label| label.name() == "reason");
+                let count = metric.get_counter().get_value();
+                if let Some(reason) = reason.filter(|_| count > 0.0) {
+                    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+                    pins.insert(reason.value().to_owned(), count as u64);
+                }
+            }
+        }
+        pins
+    }
+
+    /// A lent server connection in this phase now stays with its client, because of `reason` (a short fixed word).
+    pub fn pin(&self, reason: &str, phase: Phase) {
+        self.lent(phase).dec();
         self.servers_pinned.inc();
         self.labelled.count(&self.labelled.pins, reason);
     }
 
-    /// A pinned server connection is lent for one transaction again.
-    pub fn unpin(&self) {
+    /// A pinned server connection in this phase is lent for one transaction again.
+    pub fn unpin(&self, phase: Phase) {
         self.servers_pinned.dec();
-        self.servers_active.inc();
+        self.lent(phase).inc();
     }
 
     /// An attempt to open a server connection failed with this SQLSTATE, Redis error word, or `io`, `dns`, `tls`,
@@ -517,7 +604,8 @@ mod tests {
     fn every_family_has_help_and_the_two_labels() {
         let metrics = Metrics::new().unwrap();
         let pool = metrics.pool(Protocol::Redis, "REDIS_URL");
-        pool.pin("multi");
+        pool.servers_active.inc();
+        pool.pin("multi", Phase::Query);
         pool.connect_error("io");
         pool.server_closed("idle");
         let text = metrics.render().unwrap();

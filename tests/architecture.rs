@@ -33,6 +33,8 @@ const FLOORS: &[(i32, &[&str])] = &[
             "postgres::listen",
             "postgres::cancel",
             "postgres::clean",
+            "postgres::clients",
+            "postgres::overdue",
             "postgres::routes",
             "redis::backend",
             "redis::blocking",
@@ -47,7 +49,7 @@ const FLOORS: &[(i32, &[&str])] = &[
         ],
     ),
     (1, &["pool"]),
-    (0, &["net", "config", "metrics", "lifecycle"]),
+    (0, &["net", "config", "metrics", "lifecycle", "status"]),
     (
         CORE,
         &[

@@ -145,7 +145,7 @@ fn a_wait_that_is_over_says_which_pool_and_what_to_do() {
     }
     assert!(waited >= Duration::from_millis(390), "only {waited:?}");
     assert!(waited < Duration::from_secs(5), "{waited:?}");
-    assert!(gate.postgres_metric("tidegate_checkout_timeouts_total", &[]) >= 1.0);
+    assert!(gate.postgres_metric("tidegate_rejections_total", &[("reason", "wait_timeout")]) >= 1.0);
     holder.query("commit").expect_no_error();
     assert_eq!(gate.client().one("select 2"), "2", "the pool goes on");
 }

@@ -134,6 +134,13 @@ fn postgres(
             default.login_timeout,
             1..=HOUR_MS,
         )?,
+        idle_min: written.count("postgres.idle_min", default.idle_min, 0..=10_000)?,
+        reserve_size: written.count("postgres.reserve_size", default.reserve_size, 0..=10_000)?,
+        reserve_after: written.millis(
+            "postgres.reserve_after_ms",
+            default.reserve_after,
+            0..=HOUR_MS,
+        )?,
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
         users: users(written, warnings)?,
@@ -240,6 +247,7 @@ fn postgres_limits(written: &Written) -> Result<PostgresLimits, ConfigError> {
     let default = PostgresLimits::default();
     let count =
         |key: &str, default, range| written.count(&format!("postgres.{key}"), default, range);
+    let time = |path: &str, default| written.millis(path, default, 0..=MONTH_MS);
     Ok(PostgresLimits {
         client_limit: count("client_limit", default.client_limit, 1..=MILLION)?,
         startup_bytes: count("startup_bytes", default.startup_bytes, 256..=MILLION)?,
@@ -279,6 +287,15 @@ fn postgres_limits(written: &Written) -> Result<PostgresLimits, ConfigError> {
             1..=HOUR_MS,
         )?,
         slow_reader: written.millis("postgres.slow_reader_ms", default.slow_reader, 1..=HOUR_MS)?,
+        query_timeout: time("postgres.query_timeout_ms", default.query_timeout)?,
+        transaction_timeout: time("postgres.transaction_timeout_ms", default.transaction_timeout)?,
+        idle_transaction_timeout: time(
+            "postgres.idle_transaction_timeout_ms",
+            default.idle_transaction_timeout,
+        )?,
+        pinned_timeout: time("postgres.pinned_timeout_ms", default.pinned_timeout)?,
+        client_idle_timeout: time("postgres.client_idle_timeout_ms", default.client_idle_timeout)?,
+        leak: time("postgres.leak_ms", default.leak)?,
         sequence_hold: written.millis(
             "postgres.sequence_hold_ms",
             default.sequence_hold,

@@ -170,6 +170,12 @@ pub struct PostgresSettings {
     pub server_lifetime: Duration,
     /// Idle time after which a connection is closed.
     pub server_idle: Duration,
+    /// Connections kept open though nobody needs them, for each pool of the configuration.
+    pub idle_min: usize,
+    /// Connections beyond `pool_size` for those who have waited for `reserve_after`.
+    pub reserve_size: usize,
+    /// How long they must have waited.
+    pub reserve_after: Duration,
     /// Longest greeting of a client.
     pub login_timeout: Duration,
     /// Serve any database and user name of the URL's server.
@@ -219,6 +225,18 @@ pub struct PostgresLimits {
     pub cleanup_timeout: Duration,
     /// Longest time a client may leave bytes unread while it holds a connection.
     pub slow_reader: Duration,
+    /// Longest statement; nought: no limit. The server is asked to cancel it.
+    pub query_timeout: Duration,
+    /// Longest transaction; nought: no limit.
+    pub transaction_timeout: Duration,
+    /// Longest time that a client says nothing inside a transaction; nought: no limit.
+    pub idle_transaction_timeout: Duration,
+    /// Longest time that a client keeps a pinned connection unused; nought: no limit.
+    pub pinned_timeout: Duration,
+    /// Longest time that a client says nothing at all; nought: no limit.
+    pub client_idle_timeout: Duration,
+    /// After how long a client that keeps a connection unused is named; nought: never.
+    pub leak: Duration,
     /// For how long a session keeps its connection after it may have drawn from a sequence, once a session of its pool
     /// has called `currval()` or `lastval()`.
     pub sequence_hold: Duration,
@@ -435,6 +453,9 @@ impl Default for PostgresSettings {
             connect_timeout: Duration::from_secs(5),
             server_lifetime: Duration::from_secs(3600),
             server_idle: Duration::from_secs(600),
+            idle_min: 0,
+            reserve_size: 0,
+            reserve_after: Duration::from_secs(3),
             login_timeout: Duration::from_secs(15),
             any: false,
             auth: Auth::Password,
@@ -464,6 +485,12 @@ impl Default for PostgresLimits {
             any_pools: 100,
             cleanup_timeout: Duration::from_secs(5),
             slow_reader: Duration::from_secs(60),
+            query_timeout: Duration::ZERO,
+            transaction_timeout: Duration::ZERO,
+            idle_transaction_timeout: Duration::ZERO,
+            pinned_timeout: Duration::ZERO,
+            client_idle_timeout: Duration::ZERO,
+            leak: Duration::from_secs(30),
             sequence_hold: Duration::from_millis(200),
         }
     }

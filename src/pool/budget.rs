@@ -20,6 +20,13 @@ pub const CONNECTIONS_MAX: usize = 10_000;
 /// how often connections are closed and opened when there are more busy pools than connections.
 const TURN: Duration = Duration::from_millis(100);
 
+/// How long after the server has refused a connection one more is tried, for those who wait: at first, and at most after
+/// further refusals.
+const RAISE_FIRST: Duration = Duration::from_secs(5);
+const RAISE_LONGEST: Duration = Duration::from_secs(60);
+/// How long after one more was given the next is tried.
+const RAISE_AGAIN: Duration = Duration::from_secs(1);
+
 /// The stamp of nobody.
 pub(super) const NOBODY: u64 = u64::MAX;
 
@@ -27,13 +34,74 @@ pub(super) const NOBODY: u64 = u64::MAX;
 pub struct Budget {
     pins: Arc<Pins>,
     born: Instant,
+    /// Most connections now.
     limit: AtomicUsize,
+    plan: Mutex<Plan>,
     in_use: AtomicUsize,
     /// Idle connections of all members.
     idle: AtomicUsize,
     /// Members with a waiter for whom a connection should be opened.
     demanding: AtomicUsize,
     members: Mutex<Vec<Entry>>,
+}
+
+/// What the limit comes from.
+struct Plan {
+    configured: usize,
+    /// What the server is known to give, if that is less.
+    granted: Option<Granted>,
+    reserve: Reserve,
+}
+
+/// The server has refused a connection: the limit goes down to what it gave, and up again one by one.
+struct Granted {
+    limit: usize,
+    /// The server's words.
+    words: String,
+    pause: Duration,
+    raise_at: Instant,
+    step: Step,
+}
+
+/// Whether the latest change of the limit was a raise that nobody has tried yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Down,
+    Up,
+}
+
+/// Connections kept for those who have waited long.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReserveSettings {
+    /// How many.
+    pub size: usize,
+    /// How long one must have waited.
+    pub after: Duration,
+}
+
+struct Reserve {
+    settings: ReserveSettings,
+    state: ReserveState,
+}
+
+/// Changed once a second.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ReserveState {
+    /// Left when somebody has waited long enough.
+    Closed,
+    /// Left when nobody waits any more.
+    Open,
+}
+
+impl Plan {
+    fn limit(&self) -> usize {
+        let reserve = match self.reserve.state {
+            ReserveState::Open => self.reserve.settings.size,
+            ReserveState::Closed => 0,
+        };
+        let asked = self.configured.saturating_add(reserve).min(CONNECTIONS_MAX);
+        self.granted.as_ref().map_or(asked, |granted| granted.limit.min(asked))
+    }
 }
 
 struct Entry {
@@ -84,6 +152,14 @@ impl Budget {
             pins: Pins::new(limit, pinned),
             born: Instant::now(),
             limit: AtomicUsize::new(limit.min(CONNECTIONS_MAX)),
+            plan: Mutex::new(Plan {
+                configured: limit.min(CONNECTIONS_MAX),
+                granted: None,
+                reserve: Reserve {
+                    settings: ReserveSettings::default(),
+                    state: ReserveState::Closed,
+                },
+            }),
             in_use: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
             demanding: AtomicUsize::new(0),
@@ -94,7 +170,116 @@ impl Budget {
     /// Changes the limit, to at most [`CONNECTIONS_MAX`]. A lower one closes idle connections at once and lent ones
     /// as they are given back; a higher one serves waiters at once.
     pub fn set_limit(&self, limit: usize) {
-        let limit = limit.min(CONNECTIONS_MAX);
+        {
+            let mut plan = self.plan();
+            plan.configured = limit.min(CONNECTIONS_MAX);
+            plan.granted = None;
+        }
+        self.apply_plan();
+    }
+
+    /// Keeps connections beyond the limit for those who have waited long.
+    pub fn set_reserve(&self, settings: ReserveSettings) {
+        self.plan().reserve.settings = settings;
+    }
+
+    /// The limit as it was set.
+    #[must_use]
+    pub fn configured(&self) -> usize {
+        self.plan().configured
+    }
+
+    /// Why the limit is less than what was set, in the server's words, if it is.
+    #[must_use]
+    pub fn shortfall(&self) -> Option<String> {
+        let plan = self.plan();
+        let granted = plan.granted.as_ref()?;
+        (granted.limit < plan.configured).then(|| granted.words.clone())
+    }
+
+    /// The server refused a connection, as it has no more: the limit goes down to what is open. Call it after the permit
+    /// for that connection is dropped.
+    pub(super) fn refused(&self, words: &str) {
+        let open = self.in_use().max(1);
+        {
+            let mut plan = self.plan();
+            if open >= plan.limit() && plan.granted.is_none() {
+                // Others closed theirs meanwhile, or opened them: it is tried again as any failure is.
+                return;
+            }
+            let limit = open.min(plan.limit());
+            let pause = match &plan.granted {
+                Some(granted) if granted.step == Step::Up => {
+                    granted.pause.saturating_mul(2).min(RAISE_LONGEST)
+                }
+                Some(granted) => granted.pause,
+                None => RAISE_FIRST,
+            };
+            let raise_at = Instant::now() + pause;
+            let words = words.to_owned();
+            plan.granted = Some(Granted { limit, words, pause, raise_at, step: Step::Down });
+        }
+        self.apply_plan();
+    }
+
+    /// The server gave a connection: if that was one more than it had given before, the next is tried soon.
+    pub(super) fn opened(&self) {
+        let mut plan = self.plan();
+        let Some(granted) = &mut plan.granted else { return };
+        if granted.step == Step::Up && self.in_use() >= granted.limit {
+            granted.step = Step::Down;
+            granted.pause = RAISE_FIRST;
+            granted.raise_at = Instant::now() + RAISE_AGAIN;
+        }
+    }
+
+    /// Looks once a second whether the limit may go up: by one that the server refused before, or by the reserve.
+    pub(super) fn review(&self) {
+        let oldest = self.oldest_demand();
+        {
+            let mut plan = self.plan();
+            let now = Instant::now();
+            let configured = plan.configured.saturating_add(plan.reserve.settings.size);
+            if let Some(granted) = &mut plan.granted
+                && oldest != NOBODY
+                && granted.raise_at <= now
+                && self.in_use() >= granted.limit
+            {
+                granted.limit += 1;
+                granted.step = Step::Up;
+                granted.raise_at = now + granted.pause;
+            }
+            if plan.granted.as_ref().is_some_and(|granted| granted.limit > configured) {
+                plan.granted = None;
+            }
+            let reserve = &mut plan.reserve;
+            let long = self.stamp(now).saturating_sub(oldest.min(self.stamp(now)));
+            let long = Duration::from_nanos(long) >= reserve.settings.after;
+            reserve.state = match reserve.state {
+                _ if oldest == NOBODY || reserve.settings.size == 0 => ReserveState::Closed,
+                ReserveState::Closed if long => ReserveState::Open,
+                state => state,
+            };
+        }
+        self.apply_plan();
+    }
+
+    /// The oldest waiter's stamp among all pools.
+    fn oldest_demand(&self) -> u64 {
+        let members = self.members();
+        members.iter().map(|entry| entry.account.oldest.load(SeqCst)).min().unwrap_or(NOBODY)
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings the limit in line with the plan.
+    fn apply_plan(&self) {
+        let limit = self.plan().limit();
+        if limit == self.limit() {
+            return;
+        }
         {
             let members = self.members();
             let before = self.limit.swap(limit, SeqCst);

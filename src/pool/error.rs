@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::metrics::{Outcome, Reason};
+
 /// Why a server connection could not be opened, as the connector saw it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message} ({code})")]
@@ -49,6 +51,8 @@ pub struct CheckoutError {
     pub pool: String,
     /// What happened.
     pub kind: CheckoutErrorKind,
+    /// Server connections of the pool's budget at that moment.
+    pub in_use: usize,
     /// Most server connections the pool's budget allows.
     pub limit: usize,
     /// Waiters at that moment, this one included.
@@ -90,6 +94,28 @@ pub enum CheckoutErrorKind {
 }
 
 impl CheckoutErrorKind {
+    /// The reason by which it is counted.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::TimedOut => Reason::WaitTimeout,
+            Self::QueueFull => Reason::QueueFull,
+            Self::Unreachable { .. } => Reason::Unreachable,
+            Self::Refused { .. } => Reason::ServerFull,
+            Self::Rejected { .. } => Reason::ServerLogin,
+            Self::Closed => Reason::Shutdown,
+        }
+    }
+
+    /// The outcome of the wait that it ended.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::TimedOut => Outcome::Timeout,
+            Self::QueueFull => Outcome::Refused,
+            _ => Outcome::Failed,
+        }
+    }
+
     pub(super) fn of(error: &ConnectError) -> Self {
         let (code, message) = (error.code.clone(), error.message.clone());
         match error.fault {
@@ -102,40 +128,70 @@ impl CheckoutErrorKind {
 
 impl std::error::Error for CheckoutError {}
 
-impl fmt::Display for CheckoutError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pool, kind, limit, queue_length, waited } = self;
+impl CheckoutError {
+    /// What happened, in one sentence.
+    #[must_use]
+    pub fn what(&self) -> String {
+        let Self { pool, kind, waited, .. } = self;
         let waited_ms = waited.as_millis();
         match kind {
-            CheckoutErrorKind::TimedOut => write!(
-                f,
-                "no server connection of pool {pool} came free within {waited_ms} ms: all {limit} are in use and \
-                 {queue_length} clients wait; shorten transactions, or raise the pool size or the wait"
+            CheckoutErrorKind::TimedOut => {
+                format!("no server connection of pool {pool} came free within {waited_ms} ms")
+            }
+            CheckoutErrorKind::QueueFull => format!(
+                "pool {pool} is exhausted: as many clients as may wait for a server connection do so already"
             ),
-            CheckoutErrorKind::QueueFull => write!(
-                f,
-                "pool {pool} is exhausted: all {limit} server connections are in use and {queue_length} clients wait \
-                 already, the most allowed; shorten transactions, or raise the pool size or the queue limit"
+            CheckoutErrorKind::Unreachable { code, message } => format!(
+                "the server of pool {pool} could not be reached within {waited_ms} ms: {message} ({code})"
             ),
-            CheckoutErrorKind::Unreachable { code, message } => write!(
-                f,
-                "the server of pool {pool} could not be reached within {waited_ms} ms: {message} ({code}); \
-                 {queue_length} clients wait; check that it runs and that the host and port of its URL are right"
+            CheckoutErrorKind::Refused { code, message } => format!(
+                "the server of pool {pool} gave no connection within {waited_ms} ms: {message} ({code})"
             ),
-            CheckoutErrorKind::Refused { code, message } => write!(
-                f,
-                "the server of pool {pool} gave no further connection within {waited_ms} ms: {message} ({code}); \
-                 the pool may hold {limit} and {queue_length} clients wait; close other connections to the server, \
-                 or lower the pool size of each process"
-            ),
-            CheckoutErrorKind::Rejected { code, message } => write!(
-                f,
-                "the server of pool {pool} does not let tidegate in: {message} ({code}); \
-                 check the user, password and database of its URL"
-            ),
+            CheckoutErrorKind::Rejected { code, message } => {
+                format!("the server of pool {pool} does not let tidegate in: {message} ({code})")
+            }
             CheckoutErrorKind::Closed => {
-                write!(f, "pool {pool} is closed: tidegate is shutting down; connect again")
+                format!("pool {pool} is closed: tidegate is shutting down")
             }
         }
+    }
+
+    /// The figures: who had what, and how long this one waited.
+    #[must_use]
+    pub fn figures(&self) -> String {
+        let Self { pool, in_use, limit, queue_length, waited, .. } = self;
+        let waited_ms = waited.as_millis();
+        let in_use = match in_use >= limit {
+            true => format!("all {limit} server connections in use"),
+            false => format!("{in_use} of {limit} server connections open"),
+        };
+        format!("Pool {pool}: {in_use}, {queue_length} clients wait, this one waited {waited_ms} ms.")
+    }
+
+    /// What to do.
+    #[must_use]
+    pub fn advice(&self) -> &'static str {
+        match self.kind {
+            CheckoutErrorKind::TimedOut => {
+                "Shorten transactions, or raise the pool size (pool_size) or the wait (wait_ms)."
+            }
+            CheckoutErrorKind::QueueFull => {
+                "Shorten transactions, or raise the pool size (pool_size) or the queue limit (queue_limit)."
+            }
+            CheckoutErrorKind::Unreachable { .. } => {
+                "Check that it runs and that the host and port of its URL are right."
+            }
+            CheckoutErrorKind::Refused { .. } => {
+                "Close other connections to the server, or lower the pool size of each process."
+            }
+            CheckoutErrorKind::Rejected { .. } => "Check the user, password and database of its URL.",
+            CheckoutErrorKind::Closed => "Connect again.",
+        }
+    }
+}
+
+impl fmt::Display for CheckoutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}. {} {}", self.what(), self.figures(), self.advice())
     }
 }

@@ -4,7 +4,9 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
+use super::holder::Loan;
 use super::{Connect, Object, Pool};
+use crate::metrics::Phase;
 
 /// A lent connection. Whoever holds it decides how it ends: [`Lease::give_back`] if the backend is clean,
 /// [`Lease::close`] if not. Dropping it closes the backend, for nobody has said that it is clean.
@@ -15,15 +17,58 @@ pub struct Lease<C: Connect> {
 }
 
 impl<C: Connect> Lease<C> {
-    pub(super) fn new(object: Box<Object<C>>, pool: Arc<Pool<C>>) -> Self {
+    /// Begins a loan now, by the metrics' clock.
+    pub(super) fn new(mut object: Box<Object<C>>, pool: Arc<Pool<C>>, now_ns: u64) -> Self {
+        object.loan = Loan { phase_began_ns: now_ns, ..Loan::default() };
+        pool.metrics().times.phase_began(Phase::Query, now_ns);
         Self { object: Some(object), pool }
+    }
+
+    /// What the client does with the connection from now on: at first, a statement runs. Since when by the metrics'
+    /// clock, if that is something else than before.
+    pub fn turn(&mut self, phase: Phase) -> Option<u64> {
+        let object = self.object.as_mut()?;
+        let before = object.loan.phase;
+        if phase == before {
+            return None;
+        }
+        let times = &self.pool.metrics().times;
+        let now_ns = times.now_ns();
+        times.phase_ended(before, now_ns);
+        times.phase_began(phase, now_ns);
+        object.loan.spend(now_ns);
+        object.loan.phase = phase;
+        if object.pin.is_none() {
+            self.pool.metrics().turned(before, phase);
+        }
+        Some(now_ns)
+    }
+
+    /// Since when the client does what it does, by the metrics' clock.
+    #[must_use]
+    pub fn since_ns(&self) -> u64 {
+        self.object.as_ref().map_or(0, |object| object.loan.phase_began_ns)
+    }
+
+    /// Ends the loan.
+    fn settle(&self, object: &mut Object<C>) {
+        let times = &self.pool.metrics().times;
+        let now_ns = times.now_ns();
+        times.phase_ended(object.loan.phase, now_ns);
+        object.loan.spend(now_ns);
+        times.loan_ended(object.loan.spent_ns);
+        if object.loan.phase != Phase::Query {
+            self.pool.metrics().turned(object.loan.phase, Phase::Query);
+            object.loan.phase = Phase::Query;
+        }
     }
 
     /// Gives the clean backend to the first waiter, or to the idle ones, or closes it if its time is over or another
     /// pool has a better right to it.
     pub fn give_back(mut self) {
         self.unpin();
-        if let Some(object) = self.object.take() {
+        if let Some(mut object) = self.object.take() {
+            self.settle(&mut object);
             self.pool.take_back(object);
         }
     }
@@ -51,8 +96,14 @@ impl<C: Connect> Lease<C> {
         if let Some(object) = &mut self.object
             && object.pin.replace(reason).is_none()
         {
-            self.pool.metrics().pin(reason);
+            self.pool.metrics().pin(reason, object.loan.phase);
         }
+    }
+
+    /// Why the backend stays with its session, if it does.
+    #[must_use]
+    pub fn pinned(&self) -> Option<&'static str> {
+        self.object.as_ref().and_then(|object| object.pin)
     }
 
     /// Ends the pin, if there is one.
@@ -60,13 +111,14 @@ impl<C: Connect> Lease<C> {
         if let Some(object) = &mut self.object
             && object.pin.take().is_some()
         {
-            self.pool.metrics().unpin();
+            self.pool.metrics().unpin(object.loan.phase);
         }
     }
 
     fn end(&mut self, reason: &'static str) {
         self.unpin();
-        if let Some(object) = self.object.take() {
+        if let Some(mut object) = self.object.take() {
+            self.settle(&mut object);
             self.pool.discard(*object, reason);
         }
     }

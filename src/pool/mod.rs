@@ -17,7 +17,7 @@ mod reaper;
 mod tests;
 mod ticket;
 
-pub use budget::{Budget, CONNECTIONS_MAX};
+pub use budget::{Budget, CONNECTIONS_MAX, ReserveSettings};
 pub use error::{CheckoutError, CheckoutErrorKind, ConnectError, Fault, Reachability};
 pub use lease::Lease;
 pub use pins::PinPermit;
@@ -35,7 +35,7 @@ use deadpool::managed::{QueueMode, Timeouts};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::metrics::PoolMetrics;
+use crate::metrics::{Outcome, PoolMetrics};
 use budget::{Account, Member};
 use holder::{Held, Holder};
 use queue::State;
@@ -82,6 +82,8 @@ pub struct PoolSettings {
     pub lifetime: Duration,
     /// Longest time a connection lies idle; zero: no limit. Kept to the second.
     pub idle: Duration,
+    /// Connections kept open though nobody needs them.
+    pub idle_min: usize,
     /// By how many per cent, at most, a connection's lifetime and idle limit are cut at random, so that connections
     /// opened together don't close together.
     pub jitter_percent: u32,
@@ -157,9 +159,10 @@ impl<C: Connect> Pool<C> {
             && let Some(object) = self.take_idle()
         {
             drop(state);
+            let times = &self.metrics.times;
             self.metrics.checkouts.inc();
-            self.metrics.checkout_wait_seconds.observe(0.0);
-            return Checkout::Ready(Lease::new(object, Arc::clone(self)));
+            times.not_waited(Outcome::Ok);
+            return Checkout::Ready(Lease::new(object, Arc::clone(self), times.now_ns()));
         }
         let ticket = self.join_queue(&mut state);
         drop(state);
@@ -237,6 +240,24 @@ impl<C: Connect> Pool<C> {
         }
     }
 
+    /// How long the first of those has waited.
+    #[must_use]
+    pub fn oldest_wait(&self) -> Duration {
+        self.lock().oldest_wait()
+    }
+
+    /// Why it may have fewer connections to its server than was set, if so.
+    #[must_use]
+    pub fn shortfall(&self) -> Option<String> {
+        self.account.budget().shortfall()
+    }
+
+    /// Most connections there may be to its server as it was set.
+    #[must_use]
+    pub fn limit_configured(&self) -> usize {
+        self.account.budget().configured()
+    }
+
     /// Most connections there may be to its server, whoever's they are.
     #[must_use]
     pub fn limit(&self) -> usize {
@@ -256,6 +277,12 @@ impl<C: Connect> Pool<C> {
     /// The pool's limits.
     pub fn settings(&self) -> &PoolSettings {
         &self.settings
+    }
+
+    /// The pool's age in milliseconds, kept to the second.
+    #[must_use]
+    pub fn age_ms(&self) -> u64 {
+        self.age_ms.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, State<C>> {
@@ -363,13 +390,13 @@ impl<C: Connect> Pool<C> {
         }
         match state.grant_first(object) {
             Ok(waker) => {
-                self.publish(&state);
+                self.publish(&mut state);
                 drop(state);
                 waker.into_iter().for_each(Waker::wake);
             }
             Err(object) => {
                 self.put_idle(object);
-                self.publish(&state);
+                self.publish(&mut state);
                 drop(state);
                 // Another pool may have a waiter for whom this one is closed.
                 self.account.budget().settle();
@@ -389,7 +416,9 @@ impl<C: Connect> Member for Pool<C> {
     }
 
     fn limit_changed(&self, limit: usize) {
-        self.metrics.server_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.server_limit.set(gauge(limit));
+        self.metrics.server_limit_configured.set(gauge(self.account.budget().configured()));
     }
 }
 

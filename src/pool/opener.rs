@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::budget::Permit;
-use super::holder::{Held, Term};
+use super::holder::{Held, Loan, Term};
 use super::queue::Opening;
 use super::{Connect, ConnectError, Fault, Pool};
 
@@ -81,12 +81,12 @@ impl<C: Connect> Pool<C> {
         };
         // There is a runtime if there ever was a waiter.
         let Some(runtime) = state.runtime.clone().filter(|_| wanted) else {
-            self.publish(&state);
+            self.publish(&mut state);
             return Err(permit);
         };
         state.openers += 1;
         self.metrics.servers_opening.inc();
-        self.publish(&state);
+        self.publish(&mut state);
         drop(state);
         runtime.spawn(Opener { pool: Arc::clone(self), permit: Some(permit) }.run());
         Ok(())
@@ -100,7 +100,8 @@ impl<C: Connect> Pool<C> {
             idle_since_ms: age_ms,
         };
         self.account.opened_now();
-        let held = Box::new(Held { backend, permit, pin: None, term });
+        self.account.budget().opened();
+        let held = Box::new(Held { backend, permit, pin: None, loan: Loan::default(), term });
         let object = {
             let mut state = self.lock();
             state.openers -= 1;
@@ -116,13 +117,20 @@ impl<C: Connect> Pool<C> {
             Some(object) => self.pass_on(object),
             None => {}
         }
-        self.publish(&self.lock());
+        self.publish(&mut self.lock());
         self.account.budget().settle();
     }
 
     fn failed_to_open(self: &Arc<Self>, error: ConnectError, permit: Permit) {
         drop(permit);
         self.metrics.connect_error(&error.code);
+        if error.code == "timeout" {
+            self.metrics.timed_out("connect");
+        }
+        if error.fault == Fault::Refused {
+            self.metrics.server_refusals.inc();
+            self.account.budget().refused(&error.to_string());
+        }
         let wakers = {
             let mut state = self.lock();
             state.openers -= 1;
@@ -140,7 +148,7 @@ impl<C: Connect> Pool<C> {
             match self.rejection(&state) {
                 Some(kind) => self.fail_waiters(&mut state, &kind),
                 None => {
-                    self.publish(&state);
+                    self.publish(&mut state);
                     Vec::new()
                 }
             }
@@ -168,7 +176,7 @@ impl<C: Connect> Pool<C> {
         {
             let mut state = self.lock();
             state.opening = if state.failures == 0 { Opening::Free } else { Opening::Probe };
-            self.publish(&state);
+            self.publish(&mut state);
         }
         self.account.budget().settle();
     }

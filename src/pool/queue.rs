@@ -30,6 +30,7 @@ pub(super) struct State<C: Connect> {
     /// Attempts that failed since one succeeded.
     pub(super) failures: u32,
     timer: Timer,
+    shortage: Shortage,
     /// The runtime of the first waiter: leases may be dropped outside of it.
     pub(super) runtime: Option<Handle>,
 }
@@ -66,6 +67,13 @@ enum Timer {
     Running,
 }
 
+/// Whether somebody waits for whom there is no connection: left and entered when the queue or the openers change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shortage {
+    No,
+    Yes,
+}
+
 impl<C: Connect> Default for State<C> {
     fn default() -> Self {
         Self {
@@ -77,6 +85,7 @@ impl<C: Connect> Default for State<C> {
             outlook: Outlook::NotTried,
             failures: 0,
             timer: Timer::Off,
+            shortage: Shortage::No,
             runtime: None,
         }
     }
@@ -93,6 +102,17 @@ impl<C: Connect> State<C> {
 
     pub(super) fn waiters(&self) -> usize {
         self.queue.len()
+    }
+
+    /// How long the first has waited.
+    pub(super) fn oldest_wait(&self) -> Duration {
+        self.queue.front().map_or(Duration::ZERO, |slot| slot.since.elapsed())
+    }
+
+    /// More wait than connections are being opened, though the server is there: they are exhausted.
+    fn shortage(&self) -> Shortage {
+        let away = self.failure().is_some_and(|error| error.fault != Fault::Refused);
+        if self.queue.len() > self.openers && !away { Shortage::Yes } else { Shortage::No }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -171,11 +191,20 @@ impl<C: Connect> State<C> {
 
 impl<C: Connect> Pool<C> {
     /// Tells the budget and the metrics who waits. Under the lock, after each change of queue, openers or opening.
-    pub(super) fn publish(&self, state: &State<C>) {
+    pub(super) fn publish(&self, state: &mut State<C>) {
         let stamp = |slot: &Slot<C>| self.account.budget().stamp(slot.since);
         let oldest = state.queue.front().map_or(NOBODY, |slot| stamp(slot));
         self.account.publish(oldest, state.demand().map_or(NOBODY, stamp));
         self.metrics.queue_changed(state.queue.len());
+        let (before, now) = (state.shortage, state.shortage());
+        if before != now {
+            state.shortage = now;
+            let times = &self.metrics.times;
+            match now {
+                Shortage::Yes => times.saturation_began(times.now_ns()),
+                Shortage::No => times.saturation_ended(times.now_ns()),
+            }
+        }
     }
 
     /// A ticket at the end of the queue, or one that has failed already. Under the lock.
@@ -187,9 +216,6 @@ impl<C: Connect> Pool<C> {
             state.runtime = Handle::try_current().ok();
         }
         if let Some(kind) = self.refusal(state) {
-            if kind == CheckoutErrorKind::QueueFull {
-                self.metrics.checkout_refusals.inc();
-            }
             slot.fail(self.checkout_error(kind, slot.since, state.queue.len()));
             return Ticket::new(slot);
         }
@@ -229,7 +255,7 @@ impl<C: Connect> Pool<C> {
         if let Ok(index) = state.queue.binary_search_by_key(&number, |slot| slot.number) {
             // The slot may hold the last reference to the pool but for the ticket's own.
             let slot = state.queue.remove(index);
-            self.publish(&state);
+            self.publish(&mut state);
             drop(state);
             drop(slot);
         }
@@ -259,10 +285,19 @@ impl<C: Connect> Pool<C> {
         CheckoutError {
             pool: self.settings.name.clone(),
             kind,
+            in_use: self.account.budget().in_use(),
             limit: self.account.budget().limit(),
             queue_length,
             waited: since.elapsed(),
         }
+    }
+
+    /// Why a wait ends in vain. A server that is full is nobody's concern while connections to it serve: then there are
+    /// so many and no more.
+    fn kind_at_deadline(&self, state: &State<C>) -> CheckoutErrorKind {
+        let serves = self.account.budget().in_use() > state.openers;
+        let failure = state.failure().filter(|error| error.fault != Fault::Refused || !serves);
+        failure.map_or(CheckoutErrorKind::TimedOut, CheckoutErrorKind::of)
     }
 
     fn deadline(&self, slot: &Slot<C>) -> Instant {
@@ -278,17 +313,15 @@ impl<C: Connect> Pool<C> {
             while state.queue.front().is_some_and(|slot| self.deadline(slot) <= now)
                 && let Some(slot) = state.queue.pop_front()
             {
-                let kind =
-                    state.failure().map_or(CheckoutErrorKind::TimedOut, CheckoutErrorKind::of);
+                let kind = self.kind_at_deadline(&state);
                 let error = self.checkout_error(kind, slot.since, state.queue.len() + 1);
-                self.metrics.checkout_timeouts.inc();
                 wakers.extend(slot.fail(error));
             }
             let next = state.queue.front().map(|slot| self.deadline(slot));
             if next.is_none() {
                 state.timer = Timer::Off;
             }
-            self.publish(&state);
+            self.publish(&mut state);
             next
         };
         wakers.into_iter().for_each(Waker::wake);

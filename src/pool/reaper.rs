@@ -55,6 +55,7 @@ impl<C: Connect> Pool<C> {
         if forgotten && let Some(permit) = self.account.reserve() {
             drop(self.start_opener(permit, Cause::Doubt));
         }
+        self.account.budget().review();
         // The permits of those closed, and a net under everything: nobody waits longer than a round for a free permit.
         self.account.budget().settle();
     }
@@ -69,11 +70,6 @@ impl<C: Connect> Pool<C> {
         while let Some((idle_since_ms, object)) = alive.pop() {
             self.put_idle_since(object, idle_since_ms);
         }
-    }
-
-    /// The pool's age as of the latest round.
-    pub(super) fn age_ms(&self) -> u64 {
-        self.age_ms.load(Relaxed)
     }
 
     /// The pool's age by the clock.

@@ -6,6 +6,8 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::time::Instant;
 
+use crate::metrics::{Outcome, Reason};
+
 use super::{CheckoutError, CheckoutErrorKind, Connect, Lease, Object, Pool};
 
 /// A place in a pool's queue. Dropping it leaves the queue, and passes on a connection that was already handed to it.
@@ -34,7 +36,11 @@ enum Place<C: Connect> {
 impl<C: Connect> Slot<C> {
     pub(super) fn new(pool: Arc<Pool<C>>, number: u64) -> Self {
         let place = Mutex::new(Place::Waiting(None));
-        Self { pool, number, since: Instant::now(), place }
+        let since = Instant::now();
+        let metrics = pool.metrics();
+        metrics.checkout_waits.inc();
+        metrics.times.wait_began(metrics.times.at_ns(since));
+        Self { pool, number, since, place }
     }
 
     /// Hands a connection over; the waker is to be called after the pool is unlocked.
@@ -70,9 +76,12 @@ impl<C: Connect> Slot<C> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_ended(&self) {
-        let waited = self.since.elapsed();
-        self.pool.metrics().checkout_wait_seconds.observe(waited.as_secs_f64());
+    /// Counts the end of the wait; the moment, by the metrics' clock.
+    fn wait_ended(&self, outcome: Outcome) -> u64 {
+        let times = &self.pool.metrics().times;
+        let now_ns = times.now_ns();
+        times.wait_ended(times.at_ns(self.since), now_ns, outcome);
+        now_ns
     }
 }
 
@@ -97,12 +106,18 @@ impl<C: Connect> Ticket<C> {
         let pool = &self.slot.pool;
         match answer {
             Place::Granted(object) => {
-                self.slot.wait_ended();
+                let now_ns = self.slot.wait_ended(Outcome::Ok);
                 pool.metrics().checkouts.inc();
-                Poll::Ready(Ok(Lease::new(object, Arc::clone(pool))))
+                Poll::Ready(Ok(Lease::new(object, Arc::clone(pool), now_ns)))
             }
             Place::Failed(error) => {
-                self.slot.wait_ended();
+                self.slot.wait_ended(error.kind.outcome());
+                let reason = error.kind.reason();
+                pool.metrics().reject(reason);
+                if reason != Reason::Shutdown {
+                    let message = format!("{}. {}", error.what(), error.figures());
+                    pool.metrics().note(reason.as_str(), message, error.advice().to_owned());
+                }
                 Poll::Ready(Err(*error))
             }
             Place::Waiting(_) | Place::Over => {
@@ -133,10 +148,10 @@ impl<C: Connect> Drop for Ticket<C> {
         // Once out of the queue nothing more is handed to it.
         self.slot.pool.leave_queue(self.slot.number);
         let answer = std::mem::replace(&mut *self.slot.place(), Place::Over);
-        self.slot.wait_ended();
+        let now_ns = self.slot.wait_ended(Outcome::Gone);
         if let Place::Granted(object) = answer {
             // Nobody has used it, so it is as clean as it came.
-            Lease::new(object, Arc::clone(&self.slot.pool)).give_back();
+            Lease::new(object, Arc::clone(&self.slot.pool), now_ns).give_back();
         }
     }
 }

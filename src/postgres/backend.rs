@@ -11,6 +11,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
+use super::clients::{Seat, Seats};
 use super::connect::{Dial, Dialled, dial};
 use super::hub::Hub;
 use super::message::{self, BackendKey, ErrorFields};
@@ -51,6 +52,7 @@ pub struct PgConnect {
     registry: Registry,
     combinations: Mutex<Combinations>,
     hub: Hub,
+    seats: Seats,
     /// When the database's routines were read last.
     routines_read: Mutex<Option<Instant>>,
 }
@@ -97,6 +99,8 @@ pub struct PgBackend {
     pub to_client: Outbox,
     /// For a cancel request.
     pub key: BackendKey,
+    /// Who has it.
+    pub seat: Arc<Seat>,
     /// What the server reported at login.
     pub parameters: Vec<(String, String)>,
 }
@@ -214,6 +218,7 @@ impl PgConnect {
             }),
             limits,
             hub: Hub::new(RandomState::default().hash_one(std::process::id())),
+            seats: Seats::default(),
             routines_read: Mutex::default(),
         }
     }
@@ -222,6 +227,12 @@ impl PgConnect {
     #[must_use]
     pub fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    /// Its server connections, and who has them.
+    #[must_use]
+    pub fn seats(&self) -> &Seats {
+        &self.seats
     }
 
     /// How the connections are made.
@@ -389,9 +400,13 @@ impl Connect for PgConnect {
         })?;
         self.met(&parameters);
         let statements = ServerStatements::new(nonce, self.limits.statements_per_backend);
+        let line = Line::new(statements, &parameters);
+        let seat = Seat::new(key.pid, Arc::clone(&line.words));
+        self.seats.admit(&seat);
         let mut backend = PgBackend {
             stream,
-            line: Line::new(statements, &parameters),
+            line,
+            seat,
             rest: Vec::new(),
             to_server: Outbox::default(),
             to_client: Outbox::default(),

@@ -6,12 +6,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
 
 use foldhash::fast::RandomState;
 
+use super::clients::{Card, Wanted};
 use super::greeting::CancelKeys;
 use super::message::BackendKey;
 
@@ -45,7 +44,7 @@ struct Sessions {
 #[derive(Debug)]
 struct Session {
     secret: Secret,
-    mailbox: Arc<Mailbox>,
+    card: Arc<Card>,
 }
 
 /// Inline, as there is one for every client.
@@ -58,17 +57,10 @@ enum Secret {
 /// Where a session hears of a cancel request. Dropped, the key is forgotten.
 #[derive(Debug)]
 pub struct CancelHandle {
-    pid: i32,
-    mailbox: Arc<Mailbox>,
+    card: Arc<Card>,
     registry: Arc<CancelRegistry>,
     /// Counted by its owner for as long as the session lives.
     visit: Option<Arc<()>>,
-}
-
-#[derive(Debug, Default)]
-struct Mailbox {
-    requested: AtomicBool,
-    waker: Mutex<Option<Waker>>,
 }
 
 impl CancelRegistry {
@@ -96,27 +88,37 @@ impl CancelRegistry {
             }
             CancelKeys::Long => (Secret::Long(Box::new(*random)), random.to_vec()),
         };
-        let mailbox = Arc::new(Mailbox::default());
-        let pid = self.lock().insert(Session { secret, mailbox: Arc::clone(&mailbox) })?;
-        let handle = CancelHandle { pid, mailbox, registry: Arc::clone(self), visit: None };
+        let card = self.lock().insert(secret)?;
+        let pid = card.pid();
+        let handle = CancelHandle { card, registry: Arc::clone(self), visit: None };
         Ok((BackendKey { pid, secret: bytes }, handle))
     }
 
     /// Tells the session with this key. Unknown keys are ignored without a word, as in Postgres:
     /// the asker is anybody.
     pub fn request(&self, key: &BackendKey) {
-        let mailbox = {
+        let card = {
             let sessions = self.lock();
             let session = sessions.by_pid.get(&key.pid);
             session
                 .filter(|session| session.secret.is(&key.secret))
-                .map(|session| Arc::clone(&session.mailbox))
+                .map(|session| Arc::clone(&session.card))
         };
-        if let Some(mailbox) = mailbox {
-            mailbox.requested.store(true, Ordering::Release);
-            let waker = mailbox.lock().take();
-            waker.into_iter().for_each(Waker::wake);
+        if let Some(card) = card {
+            card.want(Wanted::CANCEL);
         }
+    }
+
+    /// Everybody who has a session or is about to have one.
+    #[must_use]
+    pub fn everybody(&self) -> Vec<Arc<Card>> {
+        self.lock().by_pid.values().map(|session| Arc::clone(&session.card)).collect()
+    }
+
+    /// How many there may be.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.lock().limit
     }
 
     fn lock(&self) -> MutexGuard<'_, Sessions> {
@@ -126,15 +128,16 @@ impl CancelRegistry {
 
 impl Sessions {
     /// Process ids count up and start again at 1; one that is still in use is passed over.
-    fn insert(&mut self, session: Session) -> Result<i32, Full> {
+    fn insert(&mut self, secret: Secret) -> Result<Arc<Card>, Full> {
         if self.by_pid.len() >= self.limit {
             return Err(Full { limit: self.limit });
         }
         loop {
             self.last_pid = self.last_pid.checked_add(1).unwrap_or(1);
             if let Entry::Vacant(free) = self.by_pid.entry(self.last_pid) {
-                free.insert(session);
-                return Ok(self.last_pid);
+                let card = Arc::new(Card::new(self.last_pid));
+                free.insert(Session { secret, card: Arc::clone(&card) });
+                return Ok(card);
             }
         }
     }
@@ -156,7 +159,13 @@ impl CancelHandle {
     /// The process id the client was told.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.card.pid()
+    }
+
+    /// The client, as others see it.
+    #[must_use]
+    pub fn card(&self) -> &Arc<Card> {
+        &self.card
     }
 
     /// Holds `visit` as long as the session lives.
@@ -167,45 +176,22 @@ impl CancelHandle {
         handle
     }
 
-    /// Ready when a cancel was requested since the last [`CancelHandle::clear`]. Wakes the task of
-    /// the last call.
-    pub fn poll_requested(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.mailbox.requested.load(Ordering::Acquire) {
-            return Poll::Ready(());
-        }
-        {
-            let mut waker = self.mailbox.lock();
-            match waker.as_ref() {
-                Some(known) if known.will_wake(cx.waker()) => {}
-                _ => *waker = Some(cx.waker().clone()),
-            }
-        }
-        // The request may have come between the look and the keeping.
-        if self.mailbox.requested.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
-    }
-
-    /// Forgets the request: it has been served, or came too late for anything.
+    /// Forgets a cancel request: it has been served, or came too late for anything.
     pub fn clear(&self) {
-        self.mailbox.requested.store(false, Ordering::Release);
+        self.card.forget(Wanted::CANCEL);
     }
 }
 
 impl Drop for CancelHandle {
     fn drop(&mut self) {
-        self.registry.lock().by_pid.remove(&self.pid);
-    }
-}
-
-impl Mailbox {
-    fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registry.lock().by_pid.remove(&self.card.pid());
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::task::Wake;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake, Waker};
 
     use super::*;
 
@@ -227,7 +213,7 @@ mod tests {
         let count = Arc::new(Count::default());
         let waker = Waker::from(Arc::clone(&count));
         let cx = Context::from_waker(&waker);
-        assert!(handle.poll_requested(&cx).is_pending() && other.poll_requested(&cx).is_pending());
+        assert!(handle.card.poll_wanted(&cx).is_pending() && other.card.poll_wanted(&cx).is_pending());
 
         for wrong in [
             BackendKey { pid: key.pid, secret: vec![1, 1, 1, 2] },
@@ -238,13 +224,13 @@ mod tests {
         ] {
             registry.request(&wrong);
         }
-        assert!(handle.poll_requested(&cx).is_pending() && count.0.load(Ordering::SeqCst) == 0);
+        assert!(handle.card.poll_wanted(&cx).is_pending() && count.0.load(Ordering::SeqCst) == 0);
 
         registry.request(&key);
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
-        assert!(handle.poll_requested(&cx).is_ready() && other.poll_requested(&cx).is_pending());
+        assert!(handle.card.poll_wanted(&cx).is_ready() && other.card.poll_wanted(&cx).is_pending());
         handle.clear();
-        assert!(handle.poll_requested(&cx).is_pending());
+        assert!(handle.card.poll_wanted(&cx).is_pending());
     }
 
     #[test]

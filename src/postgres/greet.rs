@@ -27,7 +27,7 @@ use super::session::{Running, SessionParts};
 use super::settings::Settings;
 use crate::config::PostgresLimits;
 use crate::lifecycle::Drain;
-use crate::metrics::PoolMetrics;
+use crate::metrics::{PoolMetrics, Reason};
 use crate::net::Stream;
 
 /// Bytes asked of the socket at once.
@@ -109,6 +109,7 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
             let drain = reception.drain.clone();
             match seat {
                 Seat::Shared { pool, settings } => {
+                    cancel.card().introduce(peer, &settings, &pool);
                     let drain = drain.guard();
                     let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
                     tokio::spawn(Running::new(parts));
@@ -171,6 +172,12 @@ async fn welcome(reception: &Reception, talk: &mut Talk) -> Result<Welcome, End>
     };
     let random = random()?;
     let (key, cancel) = reception.cancels.register(startup.keys, &random).map_err(|full| {
+        reception.metrics.reject(Reason::ClientLimit);
+        reception.metrics.note(
+            "client_limit",
+            format!("a client was turned away: {full}"),
+            "Close idle clients, make the applications' own pools smaller, or raise postgres.client_limit.".to_owned(),
+        );
         ErrorFields::fatal("53300", "sorry, too many clients already")
             .detail(full.to_string())
             .hint("Close idle clients, make the applications' own pools smaller, or raise the client limit.")

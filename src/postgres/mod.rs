@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod cancel;
 pub mod clean;
+pub mod clients;
 pub mod connect;
 pub mod exchange;
 mod greet;
@@ -15,6 +16,7 @@ pub mod hub;
 pub mod listen;
 pub mod login;
 pub mod message;
+pub mod overdue;
 pub mod relay;
 mod replication;
 pub mod routes;

@@ -14,6 +14,7 @@ mod shapes;
 #[cfg(test)]
 mod tests;
 mod waiting;
+mod words;
 
 use std::sync::Arc;
 
@@ -34,6 +35,7 @@ pub use loss::{Aftermath, Late, Loss, Pace, Transaction, lose};
 pub use replies::{Given, replies};
 pub use requests::{Goodbye, Listening, Output, Surroundings, Taken, requests};
 pub use sequences::Draw;
+pub use words::Words;
 pub use waiting::{Stance, Waiting, Work, is_rollback, waiting};
 
 /// The number no statement has: for parses that are kept in no map.
@@ -64,6 +66,8 @@ pub struct Line {
     pub statements: ServerStatements,
     /// What was counted since it was last asked.
     pub tally: Tally,
+    /// The latest statement.
+    pub words: Arc<Words>,
     applied: Option<Arc<Settings>>,
     /// Whether the connection still has what was applied.
     settled: Settled,
@@ -307,6 +311,7 @@ impl Line {
             exchange: Exchange::default(),
             statements,
             tally: Tally::default(),
+            words: Arc::default(),
             applied: None,
             settled: Settled::Yes,
             gate: Gate::Open,

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::backend::{PgConnect, PgPool, checkout_error};
 use super::cancel::CancelHandle;
+use super::clients::Wanted;
 use super::connect::send_cancel;
 use super::message::{ErrorFields, Severity};
 use crate::lifecycle::Drain;
@@ -110,10 +111,17 @@ async fn relay(client: Stream, server: &mut Stream, leftover: Vec<u8>, last_word
     }
 }
 
+/// Ends when the client is to leave.
 async fn hear_cancels(pool: &PgPool, cancel: &CancelHandle, key: &super::message::BackendKey) {
     loop {
-        poll_fn(|cx| cancel.poll_requested(cx)).await;
-        cancel.clear();
+        poll_fn(|cx| cancel.card().poll_wanted(cx)).await;
+        let wanted = cancel.card().take_wanted();
+        if wanted.has(Wanted::LEAVE) {
+            return;
+        }
+        if !wanted.has(Wanted::CANCEL) {
+            continue;
+        }
         if let Err(error) = send_cancel(pool.connector().dial(), key).await {
             tracing::warn!(pool = %pool.settings().name, %error, "cancel request not delivered");
         }

@@ -148,6 +148,7 @@ impl Foundry {
             connect_timeout: settings.connect_timeout,
             lifetime: settings.server_lifetime,
             idle: settings.server_idle,
+            idle_min: 0,
             jitter_percent: JITTER_PERCENT,
         };
         let mode = settings.pool_modes.of(&dial.upstream().user, &dial.upstream().database);

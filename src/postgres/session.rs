@@ -4,6 +4,7 @@
 //! give back, a lease on a server connection. Bytes are read into the thread's one buffer and leave in the same poll;
 //! what cannot leave is parked. It sleeps only when both sides have nothing to give and both wakers are kept.
 
+mod clock;
 mod linked;
 mod listening;
 mod lost;
@@ -21,6 +22,7 @@ use self::listening::Listening;
 use super::backend::{Outbox, PgConnect, PgPool};
 use super::cancel::CancelHandle;
 use super::clean::{Departure, Leavings, clean};
+use super::clients::Wanted;
 use super::exchange::Status;
 use super::message::{ErrorFields, Severity, error_frame};
 use super::relay::{Leave, Ledger, Pace, Stance, Transaction};
@@ -133,6 +135,8 @@ struct Rare {
     permit: Option<PinPermit>,
     /// Brings it to a session that holds a connection meanwhile.
     admission: Option<Admission>,
+    /// Since when the server is to end a statement that ran too long.
+    overrun: Option<tokio::time::Instant>,
     /// Until when the session waits for it, once it has begun to.
     admission_ends: Option<tokio::time::Instant>,
 }
@@ -172,6 +176,7 @@ impl Default for Rare {
             permit: None,
             admission: None,
             admission_ends: None,
+            overrun: None,
         }
     }
 }
@@ -291,11 +296,12 @@ impl Phase {
 
 impl Session {
     fn run(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<End> {
-        if self.cancel.poll_requested(cx).is_ready() {
-            self.cancel.clear();
-            self.cancel_requested();
+        if self.cancel.card().poll_wanted(cx).is_ready() {
+            if let Err(end) = self.heed(self.cancel.card().take_wanted()) {
+                return Poll::Ready(end);
+            }
             // The request took the waker with it.
-            if self.cancel.poll_requested(cx).is_ready() {
+            if self.cancel.card().poll_wanted(cx).is_ready() {
                 cx.waker().wake_by_ref();
             }
         }
@@ -327,11 +333,30 @@ impl Session {
         Poll::Pending
     }
 
+    /// Does what others want of it.
+    fn heed(&mut self, wanted: Wanted) -> Result<(), End> {
+        if wanted.has(Wanted::LEAVE) {
+            return Err(End::Dismissed(shutting_down()));
+        }
+        if wanted.has(Wanted::CANCEL) {
+            self.cancel_requested();
+        }
+        if wanted.has(Wanted::CLOCK) { self.judge() } else { Ok(()) }
+    }
+
     /// Changes phase: the one place that does.
     fn enter(&mut self, phase: Phase) -> Phase {
         self.phase.gauge(&self.pool).dec();
         phase.gauge(&self.pool).inc();
-        std::mem::replace(&mut self.phase, phase)
+        let before = std::mem::replace(&mut self.phase, phase);
+        if let Phase::Linked(lease) = &before {
+            lease.seat.leave();
+        }
+        if let Phase::Linked(lease) = &self.phase {
+            lease.seat.take(Arc::clone(self.cancel.card()), lease.since_ns());
+        }
+        self.show();
+        before
     }
 
     /// Keeps bytes of the client's, of which `need` are wanted before they are looked at again.

@@ -6,6 +6,7 @@
 
 mod names;
 mod routines;
+mod shape;
 mod suspects;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use names::Resets;
 pub use names::SettingName;
 pub use routines::{Routine, Routines, Runs};
+pub use shape::shape;
 pub use suspects::{Findings, Suspects, Unlisten};
 
 /// Longest name Postgres keeps (NAMEDATALEN less the zero); longer words are cut as Postgres cuts them.

@@ -25,6 +25,7 @@ pub(super) struct Server {
     pub(super) attempts: AtomicUsize,
     pub(super) open: AtomicUsize,
     pub(super) open_most: AtomicUsize,
+    most: AtomicUsize,
     pub(super) alive: Mutex<Arc<AtomicBool>>,
 }
 
@@ -36,12 +37,18 @@ impl Server {
             attempts: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             open_most: AtomicUsize::new(0),
+            most: AtomicUsize::new(usize::MAX),
             alive: Mutex::new(Arc::new(AtomicBool::new(true))),
         })
     }
 
     pub(super) fn set(&self, mood: Mood) {
         *self.mood.lock().unwrap() = mood;
+    }
+
+    /// It gives so many connections from now on.
+    pub(super) fn most(&self, most: usize) {
+        self.most.store(most, SeqCst);
     }
 
     pub(super) fn open(&self) -> usize {
@@ -79,8 +86,9 @@ impl Connect for Fake {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
+        let full = self.0.open() >= self.0.most.load(SeqCst);
         let mood = *self.0.mood.lock().unwrap();
-        match mood {
+        match if full { Mood::Fails(Fault::Refused) } else { mood } {
             Mood::Accepts => {}
             Mood::Hangs => std::future::pending().await,
             Mood::Panics => panic!("the connector has a bug"),
@@ -121,6 +129,7 @@ pub(super) fn settings(name: &str) -> PoolSettings {
         connect_timeout: Duration::from_secs(3),
         lifetime: Duration::ZERO,
         idle: Duration::ZERO,
+        idle_min: 0,
         jitter_percent: 0,
     }
 }
@@ -172,6 +181,18 @@ pub(super) fn granted(ticket: &mut Ticket<Fake>) -> Lease<Fake> {
         Poll::Ready(Ok(lease)) => lease,
         other => panic!("no lease: {other:?}"),
     }
+}
+
+/// The lease that the ticket gets in at most so many milliseconds.
+pub(super) async fn granted_within(ticket: &mut Ticket<Fake>, ms: u64) -> Lease<Fake> {
+    for _ in 0..ms.div_ceil(50) {
+        match poll(ticket) {
+            Poll::Ready(Ok(lease)) => return lease,
+            Poll::Ready(Err(error)) => panic!("no lease: {error}"),
+            Poll::Pending => pass(50).await,
+        }
+    }
+    panic!("no lease within {ms} ms")
 }
 
 pub(super) fn failed(ticket: &mut Ticket<Fake>) -> CheckoutErrorKind {

@@ -1,6 +1,7 @@
 //! Deadlines, bounds, lifetimes, and a budget that changes.
 
 use super::fake::*;
+use crate::metrics::Reason;
 use crate::pool::*;
 
 #[tokio::test(start_paused = true)]
@@ -24,7 +25,7 @@ async fn a_wait_ends_at_its_deadline_and_says_why() {
     assert!(poll(&mut second).is_pending());
     held.give_back();
     granted(&mut second).give_back();
-    assert_eq!(pool.metrics().checkout_timeouts.get(), 1);
+    assert_eq!(pool.metrics().rejected(Reason::WaitTimeout), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -47,7 +48,7 @@ async fn a_full_queue_refuses_at_once() {
     let held = lease(&pool).await.unwrap();
     let (first, _second) = (queued(&pool), queued(&pool));
     assert_eq!(failed(&mut queued(&pool)), CheckoutErrorKind::QueueFull);
-    assert_eq!(pool.metrics().checkout_refusals.get(), 1);
+    assert_eq!(pool.metrics().rejected(Reason::QueueFull), 1);
     drop(first);
     assert!(poll(&mut queued(&pool)).is_pending());
     drop(held);
@@ -152,4 +153,37 @@ async fn a_higher_limit_serves_waiters_at_once() {
     granted(&mut tickets[2]).give_back();
     budget.set_limit(usize::MAX);
     assert_eq!(budget.limit(), CONNECTIONS_MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_full_lowers_the_limit_and_nobody_hears_of_it() {
+    let (server, budget, pool) = pool_of(5);
+    server.most(2);
+    let mut waiters: Vec<_> = (0..5).map(|_| queued(&pool)).collect();
+    let mut leases = Vec::new();
+    for waiter in &mut waiters[..2] {
+        leases.push(granted_within(waiter, 100).await);
+    }
+    let _reaper = tokio::spawn(pool.run_reaper());
+    pass(200).await;
+    assert_eq!((budget.limit(), budget.configured()), (2, 5));
+    assert!(budget.shortfall().is_some_and(|words| words.contains("too many")), "{budget:?}");
+    assert_eq!(pool.metrics().server_limit.get(), 2);
+    assert_eq!(pool.metrics().server_refusals.get(), 3);
+    let attempts = server.attempts();
+    pass(3_000).await;
+    assert_eq!(server.attempts(), attempts, "a known limit is not tried again at once");
+    // Those who waited in vain hear that all are in use: two serve.
+    pass(8_000).await;
+    let Poll::Ready(Err(error)) = poll(&mut waiters[2]) else { panic!("still waits") };
+    assert_eq!((error.kind, error.limit), (CheckoutErrorKind::TimedOut, 2));
+    // The server has room again: one more is tried, then each second another.
+    server.most(9);
+    let mut more: Vec<_> = (0..3).map(|_| queued(&pool)).collect();
+    for waiter in &mut more {
+        leases.push(granted_within(waiter, 9_900).await);
+    }
+    assert_eq!((budget.limit(), budget.in_use()), (5, 5));
+    assert_eq!(budget.shortfall(), None);
+    leases.into_iter().for_each(Lease::give_back);
 }

@@ -453,6 +453,7 @@ impl Pass<'_> {
             let input = self.input;
             let body = &input[body_at..self.at + whole];
             let text = body.strip_suffix(b"\0").unwrap_or(body);
+            self.line.words.note(text);
             let findings = sql::read(text, quoting, self.around.registry.routines().as_ref());
             if self.must_wait_to_unlisten(&findings, b'Q')
                 || Self::bars(self.line, &findings, self.around)
@@ -463,6 +464,7 @@ impl Pass<'_> {
             self.shield(&findings, Resettle::Now);
             lent = self.lend(&findings, Resettle::Now);
         } else {
+            self.line.words.note(&self.input[body_at..]);
             let routines = self.around.registry.routines();
             self.line.lexer = Some(Box::new(Lexer::new(quoting, routines.as_ref())));
         }

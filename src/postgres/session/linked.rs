@@ -58,6 +58,7 @@ impl Session {
             self.release();
             return Turn::Again;
         }
+        self.mark();
         match moved {
             Moved::Yes => Turn::Again,
             Moved::No => Turn::Sleep,
@@ -385,6 +386,7 @@ impl Session {
         };
         if let Some(settings) = settings {
             lease.line.set_applied(Arc::clone(&settings));
+            self.cancel.card().settled(&settings);
             self.settings = settings;
         }
         if let Some(channels) = channels {
@@ -630,6 +632,7 @@ impl Session {
         }
         if let Some(rare) = &mut self.rare {
             (rare.permit, rare.hold, rare.wish) = (None, None, Wish::None);
+            rare.overrun = None;
         }
         self.leave_channels();
         // A request that came too late for the one it meant must not hit the next.
@@ -643,6 +646,9 @@ impl Session {
         let Phase::Linked(lease) = &mut self.phase else { return };
         let tally = lease.line.take_tally();
         let metrics = self.pool.metrics();
+        if tally.transactions > 0 && lease.line.exchange.owed() > 0 {
+            lease.seat.restart(metrics.times.now_ns());
+        }
         if tally.transactions > 0 {
             metrics.transactions.inc_by(tally.transactions);
         }

@@ -70,7 +70,7 @@ impl Session {
         if let Some(rare) = &mut self.rare {
             // The key of a connection that is no more hits nobody.
             (rare.cancelling, rare.stall, rare.silence, rare.question) = (None, None, None, None);
-            (rare.hold, rare.wish) = (None, Wish::None);
+            (rare.hold, rare.wish, rare.overrun) = (None, Wish::None, None);
             (rare.permit, rare.admission, rare.admission_ends) = (None, None, None);
         }
         self.cancel.clear();

@@ -27,6 +27,7 @@ impl Pass<'_> {
             self.pass(header);
             return Ok(Step::Passed);
         }
+        self.line.words.note(rest);
         if name.is_empty() {
             Ok(self.parse_unnamed(header, rest))
         } else {
@@ -183,6 +184,9 @@ impl Pass<'_> {
             }
             self.names_of_settings(&findings, header, body);
             self.shield(&findings, Resettle::AtSync);
+        }
+        if let Some(statement) = statement.as_ref().filter(|_| !name.is_empty()) {
+            self.line.words.note(&statement.body);
         }
         self.line.bound.statement = statement.as_ref().map(|statement| statement.id);
         self.line.bound.portal = portal.into();

@@ -1,0 +1,330 @@
+//! Who the clients are and who of them holds which server connection, for whoever looks: the page, `top`, the console, the
+//! words of errors, and the limits on time. Written by the sessions, by the way.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+
+use super::backend::PgPool;
+use super::relay::Words;
+use super::settings::Settings;
+use crate::metrics::{Phase, now_ms, seconds};
+use crate::status::Holder;
+
+/// Longest name of an application that is shown.
+const APPLICATION_NAME_CHARS: usize = 64;
+
+/// What a client does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Doing {
+    /// Nothing, without a connection.
+    #[default]
+    Idle,
+    /// It waits for a connection.
+    Waiting,
+    /// It has one.
+    Linked,
+}
+
+/// One client: what it does, and where its session hears what is wanted of it.
+#[derive(Debug)]
+pub struct Card {
+    pid: i32,
+    wanted: AtomicU8,
+    waker: Mutex<Option<Waker>>,
+    doing: AtomicU8,
+    /// Since which age of its pool it does that, in milliseconds; kept to the second.
+    since_ms: AtomicU64,
+    who: OnceLock<Who>,
+}
+
+/// What is known of a client once it is logged in.
+#[derive(Debug)]
+struct Who {
+    address: SocketAddr,
+    born_ms: u64,
+    settings: Mutex<Arc<Settings>>,
+    pool: Arc<PgPool>,
+}
+
+/// What is wanted of a session: several things at once, perhaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted(u8);
+
+impl Wanted {
+    /// To cancel what its client waits for.
+    pub const CANCEL: Self = Self(1);
+    /// To look whether one of its limits on time is over.
+    pub const CLOCK: Self = Self(2);
+    /// To send its client away.
+    pub const LEAVE: Self = Self(4);
+
+    /// Whether `one` is among them.
+    #[must_use]
+    pub fn has(self, one: Self) -> bool {
+        self.0 & one.0 != 0
+    }
+}
+
+impl Card {
+    /// For a client that is being greeted.
+    #[must_use]
+    pub fn new(pid: i32) -> Self {
+        Self {
+            pid,
+            wanted: AtomicU8::new(0),
+            waker: Mutex::default(),
+            doing: AtomicU8::new(Doing::Idle as u8),
+            since_ms: AtomicU64::new(0),
+            who: OnceLock::new(),
+        }
+    }
+
+    /// It is logged in. Once only; the first word counts.
+    pub fn introduce(&self, address: SocketAddr, settings: &Arc<Settings>, pool: &Arc<PgPool>) {
+        self.since_ms.store(pool.age_ms(), Relaxed);
+        let settings = Mutex::new(Arc::clone(settings));
+        let _known = self.who.set(Who { address, born_ms: now_ms(), settings, pool: Arc::clone(pool) });
+    }
+
+    /// The number it was told at login.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Wants something of the session, and wakes it.
+    pub fn want(&self, what: Wanted) {
+        self.wanted.fetch_or(what.0, Release);
+        let waker = lock(&self.waker).take();
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Ready when something is wanted that was not taken yet. Wakes the task of the last call.
+    pub fn poll_wanted(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.wanted.load(Acquire) != 0 {
+            return Poll::Ready(());
+        }
+        {
+            let mut waker = lock(&self.waker);
+            match waker.as_ref() {
+                Some(known) if known.will_wake(cx.waker()) => {}
+                _ => *waker = Some(cx.waker().clone()),
+            }
+        }
+        // It may have come between the look and the keeping.
+        if self.wanted.load(Acquire) != 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Takes all that is wanted.
+    pub fn take_wanted(&self) -> Wanted {
+        Wanted(self.wanted.swap(0, AcqRel))
+    }
+
+    /// Forgets one thing: it has been served, or came too late for anything.
+    pub fn forget(&self, what: Wanted) {
+        self.wanted.fetch_and(!what.0, AcqRel);
+    }
+
+    /// Its pool, once it is logged in.
+    #[must_use]
+    pub fn pool(&self) -> Option<&Arc<PgPool>> {
+        self.who.get().map(|who| &who.pool)
+    }
+
+    /// When it logged in: milliseconds since 1970; 0 before that.
+    #[must_use]
+    pub fn born_ms(&self) -> u64 {
+        self.who.get().map_or(0, |who| who.born_ms)
+    }
+
+    /// It does something else from now on.
+    pub fn turn(&self, doing: Doing, pool_age_ms: u64) {
+        self.doing.store(doing as u8, Relaxed);
+        self.since_ms.store(pool_age_ms, Relaxed);
+    }
+
+    /// What it does, and since which age of its pool, in milliseconds.
+    #[must_use]
+    pub fn doing(&self) -> (Doing, u64) {
+        let doing = match self.doing.load(Relaxed) {
+            0 => Doing::Idle,
+            1 => Doing::Waiting,
+            _ => Doing::Linked,
+        };
+        (doing, self.since_ms.load(Relaxed))
+    }
+
+    /// Its settings have changed, and with them perhaps how it names itself.
+    pub fn settled(&self, settings: &Arc<Settings>) {
+        if let Some(who) = self.who.get() {
+            *lock(&who.settings) = Arc::clone(settings);
+        }
+    }
+
+    /// How it names itself; empty if it doesn't.
+    #[must_use]
+    pub fn application_name(&self) -> String {
+        let Some(who) = self.who.get() else { return String::new() };
+        let settings = Arc::clone(&lock(&who.settings));
+        let named = settings.asked.iter().find(|(name, _)| name == "application_name");
+        let name = named.map_or("", |(_, value)| value);
+        name.chars().filter(|one| !one.is_control()).take(APPLICATION_NAME_CHARS).collect()
+    }
+
+    /// Where it comes from, once it is logged in.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.who.get().map(|who| who.address)
+    }
+}
+
+/// A server connection, and who holds it.
+#[derive(Debug)]
+pub struct Seat {
+    /// The server's process.
+    pub server_pid: i32,
+    words: Arc<Words>,
+    held: Mutex<Option<Held>>,
+}
+
+/// Moments are those of the pool's metrics.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// By whom.
+    pub card: Arc<Card>,
+    /// Since when.
+    pub since_ns: u64,
+    /// What is done with it.
+    pub phase: Phase,
+    /// Since when.
+    pub phase_ns: u64,
+    /// Since when there is a transaction, if there is one.
+    pub transaction_ns: Option<u64>,
+    /// What pins it.
+    pub pin: Option<&'static str>,
+    /// Whether it was reported as kept unused.
+    pub reported: Reported,
+}
+
+/// Whether a connection that is kept unused was reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reported {
+    /// Not in this phase.
+    No,
+    /// Once.
+    Yes,
+}
+
+impl Seat {
+    /// Of a connection whose latest statement is kept in `words`.
+    #[must_use]
+    pub fn new(server_pid: i32, words: Arc<Words>) -> Arc<Self> {
+        Arc::new(Self { server_pid, words, held: Mutex::default() })
+    }
+
+    /// A session has it from now on.
+    pub fn take(&self, card: Arc<Card>, now_ns: u64) {
+        self.words.clear();
+        *lock(&self.held) = Some(Held {
+            card,
+            since_ns: now_ns,
+            phase: Phase::Query,
+            phase_ns: now_ns,
+            transaction_ns: Some(now_ns),
+            pin: None,
+            reported: Reported::No,
+        });
+    }
+
+    /// The session does something else with it, and whether something pins it.
+    pub fn turn(&self, phase: Phase, pin: Option<&'static str>, now_ns: u64) {
+        if let Some(held) = &mut *lock(&self.held) {
+            held.transaction_ns = match phase {
+                Phase::Pinned => None,
+                Phase::Query | Phase::IdleInTransaction => held.transaction_ns.or(Some(now_ns)),
+            };
+            (held.phase, held.phase_ns, held.pin) = (phase, now_ns, pin);
+            held.reported = Reported::No;
+        }
+    }
+
+    /// One statement of several has ended, the next has begun.
+    pub fn restart(&self, now_ns: u64) {
+        if let Some(held) = &mut *lock(&self.held) {
+            held.phase_ns = now_ns;
+            held.transaction_ns = Some(now_ns);
+        }
+    }
+
+    /// Nobody has it from now on.
+    pub fn leave(&self) {
+        *lock(&self.held) = None;
+    }
+
+    /// Who has it.
+    #[must_use]
+    pub fn held(&self) -> Option<Held> {
+        lock(&self.held).clone()
+    }
+
+    /// It was reported as kept unused; `false` if that was done before.
+    pub fn report(&self) -> bool {
+        let mut held = lock(&self.held);
+        let before = held.as_mut().map(|held| std::mem::replace(&mut held.reported, Reported::Yes));
+        before == Some(Reported::No)
+    }
+
+    /// The latest statement on it, without literals.
+    #[must_use]
+    pub fn statement(&self) -> String {
+        self.words.shape()
+    }
+
+    /// Who has it, as it is shown; `leak_ns`: from when on it counts as kept unused.
+    #[must_use]
+    pub fn holder(&self, user: &str, database: &str, now_ns: u64, leak_ns: u64) -> Option<Holder> {
+        let held = self.held()?;
+        let phase_ns = now_ns.saturating_sub(held.phase_ns);
+        Some(Holder {
+            client: u64::try_from(held.card.pid()).unwrap_or(0),
+            application_name: held.card.application_name(),
+            user: user.to_owned(),
+            database: database.to_owned(),
+            address: held.card.address().map(|address| address.to_string()).unwrap_or_default(),
+            server_pid: i64::from(self.server_pid),
+            phase: held.phase.as_str().to_owned(),
+            phase_seconds: seconds(phase_ns),
+            held_seconds: seconds(now_ns.saturating_sub(held.since_ns)),
+            pin: held.pin.map(str::to_owned),
+            statement: self.statement(),
+            leaks: held.phase != Phase::Query && phase_ns >= leak_ns,
+        })
+    }
+}
+
+/// The server connections of one pool.
+#[derive(Debug, Default)]
+pub struct Seats(Mutex<Vec<Weak<Seat>>>);
+
+impl Seats {
+    /// One more was opened.
+    pub fn admit(&self, seat: &Arc<Seat>) {
+        let mut seats = lock(&self.0);
+        seats.retain(|seat| seat.strong_count() > 0);
+        seats.push(Arc::downgrade(seat));
+    }
+
+    /// Those that are open.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Seat>> {
+        lock(&self.0).iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}

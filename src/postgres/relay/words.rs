@@ -1,0 +1,34 @@
+//! The latest statement of a connection: kept as bytes, since few are ever looked at.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::super::sql;
+
+/// Bytes kept of a statement: more than enough for what is shown of it.
+const WORDS_BYTES: usize = 256;
+
+/// What a session last had its connection do. Written by the relay, read by whoever wants to know who holds it.
+#[derive(Debug, Default)]
+pub struct Words(Mutex<Vec<u8>>);
+
+impl Words {
+    /// A statement is sent: a Query's text, or what follows the name in a Parse.
+    pub fn note(&self, text: &[u8]) {
+        let text = &text[..text.len().min(WORDS_BYTES)];
+        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+        let mut words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        words.clear();
+        words.extend_from_slice(text);
+    }
+
+    /// Another session begins.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Its shape, without literals; empty if there was none.
+    #[must_use]
+    pub fn shape(&self) -> String {
+        sql::shape(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
