@@ -22,6 +22,7 @@ use crate::lifecycle::Drain;
 use crate::metrics::Metrics;
 use crate::net::{Listener, Stream};
 use crate::pool::Reachability;
+use crate::status::Watcher;
 
 /// Tells, for each pool, whether its server could be reached.
 pub type Readiness = Arc<dyn Fn() -> Vec<(String, Reachability)> + Send + Sync>;
@@ -62,6 +63,7 @@ const CONNECTION_LIFETIME: Duration = Duration::from_secs(300);
 const HEADER_BYTES_LEAST: usize = 8192;
 /// Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON_TYPE: &str = "application/json";
 const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 
 /// What the admin port tells about.
@@ -71,6 +73,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// For /readyz.
     pub readiness: Readiness,
+    /// For /status.json.
+    pub watcher: Watcher,
     /// Serving ends with its deadline; /readyz says no from its start.
     pub drain: Drain,
 }
@@ -131,8 +135,9 @@ async fn converse(stream: Stream, admin: Admin, limits: AdminLimits) {
 impl Admin {
     /// The answer to a request; hyper leaves the body out for HEAD.
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
-        if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
-            let text = "not found; there are /metrics, /healthz and /readyz\n".to_owned();
+        if !matches!(path, "/metrics" | "/healthz" | "/readyz" | "/status.json") {
+            let text =
+                "not found; there are /metrics, /status.json, /healthz and /readyz\n".to_owned();
             return response(StatusCode::NOT_FOUND, TEXT_TYPE, text);
         }
         if method != Method::GET && method != Method::HEAD {
@@ -144,6 +149,7 @@ impl Admin {
         match path {
             "/metrics" => self.metrics(),
             "/readyz" => self.readiness(),
+            "/status.json" => self.status(),
             _ => response(StatusCode::OK, TEXT_TYPE, "ok\n".to_owned()),
         }
     }
@@ -153,6 +159,16 @@ impl Admin {
             Ok(text) => response(StatusCode::OK, METRICS_TYPE, text),
             Err(error) => {
                 let text = format!("metrics cannot be written down: {error}\n");
+                response(StatusCode::INTERNAL_SERVER_ERROR, TEXT_TYPE, text)
+            }
+        }
+    }
+
+    fn status(&self) -> Response<Full<Bytes>> {
+        match serde_json::to_string(&self.watcher.status()) {
+            Ok(text) => response(StatusCode::OK, JSON_TYPE, text),
+            Err(error) => {
+                let text = format!("the status cannot be written down: {error}\n");
                 response(StatusCode::INTERNAL_SERVER_ERROR, TEXT_TYPE, text)
             }
         }
@@ -197,6 +213,7 @@ mod tests {
     use super::*;
     use crate::lifecycle::DrainTrigger;
     use crate::metrics::Protocol;
+    use crate::status::{ClientStatus, Status, Watch};
     use std::net::SocketAddr;
     use std::sync::Mutex;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -207,6 +224,19 @@ mod tests {
         pools: Arc<Mutex<Vec<(String, Reachability)>>>,
         trigger: DrainTrigger,
         task: tokio::task::JoinHandle<()>,
+    }
+
+    /// Sees nothing.
+    struct Nobody;
+
+    impl Watch for Nobody {
+        fn status(&self) -> Status {
+            Status::default()
+        }
+
+        fn clients(&self) -> Vec<ClientStatus> {
+            Vec::new()
+        }
     }
 
     async fn port(limits: AdminLimits) -> Port {
@@ -227,7 +257,7 @@ mod tests {
             Arc::new(move || pools.lock().unwrap().clone())
         };
         let (trigger, drain) = Drain::new();
-        let admin = Admin { metrics, readiness, drain };
+        let admin = Admin { metrics, readiness, watcher: Arc::new(Nobody), drain };
         let task = tokio::spawn(serve(listener, admin, limits));
         Port { addr, pools, trigger, task }
     }

@@ -4,6 +4,7 @@
 mod listeners;
 mod logging;
 mod services;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};

@@ -16,9 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::{
-    IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use time::TimeFamilies;
 
 /// Which of the two protocols a pool speaks: the value of the label `protocol`.
@@ -215,9 +213,9 @@ impl Metrics {
     #[must_use]
     pub fn pool(&self, protocol: Protocol, pool: &str) -> Arc<PoolMetrics> {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = pools
-            .entry((protocol, pool.to_owned()))
-            .or_insert_with(|| Arc::new(PoolMetrics::resolve(&self.families, &self.journal, protocol, pool)));
+        let made = pools.entry((protocol, pool.to_owned())).or_insert_with(|| {
+            Arc::new(PoolMetrics::resolve(&self.families, &self.journal, protocol, pool))
+        });
         Arc::clone(made)
     }
 
@@ -375,6 +373,8 @@ pub struct PoolMetrics {
     pub parked_losses: IntCounter,
     labelled: Labelled,
     journal: Arc<Journal>,
+    /// The limits of all budgets that the pool's connections come from, and as they were set.
+    limits: Mutex<BTreeMap<usize, (usize, usize)>>,
 }
 
 /// Rare counters with one more label: looked up when they count.
@@ -451,6 +451,7 @@ impl PoolMetrics {
             elements_lost: elements("lost"),
             parked_losses: families.parked_losses.with_label_values(&labels),
             journal: Arc::clone(journal),
+            limits: Mutex::default(),
             labelled: Labelled {
                 protocol,
                 pool: pool.to_owned(),
@@ -502,6 +503,17 @@ impl PoolMetrics {
         }
     }
 
+    /// The budget with this number allows so many connections, and was set to so many.
+    pub fn limit_changed(&self, budget: usize, limit: usize, configured: usize) {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.insert(budget, (limit, configured));
+        let sum = |one: fn(&(usize, usize)) -> usize| {
+            i64::try_from(limits.values().map(one).sum::<usize>()).unwrap_or(i64::MAX)
+        };
+        self.server_limit.set(sum(|limit| limit.0));
+        self.server_limit_configured.set(sum(|limit| limit.1));
+    }
+
     /// Something of this pool deserves a word; `kind` is a short fixed one.
     pub fn note(&self, kind: &str, message: String, hint: String) {
         self.journal.note(&self.labelled.pool, kind, message, hint);
@@ -544,11 +556,16 @@ impl PoolMetrics {
         };
         let mut pins = BTreeMap::new();
         for family in prometheus::core::Collector::collect(&self.labelled.pins) {
-            for metric in family.get_metric().iter().filter(|one| one.get_label().iter().all(mine)) {
+            for metric in family.get_metric().iter().filter(|one| one.get_label().iter().all(mine))
+            {
                 let reason = metric.get_label().iter().find(|label| label.name() == "reason");
                 let count = metric.get_counter().get_value();
                 if let Some(reason) = reason.filter(|_| count > 0.0) {
-                    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+                    #[expect(
+                        clippy::cast_possible_truncation,
+                        clippy::cast_sign_loss,
+                        reason = "a count"
+                    )]
                     pins.insert(reason.value().to_owned(), count as u64);
                 }
             }

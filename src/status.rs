@@ -236,12 +236,10 @@ pub struct Sample {
 pub struct LaneStatus {
     /// What travels on it.
     pub name: String,
-    /// Sessions that have commands on it.
-    pub sessions: usize,
-    /// Commands on their way.
-    pub in_flight: usize,
-    /// Connections it has.
-    pub connections: usize,
+    /// Runs of commands that wait to be sent.
+    pub batches: usize,
+    /// Their bytes.
+    pub pending_bytes: usize,
 }
 
 /// A namespace of Redis.

@@ -145,7 +145,9 @@ fn a_wait_that_is_over_says_which_pool_and_what_to_do() {
     }
     assert!(waited >= Duration::from_millis(390), "only {waited:?}");
     assert!(waited < Duration::from_secs(5), "{waited:?}");
-    assert!(gate.postgres_metric("tidegate_rejections_total", &[("reason", "wait_timeout")]) >= 1.0);
+    assert!(
+        gate.postgres_metric("tidegate_rejections_total", &[("reason", "wait_timeout")]) >= 1.0
+    );
     holder.query("commit").expect_no_error();
     assert_eq!(gate.client().one("select 2"), "2", "the pool goes on");
 }
@@ -243,8 +245,15 @@ fn the_admin_port_tells_what_the_pool_does() {
     });
     let pool = [("protocol", "postgres"), ("pool", "DATABASE_URL")];
     assert_eq!(
-        page.sum("tidegate_server_connections", &[pool[0], pool[1], ("state", "active")]),
+        page.sum(
+            "tidegate_server_connections",
+            &[pool[0], pool[1], ("state", "idle_in_transaction")]
+        ),
         1.0
+    );
+    assert_eq!(
+        page.sum("tidegate_server_connections", &[pool[0], pool[1], ("state", "active")]),
+        0.0
     );
     assert_eq!(page.sum("tidegate_server_connections_limit", &pool), 2.0);
     assert!(page.sum("tidegate_checkout_wait_seconds_count", &pool) >= 1.0);

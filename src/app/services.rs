@@ -5,38 +5,46 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::listeners::Bound;
+use super::watch::Tower;
 use crate::admin;
 use crate::config::Settings;
 use crate::lifecycle::Drain;
 use crate::metrics::Metrics;
-use crate::pool::Reachability;
+use crate::status::Watcher;
 use crate::{postgres, redis};
-
-/// Tells what one service knows of its pools.
-type Probe = Box<dyn Fn() -> Vec<(String, Reachability)> + Send + Sync>;
 
 /// Builds the services of what was bound and spawns them; call it inside the runtime.
 pub(super) fn start(settings: &Settings, bound: Bound, drain: &Drain) -> anyhow::Result<()> {
     let metrics = Metrics::new().context("cannot set up the metrics")?;
-    let mut probes: Vec<Probe> = Vec::new();
-    if let Some(settings) = &settings.postgres {
-        let service = postgres::service::Service::new(settings, &metrics, drain.clone())?;
+    let postgres = match &settings.postgres {
+        Some(settings) => Some(postgres::service::Service::new(settings, &metrics, drain.clone())?),
+        None => None,
+    };
+    let redis = match &settings.redis {
+        Some(settings) => {
+            Some(Arc::new(redis::service::Service::new(settings, &metrics, drain.clone())?))
+        }
+        None => None,
+    };
+    if let Some(service) = &postgres {
         for (index, listener) in bound.postgres.into_iter().enumerate() {
             tokio::spawn(service.serve(index, listener));
         }
-        probes.push(Box::new(move || service.readiness()));
     }
-    if let Some(settings) = &settings.redis {
-        let service = Arc::new(redis::service::Service::new(settings, &metrics, drain.clone())?);
+    if let Some(service) = &redis {
         for (index, listener) in bound.redis.into_iter().enumerate() {
-            let service = Arc::clone(&service);
+            let service = Arc::clone(service);
             tokio::spawn(async move { service.serve(index, listener).await });
         }
-        probes.push(Box::new(move || service.readiness()));
     }
-    let readiness: admin::Readiness =
-        Arc::new(move || probes.iter().flat_map(|probe| probe()).collect());
-    let admin = admin::Admin { metrics, readiness, drain: drain.clone() };
+    let tower = Tower::new(Arc::clone(&metrics), postgres, redis, drain.clone());
+    tokio::spawn(Arc::clone(&tower).keep());
+    let readiness: admin::Readiness = {
+        let tower = Arc::clone(&tower);
+        Arc::new(move || tower.readiness())
+    };
+    let watcher: Watcher = tower;
+    let admin = admin::Admin { metrics, readiness, watcher, drain: drain.clone() };
     tokio::spawn(admin::serve(bound.admin, admin, (&settings.admin).into()));
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What the written settings mean: checked values, upstreams laid out over listeners.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ const REDIS_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::
 
 /// An hour: the longest time that a wait may be set to.
 const HOUR_MS: u64 = 3_600_000;
+/// Any time up to that.
+const HOUR: RangeInclusive<u64> = 0..=HOUR_MS;
 /// A month: the longest lifetime.
 const MONTH_MS: u64 = 31 * 24 * HOUR_MS;
 /// Largest value of a setting in bytes.
@@ -136,11 +139,7 @@ fn postgres(
         )?,
         idle_min: written.count("postgres.idle_min", default.idle_min, 0..=10_000)?,
         reserve_size: written.count("postgres.reserve_size", default.reserve_size, 0..=10_000)?,
-        reserve_after: written.millis(
-            "postgres.reserve_after_ms",
-            default.reserve_after,
-            0..=HOUR_MS,
-        )?,
+        reserve_after: written.millis("postgres.reserve_after_ms", default.reserve_after, HOUR)?,
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
         users: users(written, warnings)?,

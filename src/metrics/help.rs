@@ -11,7 +11,8 @@ pub(super) const TIMEOUTS: &str = "What a limit on time has ended, by kind: quer
 pub(super) const PIN_WAITS: &str =
     "Statements that waited because as many server connections as may be were pinned.";
 pub(super) const PIN_TIMEOUTS: &str = "Statements refused after that wait.";
-pub(super) const LISTEN_LOSSES: &str = "Losses of the server connection that listens for a pool: notifications may have been missed.";
+pub(super) const LISTEN_LOSSES: &str =
+    "Losses of the server connection that listens for a pool: notifications may have been missed.";
 pub(super) const SUBSCRIPTIONS: &str =
     "Channels and patterns that Redis clients have subscribed to, all clients together.";
 pub(super) const SUBSCRIPTION_LOSSES: &str = "Losses of the server connection with all subscriptions: messages may have been missed before it was replaced.";
@@ -21,8 +22,7 @@ pub(super) const ELEMENTS: &str = "Times something came for Redis clients that w
 pub(super) const PARKED_LOSSES: &str = "Losses of a server connection that waited on behalf of Redis clients: they wait on over a new one.";
 pub(super) const TRANSACTIONS: &str =
     "Transactions finished: for Postgres lone statements, too; for Redis those that EXEC ran.";
-pub(super) const REQUESTS: &str =
-    "Queries (Postgres) or commands (Redis) received from clients.";
+pub(super) const REQUESTS: &str = "Queries (Postgres) or commands (Redis) received from clients.";
 pub(super) const BYTES: &str = "Bytes carried, by peer (client or server) and direction (received or sent, as tidegate sees it).";
 pub(super) const LOGINS: &str = "Clients that logged in.";
 pub(super) const LOGIN_FAILURES: &str = "Clients turned away at login: wrong password, unknown user or database, malformed or too slow greeting.";
@@ -45,9 +45,11 @@ pub(super) const SERVER_REFUSALS: &str = "Attempts to open a connection that the
 pub(super) const CHECKOUT_WAITS: &str = "Checkouts that had to wait: divided by tidegate_checkouts_total the chance to find no connection free.";
 pub(super) const REJECTIONS: &str = "Clients told no, by reason: wait_timeout (no connection came free), queue_full, unreachable (the server was away for as long as they may wait), server_full, server_login (the server does not let tidegate in), client_limit, pin_limit, shutdown.";
 pub(super) const LEAKS: &str = "Clients that keep a connection without using it for longer than leak_ms: idle in a transaction, or pinned.";
-pub(super) const LEAKS_FOUND: &str = "Times a client was found to keep a connection without using it for longer than leak_ms.";
+pub(super) const LEAKS_FOUND: &str =
+    "Times a client was found to keep a connection without using it for longer than leak_ms.";
 pub(super) const PLAN_USED: &str = "Connections to the server, whoever's they are, by what the server limits: role, database, server.";
-pub(super) const PLAN_LIMIT: &str = "Most connections that the server allows, by what it limits: role, database, server.";
+pub(super) const PLAN_LIMIT: &str =
+    "Most connections that the server allows, by what it limits: role, database, server.";
 pub(super) const CHECKOUT_WAIT: &str = "Seconds from asking for a server connection to the end of the wait, 0 if one was free, by outcome: ok, timeout, refused (the queue was full), failed (the server), gone (the client left).";
 pub(super) const HOLD: &str = "Seconds a client had a server connection, each time, by what it did with it: query, idle_in_transaction (the client was thinking), pinned (kept across transactions, unused).";
 pub(super) const BUSY: &str = "Seconds that server connections were lent, all together, by what was done with them. Its rate is how many are lent on average; divided by the limit, the utilisation.";

@@ -1,6 +1,8 @@
 //! What takes time in a pool: waits, loans and shortages.
 
-use prometheus::{Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, Registry};
+use prometheus::{
+    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, Registry,
+};
 use tokio::time::Instant;
 
 use super::meter::{Meter, Spell, seconds};
@@ -156,7 +158,8 @@ impl TimeFamilies {
         exhaustion.set(f64::INFINITY);
         Times {
             born: Instant::now(),
-            waits: Outcome::ALL.map(|outcome| self.waits.with_label_values(&with(outcome.as_str()))),
+            waits: Outcome::ALL
+                .map(|outcome| self.waits.with_label_values(&with(outcome.as_str()))),
             holds: Phase::ALL.map(|phase| self.holds.with_label_values(&with(phase.as_str()))),
             busy: Phase::ALL.map(|phase| Published {
                 meter: Meter::default(),
@@ -327,7 +330,9 @@ mod tests {
         times.saturation_began(0);
         std::thread::sleep(std::time::Duration::from_millis(2));
         let text = metrics.render().unwrap();
-        for name in ["server_busy_seconds_total", "waiting_seconds_total", "pool_saturated_seconds_total"] {
+        for name in
+            ["server_busy_seconds_total", "waiting_seconds_total", "pool_saturated_seconds_total"]
+        {
             let value = text
                 .lines()
                 .filter(|line| line.starts_with(&format!("tidegate_{name}{{")))
@@ -341,7 +346,9 @@ mod tests {
         assert!(text.contains(
             "tidegate_checkout_wait_seconds_sum{outcome=\"timeout\",pool=\"p\",protocol=\"postgres\"} 2"
         ));
-        assert!(text.contains("tidegate_server_hold_seconds_count{phase=\"query\",pool=\"p\",protocol=\"postgres\"} 1"));
+        assert!(text.contains(
+            "tidegate_server_hold_seconds_count{phase=\"query\",pool=\"p\",protocol=\"postgres\"} 1"
+        ));
         assert!(text.contains("tidegate_server_hold_seconds_count{phase=\"pinned\",pool=\"p\",protocol=\"postgres\"} 0"));
     }
 }

@@ -165,7 +165,9 @@ impl CheckoutError {
             true => format!("all {limit} server connections in use"),
             false => format!("{in_use} of {limit} server connections open"),
         };
-        format!("Pool {pool}: {in_use}, {queue_length} clients wait, this one waited {waited_ms} ms.")
+        format!(
+            "Pool {pool}: {in_use}, {queue_length} clients wait, this one waited {waited_ms} ms."
+        )
     }
 
     /// What to do.
@@ -184,7 +186,9 @@ impl CheckoutError {
             CheckoutErrorKind::Refused { .. } => {
                 "Close other connections to the server, or lower the pool size of each process."
             }
-            CheckoutErrorKind::Rejected { .. } => "Check the user, password and database of its URL.",
+            CheckoutErrorKind::Rejected { .. } => {
+                "Check the user, password and database of its URL."
+            }
             CheckoutErrorKind::Closed => "Connect again.",
         }
     }

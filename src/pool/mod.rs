@@ -16,6 +16,7 @@ mod reaper;
 #[cfg(test)]
 mod tests;
 mod ticket;
+mod view;
 
 pub use budget::{Budget, CONNECTIONS_MAX, ReserveSettings};
 pub use error::{CheckoutError, CheckoutErrorKind, ConnectError, Fault, Reachability};
@@ -416,9 +417,10 @@ impl<C: Connect> Member for Pool<C> {
     }
 
     fn limit_changed(&self, limit: usize) {
-        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.metrics.server_limit.set(gauge(limit));
-        self.metrics.server_limit_configured.set(gauge(self.account.budget().configured()));
+        let budget = self.account.budget();
+        // Any number that is the budget's alone.
+        let number = Arc::as_ptr(budget).addr();
+        self.metrics.limit_changed(number, limit, budget.configured());
     }
 }
 

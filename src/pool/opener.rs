@@ -27,6 +27,8 @@ pub(super) enum Cause {
     Waiter,
     /// The latest attempt failed and nobody has tried since.
     Doubt,
+    /// Fewer lie idle than are to be kept ready.
+    Warmth,
 }
 
 /// One attempt; dropping it unfinished counts as a failure.
@@ -78,6 +80,7 @@ impl<C: Connect> Pool<C> {
         let wanted = match cause {
             Cause::Waiter => state.demand().is_some(),
             Cause::Doubt => state.is_forgotten() && !state.is_closed(),
+            Cause::Warmth => state.opening == Opening::Free && !state.is_closed(),
         };
         // There is a runtime if there ever was a waiter.
         let Some(runtime) = state.runtime.clone().filter(|_| wanted) else {

@@ -5,9 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::budget::Member;
+use super::holder::Term;
 use super::opener::Cause;
 use super::{Connect, Pool};
 
@@ -37,8 +39,15 @@ impl<C: Connect> Pool<C> {
         self.age_ms.store(age_ms, Relaxed);
         let (expired, forgotten) = {
             let state = self.lock();
-            let expired =
-                self.connections.retain(|held, _| held.term.ended_idle(age_ms).is_none()).removed;
+            let mut spare = self.account.idle().saturating_sub(self.settings.idle_min);
+            // The idle limit is for those beyond what is to be kept ready.
+            let mut stays = |term: &Term| {
+                let aged = term.ended(age_ms).is_some();
+                let goes = aged || (spare > 0 && term.ended_idle(age_ms).is_some());
+                spare -= usize::from(goes && spare > 0);
+                !goes
+            };
+            let expired = self.connections.retain(|held, _| stays(&held.term)).removed;
             for held in &expired {
                 self.count_closed(1, held.term.ended_idle(age_ms).unwrap_or("idle"));
             }
@@ -55,9 +64,26 @@ impl<C: Connect> Pool<C> {
         if forgotten && let Some(permit) = self.account.reserve() {
             drop(self.start_opener(permit, Cause::Doubt));
         }
+        self.keep_warm();
         self.account.budget().review();
         // The permits of those closed, and a net under everything: nobody waits longer than a round for a free permit.
         self.account.budget().settle();
+    }
+
+    /// Opens what is missing of the connections to be kept ready.
+    fn keep_warm(self: &Arc<Self>) {
+        let missing = {
+            let mut state = self.lock();
+            if state.runtime.is_none() {
+                state.runtime = Handle::try_current().ok();
+            }
+            let ready = self.account.idle() + state.openers;
+            self.settings.idle_min.saturating_sub(ready)
+        };
+        for _ in 0..missing {
+            let Some(permit) = self.account.reserve() else { return };
+            drop(self.start_opener(permit, Cause::Warmth));
+        }
     }
 
     /// Takes each idle connection out and puts it back, in the same order: deadpool's recycle drops the dead ones. Under

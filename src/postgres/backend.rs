@@ -52,7 +52,7 @@ pub struct PgConnect {
     registry: Registry,
     combinations: Mutex<Combinations>,
     hub: Hub,
-    seats: Seats,
+    seats: Arc<Seats>,
     /// When the database's routines were read last.
     routines_read: Mutex<Option<Instant>>,
 }
@@ -201,10 +201,13 @@ impl Outbox {
 }
 
 impl PgConnect {
-    /// For a pool of connections made by `dial`.
+    /// For the pool with this name, of connections made by `dial`.
     #[must_use]
-    pub fn new(dial: Dial, limits: Arc<PostgresLimits>, rules: Rules) -> Self {
+    pub fn new(name: &str, dial: Dial, limits: Arc<PostgresLimits>, rules: Rules) -> Self {
+        let upstream = dial.upstream();
+        let seats = Seats::new(name, &upstream.user, &upstream.database);
         Self {
+            seats,
             dial,
             rules,
             registry: Registry::new(limits.statements_total, limits.statements_total_bytes),
@@ -218,7 +221,6 @@ impl PgConnect {
             }),
             limits,
             hub: Hub::new(RandomState::default().hash_one(std::process::id())),
-            seats: Seats::default(),
             routines_read: Mutex::default(),
         }
     }
@@ -231,7 +233,7 @@ impl PgConnect {
 
     /// Its server connections, and who has them.
     #[must_use]
-    pub fn seats(&self) -> &Seats {
+    pub fn seats(&self) -> &Arc<Seats> {
         &self.seats
     }
 
@@ -596,7 +598,42 @@ pub fn checkout_error(error: &CheckoutError, severity: message::Severity) -> Err
             if code.len() == 5 { code } else { "08006" }
         }
     };
-    ErrorFields::new(severity, code, error.to_string())
+    ErrorFields::new(severity, code, error.what()).detail(error.figures()).hint(error.advice())
+}
+
+/// As [`checkout_error`], for a client of the pool: names whoever has had a connection for longest. Those have the same user
+/// and database, so they may know of each other.
+#[must_use]
+pub fn checkout_error_in(
+    pool: &PgPool,
+    error: &CheckoutError,
+    severity: message::Severity,
+) -> ErrorFields {
+    let fields = checkout_error(error, severity);
+    if !matches!(error.kind, CheckoutErrorKind::TimedOut | CheckoutErrorKind::QueueFull) {
+        return fields;
+    }
+    let now_ns = pool.metrics().times.now_ns();
+    let holders = pool.connector().seats().holders(now_ns, pool.connector().limits().leak);
+    let Some(holder) = holders.first() else { return fields };
+    let what = match (holder.phase.as_str(), &holder.pin) {
+        ("idle_in_transaction", _) => "idle in a transaction".to_owned(),
+        ("pinned", Some(pin)) => format!("pinned by {pin}"),
+        ("pinned", None) => "pinned".to_owned(),
+        _ => "running a statement".to_owned(),
+    };
+    let hint = format!(
+        "{} Longest holder: client {} (application_name {:?}), server process {}, has had a connection for {:.1} s, \
+         {what} for {:.1} s; its last statement: {}",
+        error.advice(),
+        holder.client,
+        holder.application_name,
+        holder.server_pid,
+        holder.held_seconds,
+        holder.phase_seconds,
+        if holder.statement.is_empty() { "none yet" } else { &holder.statement },
+    );
+    fields.hint(hint)
 }
 
 #[cfg(test)]

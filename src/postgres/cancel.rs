@@ -213,7 +213,9 @@ mod tests {
         let count = Arc::new(Count::default());
         let waker = Waker::from(Arc::clone(&count));
         let cx = Context::from_waker(&waker);
-        assert!(handle.card.poll_wanted(&cx).is_pending() && other.card.poll_wanted(&cx).is_pending());
+        assert!(
+            handle.card.poll_wanted(&cx).is_pending() && other.card.poll_wanted(&cx).is_pending()
+        );
 
         for wrong in [
             BackendKey { pid: key.pid, secret: vec![1, 1, 1, 2] },
@@ -228,7 +230,9 @@ mod tests {
 
         registry.request(&key);
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
-        assert!(handle.card.poll_wanted(&cx).is_ready() && other.card.poll_wanted(&cx).is_pending());
+        assert!(
+            handle.card.poll_wanted(&cx).is_ready() && other.card.poll_wanted(&cx).is_pending()
+        );
         handle.clear();
         assert!(handle.card.poll_wanted(&cx).is_pending());
     }

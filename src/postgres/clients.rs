@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use super::backend::PgPool;
 use super::relay::Words;
 use super::settings::Settings;
 use crate::metrics::{Phase, now_ms, seconds};
@@ -36,7 +36,7 @@ pub struct Card {
     wanted: AtomicU8,
     waker: Mutex<Option<Waker>>,
     doing: AtomicU8,
-    /// Since which age of its pool it does that, in milliseconds; kept to the second.
+    /// Since when it does that, by the clock of its pool's seats.
     since_ms: AtomicU64,
     who: OnceLock<Who>,
 }
@@ -47,7 +47,7 @@ struct Who {
     address: SocketAddr,
     born_ms: u64,
     settings: Mutex<Arc<Settings>>,
-    pool: Arc<PgPool>,
+    seats: Arc<Seats>,
 }
 
 /// What is wanted of a session: several things at once, perhaps.
@@ -84,10 +84,11 @@ impl Card {
     }
 
     /// It is logged in. Once only; the first word counts.
-    pub fn introduce(&self, address: SocketAddr, settings: &Arc<Settings>, pool: &Arc<PgPool>) {
-        self.since_ms.store(pool.age_ms(), Relaxed);
+    pub fn introduce(&self, address: SocketAddr, settings: &Arc<Settings>, seats: &Arc<Seats>) {
+        self.since_ms.store(seats.now_ms(), Relaxed);
         let settings = Mutex::new(Arc::clone(settings));
-        let _known = self.who.set(Who { address, born_ms: now_ms(), settings, pool: Arc::clone(pool) });
+        let _known =
+            self.who.set(Who { address, born_ms: now_ms(), settings, seats: Arc::clone(seats) });
     }
 
     /// The number it was told at login.
@@ -129,10 +130,10 @@ impl Card {
         self.wanted.fetch_and(!what.0, AcqRel);
     }
 
-    /// Its pool, once it is logged in.
+    /// The connections of its pool, once it is logged in.
     #[must_use]
-    pub fn pool(&self) -> Option<&Arc<PgPool>> {
-        self.who.get().map(|who| &who.pool)
+    pub fn seats(&self) -> Option<&Arc<Seats>> {
+        self.who.get().map(|who| &who.seats)
     }
 
     /// When it logged in: milliseconds since 1970; 0 before that.
@@ -142,12 +143,13 @@ impl Card {
     }
 
     /// It does something else from now on.
-    pub fn turn(&self, doing: Doing, pool_age_ms: u64) {
+    pub fn turn(&self, doing: Doing) {
+        let Some(who) = self.who.get() else { return };
         self.doing.store(doing as u8, Relaxed);
-        self.since_ms.store(pool_age_ms, Relaxed);
+        self.since_ms.store(who.seats.now_ms(), Relaxed);
     }
 
-    /// What it does, and since which age of its pool, in milliseconds.
+    /// What it does, and since when by the clock of its pool's seats, in milliseconds.
     #[must_use]
     pub fn doing(&self) -> (Doing, u64) {
         let doing = match self.doing.load(Relaxed) {
@@ -306,14 +308,31 @@ impl Seat {
     }
 }
 
-/// The server connections of one pool.
-#[derive(Debug, Default)]
-pub struct Seats(Mutex<Vec<Weak<Seat>>>);
+/// The server connections of one pool, and what all its clients have in common.
+#[derive(Debug)]
+pub struct Seats {
+    /// The pool's name.
+    pub pool: String,
+    /// Its user.
+    pub user: String,
+    /// Its database.
+    pub database: String,
+    /// The metrics' clock, kept to the second: spares the hot path the real one.
+    now_ms: AtomicU64,
+    seats: Mutex<Vec<Weak<Seat>>>,
+}
 
 impl Seats {
+    /// Of a pool without connections.
+    #[must_use]
+    pub fn new(pool: &str, user: &str, database: &str) -> Arc<Self> {
+        let (pool, user, database) = (pool.to_owned(), user.to_owned(), database.to_owned());
+        Arc::new(Self { pool, user, database, now_ms: AtomicU64::new(0), seats: Mutex::default() })
+    }
+
     /// One more was opened.
     pub fn admit(&self, seat: &Arc<Seat>) {
-        let mut seats = lock(&self.0);
+        let mut seats = lock(&self.seats);
         seats.retain(|seat| seat.strong_count() > 0);
         seats.push(Arc::downgrade(seat));
     }
@@ -321,7 +340,35 @@ impl Seats {
     /// Those that are open.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Seat>> {
-        lock(&self.0).iter().filter_map(Weak::upgrade).collect()
+        lock(&self.seats).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Sets the clock.
+    pub fn tick(&self, now_ns: u64) {
+        self.now_ms.store(now_ns / 1_000_000, Relaxed);
+    }
+
+    /// The clock: milliseconds.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms.load(Relaxed)
+    }
+
+    /// Who has one, the longest first. `now_ns` by the metrics' clock; `leak`: from when on one counts as kept unused, nought:
+    /// never.
+    #[must_use]
+    pub fn holders(&self, now_ns: u64, leak: Duration) -> Vec<Holder> {
+        let leak_ns = match leak.as_nanos() {
+            0 => u64::MAX,
+            leak => u64::try_from(leak).unwrap_or(u64::MAX),
+        };
+        let seats = self.all();
+        let mut holders: Vec<_> = seats
+            .iter()
+            .filter_map(|seat| seat.holder(&self.user, &self.database, now_ns, leak_ns))
+            .collect();
+        holders.sort_by(|one, other| other.held_seconds.total_cmp(&one.held_seconds));
+        holders
     }
 }
 

@@ -27,4 +27,5 @@ pub mod settings;
 pub mod sql;
 pub mod statements;
 pub mod truth;
+mod view;
 pub mod wire;

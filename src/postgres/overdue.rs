@@ -59,7 +59,9 @@ impl Overdue {
     #[must_use]
     pub const fn advice(self) -> &'static str {
         match self {
-            Self::Query => "Look for a missing index or a lock that the statement waits for, or raise the limit.",
+            Self::Query => {
+                "Look for a missing index or a lock that the statement waits for, or raise the limit."
+            }
             Self::Transaction => "Split the transaction, or raise the limit.",
             Self::IdleInTransaction => {
                 "Commit or roll back before doing other work, such as calling another service; or raise the limit."
@@ -90,10 +92,11 @@ impl Overdue {
 
     /// Which limit a client without a connection is over.
     #[must_use]
-    pub fn of_idle(limits: &PostgresLimits, card: &Card, pool_age_ms: u64) -> Option<Self> {
+    pub fn of_idle(limits: &PostgresLimits, card: &Card) -> Option<Self> {
         let limit = limits.client_idle_timeout;
         let (doing, since_ms) = card.doing();
-        let idle = Duration::from_millis(pool_age_ms.saturating_sub(since_ms));
+        let now_ms = card.seats().map_or(0, |seats| seats.now_ms());
+        let idle = Duration::from_millis(now_ms.saturating_sub(since_ms));
         let over = doing == Doing::Idle && !limit.is_zero() && idle >= limit;
         over.then_some(Self::ClientIdle)
     }
@@ -119,6 +122,7 @@ pub fn round(limits: &PostgresLimits) -> Duration {
 pub fn look_at_pool(pool: &PgPool) {
     let limits = pool.connector().limits();
     let now_ns = pool.metrics().times.now_ns();
+    pool.connector().seats().tick(now_ns);
     let mut leaks = 0;
     for seat in pool.connector().seats().all() {
         let Some(held) = seat.held() else { continue };
@@ -140,8 +144,7 @@ pub fn look_at_idle(limits: &PostgresLimits, clients: &CancelRegistry) {
         return;
     }
     for card in clients.everybody() {
-        let Some(pool) = card.pool() else { continue };
-        if Overdue::of_idle(limits, &card, pool.age_ms()).is_some() {
+        if Overdue::of_idle(limits, &card).is_some() {
             card.want(Wanted::CLOCK);
         }
     }

@@ -35,8 +35,8 @@ pub use loss::{Aftermath, Late, Loss, Pace, Transaction, lose};
 pub use replies::{Given, replies};
 pub use requests::{Goodbye, Listening, Output, Surroundings, Taken, requests};
 pub use sequences::Draw;
-pub use words::Words;
 pub use waiting::{Stance, Waiting, Work, is_rollback, waiting};
+pub use words::Words;
 
 /// The number no statement has: for parses that are kept in no map.
 const NO_STATEMENT: u64 = u64::MAX;

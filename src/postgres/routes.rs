@@ -15,7 +15,7 @@ use crate::config::{
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::net::TlsError;
-use crate::pool::{Budget, Pool, PoolSettings};
+use crate::pool::{Budget, Pool, PoolSettings, ReserveSettings};
 
 /// By how many per cent lifetimes differ, so that connections opened together don't close together.
 const JITTER_PERCENT: u32 = 10;
@@ -133,28 +133,34 @@ impl Foundry {
         let server = (upstream.host.clone(), upstream.port);
         let budget = budgets.entry(server).or_insert_with(|| {
             let pinned = self.settings.limits.pinned_limit;
-            Budget::with_pins(self.settings.pool_size, (pinned > 0).then_some(pinned))
+            let size = self.settings.pool_size;
+            let budget = Budget::with_pins(size, (pinned > 0).then_some(pinned));
+            budget.set_reserve(ReserveSettings {
+                size: self.settings.reserve_size,
+                after: self.settings.reserve_after,
+            });
+            budget
         });
         Arc::clone(budget)
     }
 
-    fn pool(&self, name: String, dial: Dial, budget: Arc<Budget>) -> Arc<PgPool> {
+    fn pool(&self, name: String, dial: Dial, budget: Arc<Budget>, idle_min: usize) -> Arc<PgPool> {
         let settings = &self.settings;
         let metrics = self.metrics.pool(Protocol::Postgres, &name);
         let pool_settings = PoolSettings {
-            name,
+            name: name.clone(),
             wait: settings.wait,
             queue_limit: settings.queue_limit,
             connect_timeout: settings.connect_timeout,
             lifetime: settings.server_lifetime,
             idle: settings.server_idle,
-            idle_min: 0,
+            idle_min,
             jitter_percent: JITTER_PERCENT,
         };
         let mode = settings.pool_modes.of(&dial.upstream().user, &dial.upstream().database);
         let (probe, passing) = (settings.probe, settings.passing);
         let rules = Rules { mode, probe, passing };
-        let connect = PgConnect::new(dial, Arc::new(settings.limits.clone()), rules);
+        let connect = PgConnect::new(&name, dial, Arc::new(settings.limits.clone()), rules);
         Pool::new(connect, pool_settings, budget, metrics)
     }
 
@@ -194,7 +200,7 @@ impl Routes {
                 user: upstream.user.clone(),
                 database: upstream.database.clone(),
                 proof: proof(settings.auth, upstream.password.as_ref()),
-                pool: foundry.pool(upstream.name.clone(), dial, budget),
+                pool: foundry.pool(upstream.name.clone(), dial, budget, settings.idle_min),
             });
         }
         let known = |secret: &UserSecret| Known { secret: secret.clone(), proof: OnceLock::new() };
@@ -207,11 +213,20 @@ impl Routes {
         self.fixed.iter().map(|fixed| &fixed.pool)
     }
 
+    /// Those, and the pools made on demand.
+    pub(super) fn all(&self) -> Vec<Arc<PgPool>> {
+        let mut all: Vec<_> = self.fixed().map(Arc::clone).collect();
+        if let Some(any) = &self.any {
+            all.extend(any.lock().values().map(|made| Arc::clone(&made.pool)));
+        }
+        all
+    }
+
     /// A pool for one replication connection to where `pool` leads, within the same budget. Call it inside the runtime.
     pub(super) fn apart(&self, pool: &PgPool, parameters: Vec<(String, String)>) -> Arc<PgPool> {
         let dial = pool.connector().dial().saying(parameters);
         let budget = self.foundry.budget(dial.upstream());
-        let apart = self.foundry.pool(pool.settings().name.clone(), dial, budget);
+        let apart = self.foundry.pool(pool.settings().name.clone(), dial, budget, 0);
         self.foundry.spawn_reaper(&apart);
         apart
     }
@@ -274,7 +289,8 @@ impl Routes {
         let by_url = upstream.password.clone().filter(|_| upstream.user == user);
         let password = by_url.or_else(|| self.users.get(user)?.password().cloned());
         let dial = any.dial.entered_as(user, database, password);
-        let pool = self.foundry.pool(format!("{user}@{database}"), dial, Arc::clone(&any.budget));
+        let title = format!("{user}@{database}");
+        let pool = self.foundry.pool(title, dial, Arc::clone(&any.budget), 0);
         self.foundry.spawn_reaper(&pool);
         let new = Made { pool, visits: Arc::new(()) };
         let route = new.route();

@@ -2,18 +2,23 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::sync::Semaphore;
+use tokio::time::MissedTickBehavior;
 
 use super::cancel::CancelRegistry;
 use super::greet::{Reception, greet};
+use super::overdue;
 use super::routes::{Foundry, Routes};
+use super::view;
 use crate::config::{Auth, PostgresListener, PostgresSettings, PostgresUpstream};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::net::Listener;
 use crate::pool::Reachability;
+use crate::status::{ClientStatus, PoolStatus};
 
 /// Clients that may be in their greeting beyond the client limit, so that a full house can still
 /// say that it is full, and cancel requests get through.
@@ -87,6 +92,7 @@ impl Service {
         async move {
             let Some((reception, foundry, greetings)) = hall else { return };
             reception.routes.fixed().for_each(|pool| foundry.spawn_reaper(pool));
+            tokio::spawn(watch(Arc::clone(&reception), drain.clone()));
             loop {
                 let accepted = tokio::select! {
                     biased;
@@ -115,12 +121,42 @@ impl Service {
         }
     }
 
+    /// The pools at this moment, those made on demand included.
+    #[must_use]
+    pub fn status(&self) -> Vec<PoolStatus> {
+        let pools = self.listeners.iter().flat_map(|hall| hall.reception.routes.all());
+        pools.map(|pool| view::pool(&pool)).collect()
+    }
+
+    /// Every client that is logged in.
+    #[must_use]
+    pub fn clients(&self) -> Vec<ClientStatus> {
+        self.listeners.first().map_or_else(Vec::new, |hall| view::clients(&hall.reception.cancels))
+    }
+
     /// Each configured pool's name and whether its server can be reached, for /readyz. Pools made on
     /// demand are not in it: a client that names a database that is not there must not make us unready.
     #[must_use]
     pub fn readiness(&self) -> Vec<(String, Reachability)> {
         let pools = self.listeners.iter().flat_map(|hall| hall.reception.routes.fixed());
         pools.map(|pool| (pool.settings().name.clone(), pool.state())).collect()
+    }
+}
+
+/// Keeps the limits on time of one listener's clients until the drain's deadline.
+async fn watch(reception: Arc<Reception>, drain: Drain) {
+    let mut rounds = tokio::time::interval(overdue::round(&reception.limits));
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut slow = tokio::time::interval(Duration::from_secs(1));
+    slow.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = drain.deadline() => return,
+            _ = rounds.tick() => {
+                reception.routes.all().iter().for_each(|pool| overdue::look_at_pool(pool));
+            }
+            _ = slow.tick() => overdue::look_at_idle(&reception.limits, &reception.cancels),
+        }
     }
 }
 

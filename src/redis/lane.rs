@@ -18,6 +18,7 @@ use super::backend::{Key, RedisPool};
 use super::greeting::write_error;
 use super::mailbox::{MailLimits, Mailbox, Tail};
 use crate::pool::{Checkout, CheckoutError, Lease};
+use crate::status::LaneStatus;
 use run::{Ending, LaneRun};
 
 /// Bytes that may wait for the lane's next write before sessions have to wait.
@@ -171,6 +172,17 @@ impl Lane {
     #[must_use]
     pub fn limits(&self) -> MailLimits {
         self.limits
+    }
+
+    /// What waits on it now.
+    #[must_use]
+    pub fn status(&self, number: usize) -> LaneStatus {
+        let inner = self.lock();
+        let name = match self.sharing {
+            Sharing::Spare { .. } => "spare".to_owned(),
+            Sharing::Apart | Sharing::TakingTurns(_) => format!("lane {}", number + 1),
+        };
+        LaneStatus { name, batches: inner.batches.len(), pending_bytes: inner.pending_bytes }
     }
 
     /// The pool whose connection it takes.

@@ -25,4 +25,5 @@ pub mod service;
 pub mod session;
 pub mod transaction;
 pub mod upstream;
+mod view;
 pub mod wire;

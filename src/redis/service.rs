@@ -9,11 +9,13 @@ use tokio::io::AsyncWriteExt;
 use super::census;
 use super::session::Session;
 use super::upstream::{Realm, Upstream};
+use super::view;
 use crate::config::{NamespaceSettings, RedisSettings};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::net::{Listener, Stream};
 use crate::pool::Reachability;
+use crate::status::PoolStatus;
 
 /// All that serves Redis clients. Opens no connection until a client needs one.
 #[derive(Debug)]
@@ -104,6 +106,12 @@ impl Service {
                 drop(place);
             });
         }
+    }
+
+    /// The upstreams at this moment.
+    #[must_use]
+    pub fn status(&self) -> Vec<PoolStatus> {
+        self.upstreams.iter().map(view::upstream).collect()
     }
 
     /// For each upstream, whether its server was reached.

@@ -149,7 +149,6 @@ impl Upstream {
         let hub = (size > 1).then(|| {
             Hub::new(Arc::clone(&holds), limits.subscription_limit, limits.reply_bytes_per_client)
         });
-        metrics.server_limit.set(i64::try_from(size).unwrap_or(i64::MAX));
         Ok(Self {
             config: Arc::clone(config),
             auth: settings.auth,
@@ -171,6 +170,12 @@ impl Upstream {
             metrics,
             next_id: AtomicU64::new(1),
         })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn config(&self) -> &RedisUpstream {
+        &self.config
     }
 
     /// What a client must know.

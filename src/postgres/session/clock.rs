@@ -12,7 +12,7 @@ impl Session {
     pub(super) fn judge(&mut self) -> Result<(), End> {
         let limits = self.pool.connector().limits().clone();
         let overdue = match &self.phase {
-            Phase::Idle => Overdue::of_idle(&limits, self.cancel.card(), self.pool.age_ms()),
+            Phase::Idle => Overdue::of_idle(&limits, self.cancel.card()),
             Phase::Waiting(_) | Phase::Barred(_) => None,
             Phase::Linked(lease) => {
                 let now_ns = self.pool.metrics().times.now_ns();
@@ -81,14 +81,16 @@ impl Session {
             Phase::Barred(_) | Phase::Waiting(_) => Doing::Waiting,
             Phase::Linked(_) => Doing::Linked,
         };
-        self.cancel.card().turn(doing, self.pool.age_ms());
+        self.cancel.card().turn(doing);
     }
 }
 
 /// What the client is told: in the words and with the code that a server has for it.
 fn words(overdue: Overdue) -> ErrorFields {
     let (code, message) = match overdue {
-        Overdue::Query => ("57014", "terminating connection: the server did not end a statement in time"),
+        Overdue::Query => {
+            ("57014", "terminating connection: the server did not end a statement in time")
+        }
         Overdue::Transaction => ("25P04", "terminating connection due to transaction timeout"),
         Overdue::IdleInTransaction => {
             ("25P03", "terminating connection due to idle-in-transaction timeout")

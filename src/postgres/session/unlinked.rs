@@ -3,8 +3,9 @@
 use std::task::{Context, Poll};
 
 use super::{Admitted, End, Inbox, Phase, Rare, Session, Turn};
+use crate::metrics::Reason;
 use crate::pool::{Checkout, CheckoutError, CheckoutErrorKind, Lease};
-use crate::postgres::backend::{PgConnect, checkout_error};
+use crate::postgres::backend::{PgConnect, checkout_error, checkout_error_in};
 use crate::postgres::message::{self, ErrorFields, Severity, error_frame};
 use crate::postgres::relay::{self, Leave, Stance, Transaction, Violation, Waiting, Work};
 
@@ -126,6 +127,7 @@ impl Session {
     /// Leave to pin did not come in time.
     pub(super) fn too_many_pins(&self, leave: Leave, severity: Severity) -> ErrorFields {
         self.pool.metrics().pin_timeouts.inc();
+        self.pool.metrics().reject(Reason::PinLimit);
         let settings = self.pool.settings();
         if leave == Leave::Listen {
             let text = format!(
@@ -208,7 +210,7 @@ impl Session {
             let fields = checkout_error(error, Severity::Fatal);
             return Turn::End(End::Dismissed(fields));
         }
-        self.refuse_with(&checkout_error(error, Severity::Error));
+        self.refuse_with(&checkout_error_in(&self.pool, error, Severity::Error));
         Turn::Again
     }
 

@@ -48,7 +48,10 @@ impl Shape<'_> {
             b'\'' => self.literal(string(rest, Escapes::None)),
             b'$' => match dollar_quoted(rest) {
                 Some(length) => self.literal(length),
-                None => self.put(1),
+                // A parameter: $1.
+                None => {
+                    self.put(1 + rest[1..].iter().take_while(|byte| byte.is_ascii_digit()).count())
+                }
             },
             b'"' => self.put(quoted(rest)),
             byte if byte.is_ascii_digit() => self.literal(number(rest)),
@@ -63,7 +66,9 @@ impl Shape<'_> {
         let length = rest.iter().take_while(|byte| is_word(**byte) || **byte == b'$').count();
         let (word, behind) = rest.split_at(length);
         let prefix = |one: &[u8]| word.eq_ignore_ascii_case(one);
-        if behind.starts_with(b"'") && (prefix(b"e") || prefix(b"b") || prefix(b"x") || prefix(b"n")) {
+        if behind.starts_with(b"'")
+            && (prefix(b"e") || prefix(b"b") || prefix(b"x") || prefix(b"n"))
+        {
             let escapes = if prefix(b"e") { Escapes::Backslash } else { Escapes::None };
             return self.literal(length + string(behind, escapes));
         }
@@ -183,9 +188,15 @@ mod tests {
     fn literals_and_comments_are_gone() {
         for (text, expected) in [
             ("select 1", "select ?"),
-            ("  SELECT *\n FROM a -- secret\n WHERE b = 'x''y' AND c=1.5e-3", "SELECT * FROM a WHERE b = ? AND c=?"),
+            (
+                "  SELECT *\n FROM a -- secret\n WHERE b = 'x''y' AND c=1.5e-3",
+                "SELECT * FROM a WHERE b = ? AND c=?",
+            ),
             ("alter role u password 'hunter2'", "alter role u password ?"),
-            ("select E'a\\'b', b'01', U&'d\\0061t', $$x$$, $a$ y $b$ $a$, $1", "select ?, ?, ?, ?, ?, $1"),
+            (
+                "select E'a\\'b', b'01', U&'d\\0061t', $$x$$, $a$ y $b$ $a$, $1",
+                "select ?, ?, ?, ?, ?, $1",
+            ),
             ("/* a /* b */ c */ begin", "begin"),
             (r"select 'a\', 'secret'", "select ?"),
             ("select 'cut of", "select ?"),
