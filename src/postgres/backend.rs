@@ -529,7 +529,8 @@ pub async fn settings_for(
         Checkout::Ready(lease) => Ok(lease),
         Checkout::Queued(ticket) => ticket.lease().await,
     };
-    let mut lease = lease.map_err(|error| checkout_error(&error, message::Severity::Fatal))?;
+    let mut lease =
+        lease.map_err(|error| checkout_error_in(pool, &error, message::Severity::Fatal))?;
     let bound = pool.settings().connect_timeout;
     let answer = match tokio::time::timeout(bound, try_settings(&mut lease, &asked)).await {
         Ok(Ok(answer)) => answer,
