@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::status::PlanLimit;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use time::TimeFamilies;
 
@@ -212,7 +213,7 @@ impl Metrics {
     /// The handles of one pool; the same arguments give the same `Arc`.
     #[must_use]
     pub fn pool(&self, protocol: Protocol, pool: &str) -> Arc<PoolMetrics> {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = lock(&self.pools);
         let made = pools.entry((protocol, pool.to_owned())).or_insert_with(|| {
             Arc::new(PoolMetrics::resolve(&self.families, &self.journal, protocol, pool))
         });
@@ -251,7 +252,7 @@ impl Metrics {
     /// # Errors
     /// If a family can't be written down, which a test rules out.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        for pool in self.pools.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        for pool in lock(&self.pools).values() {
             pool.begin_scrape();
         }
         TextEncoder::new().encode_to_string(&self.registry.gather())
@@ -375,6 +376,7 @@ pub struct PoolMetrics {
     journal: Arc<Journal>,
     /// The limits of all budgets that the pool's connections come from, and as they were set.
     limits: Mutex<BTreeMap<usize, (usize, usize)>>,
+    plans: Mutex<BTreeMap<String, (u64, u64)>>,
 }
 
 /// Rare counters with one more label: looked up when they count.
@@ -452,6 +454,7 @@ impl PoolMetrics {
             parked_losses: families.parked_losses.with_label_values(&labels),
             journal: Arc::clone(journal),
             limits: Mutex::default(),
+            plans: Mutex::default(),
             labelled: Labelled {
                 protocol,
                 pool: pool.to_owned(),
@@ -505,7 +508,7 @@ impl PoolMetrics {
 
     /// The budget with this number allows so many connections, and was set to so many.
     pub fn limit_changed(&self, budget: usize, limit: usize, configured: usize) {
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limits = lock(&self.limits);
         limits.insert(budget, (limit, configured));
         let sum = |one: fn(&(usize, usize)) -> usize| {
             i64::try_from(limits.values().map(one).sum::<usize>()).unwrap_or(i64::MAX)
@@ -544,6 +547,20 @@ impl PoolMetrics {
         };
         set(&self.labelled.plan_used, used);
         set(&self.labelled.plan_limit, limit);
+        lock(&self.plans).insert(scope.to_owned(), (used, limit));
+    }
+
+    /// What the server said of its limits.
+    #[must_use]
+    pub fn plans(&self) -> Vec<PlanLimit> {
+        lock(&self.plans)
+            .iter()
+            .map(|(scope, (used, limit))| PlanLimit {
+                scope: scope.clone(),
+                used: *used,
+                limit: *limit,
+            })
+            .collect()
     }
 
     /// Pins so far, by reason.
@@ -596,6 +613,10 @@ impl PoolMetrics {
     pub fn server_closed(&self, reason: &str) {
         self.labelled.count(&self.labelled.server_closed, reason);
     }
+}
+
+fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Labelled {

@@ -35,6 +35,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "postgres::clean",
             "postgres::clients",
             "postgres::overdue",
+            "postgres::plan",
             "postgres::routes",
             "postgres::view",
             "redis::backend",

@@ -421,3 +421,25 @@ impl Chance {
         -mean * ((part + 1.0) / 4_294_967_297.0).ln()
     }
 }
+
+#[test]
+fn what_the_server_allows_is_seen_before_it_is_hit() {
+    let server = Postgres::start();
+    let mut superuser = server.superuser();
+    superuser.query("alter role app connection limit 20").expect_no_error();
+    let file = config("plan_every_ms = 100");
+    let gate = Setup::new().postgres(&server).pool_size(2).config(file.path()).start();
+    let _other = server.direct();
+    let plan = eventually("the server was asked", || {
+        gate.client().query("select 1").expect_no_error();
+        let plan = pool(&gate).plan;
+        plan.iter().any(|limit| limit.scope == "role" && limit.used >= 2).then_some(plan)
+    });
+    let role = plan.iter().find(|limit| limit.scope == "role").unwrap();
+    assert_eq!(role.limit, 20);
+    let all = plan.iter().find(|limit| limit.scope == "server").unwrap();
+    assert!(all.used > role.used && all.limit > 20, "the superuser is one of them: {plan:?}");
+    assert!(!plan.iter().any(|limit| limit.scope == "database"), "it has no limit");
+    let labels = [("protocol", "postgres"), ("scope", "role")];
+    assert_eq!(gate.page().sum("tidegate_plan_connections_limit", &labels), 20.0);
+}

@@ -172,6 +172,18 @@ impl<C: Connect> Pool<C> {
         Checkout::Queued(ticket)
     }
 
+    /// A connection that lies idle, for a question of ours: not counted as a checkout.
+    #[must_use]
+    pub fn spare(self: &Arc<Self>) -> Option<Lease<C>> {
+        let state = self.lock();
+        if !state.may_take_idle() {
+            return None;
+        }
+        let object = self.take_idle()?;
+        drop(state);
+        Some(Lease::new(object, Arc::clone(self), self.metrics.times.now_ns()))
+    }
+
     /// Leave to pin a connection, if as many as may be are not pinned yet and nobody waits for it.
     #[must_use]
     pub fn try_pin(&self) -> Option<PinPermit> {

@@ -27,6 +27,7 @@ impl<C: Connect> Pool<C> {
             totals: totals(metrics),
             reach: reach(self.state()),
             pins: metrics.pins(),
+            plan: metrics.plans(),
             ..PoolStatus::default()
         }
     }

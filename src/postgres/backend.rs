@@ -123,6 +123,14 @@ pub struct Answer {
     rows: truth::Answer,
 }
 
+impl Answer {
+    /// Its rows, a null as an empty column.
+    #[must_use]
+    pub fn rows(&self) -> Vec<Vec<Vec<u8>>> {
+        self.rows.raw()
+    }
+}
+
 impl Outbox {
     /// Whether all is sent.
     #[must_use]

@@ -17,6 +17,7 @@ pub mod listen;
 pub mod login;
 pub mod message;
 pub mod overdue;
+mod plan;
 pub mod relay;
 mod replication;
 pub mod routes;

@@ -1,5 +1,6 @@
 //! The Postgres side as a whole: accepts clients, greets each in a task of its own, keeps the pools.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::time::MissedTickBehavior;
 use super::cancel::CancelRegistry;
 use super::greet::{Reception, greet};
 use super::overdue;
+use super::plan;
 use super::routes::{Foundry, Routes};
 use super::view;
 use crate::config::{Auth, PostgresListener, PostgresSettings, PostgresUpstream};
@@ -93,6 +95,7 @@ impl Service {
             let Some((reception, foundry, greetings)) = hall else { return };
             reception.routes.fixed().for_each(|pool| foundry.spawn_reaper(pool));
             tokio::spawn(watch(Arc::clone(&reception), drain.clone()));
+            tokio::spawn(watch_plans(Arc::clone(&reception), drain.clone()));
             loop {
                 let accepted = tokio::select! {
                     biased;
@@ -156,6 +159,28 @@ async fn watch(reception: Arc<Reception>, drain: Drain) {
                 reception.routes.all().iter().for_each(|pool| overdue::look_at_pool(pool));
             }
             _ = slow.tick() => overdue::look_at_idle(&reception.limits, &reception.cancels),
+        }
+    }
+}
+
+/// Asks the servers of one listener how many connections they allow, now and then and if there was work meanwhile, until
+/// the drain starts.
+async fn watch_plans(reception: Arc<Reception>, drain: Drain) {
+    let every = reception.limits.plan_every;
+    if every.is_zero() {
+        return;
+    }
+    let mut asked = HashMap::new();
+    loop {
+        tokio::select! {
+            () = drain.started() => return,
+            () = tokio::time::sleep(every) => {}
+        }
+        for pool in reception.routes.all() {
+            let checkouts = pool.metrics().checkouts.get();
+            if asked.insert(pool.settings().name.clone(), checkouts) != Some(checkouts) {
+                plan::ask(&pool).await;
+            }
         }
     }
 }

@@ -197,6 +197,26 @@ impl Answer {
         }
     }
 
+    /// Its rows as they are; a null is an empty column. None if it is too long.
+    #[must_use]
+    pub fn raw(&self) -> Vec<Vec<Vec<u8>>> {
+        let mut rows = Vec::new();
+        let mut rest = if self.overflow == Overflow::Yes { &[][..] } else { &self.rows[..] };
+        while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+            let length = wire::widen(u32::from_be_bytes(*length)).min(behind.len());
+            let (row, behind) = behind.split_at(length);
+            let mut columns = Vec::new();
+            let mut cells = row.get(2..).unwrap_or_default();
+            while let Some((value, behind)) = column(cells) {
+                columns.push(value.to_vec());
+                cells = behind;
+            }
+            rows.push(columns);
+            rest = behind;
+        }
+        rows
+    }
+
     /// What it says; `None` if it can't be understood.
     #[must_use]
     pub fn read(self) -> Option<Truth> {
