@@ -24,6 +24,8 @@ const REDIS_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::
 
 /// An hour: the longest time that a wait may be set to.
 const HOUR_MS: u64 = 3_600_000;
+/// Any count of connections; nought means something else.
+const COUNT: RangeInclusive<usize> = 0..=10_000;
 /// Any time up to that.
 const HOUR: RangeInclusive<u64> = 0..=HOUR_MS;
 /// A month: the longest lifetime.
@@ -115,6 +117,9 @@ fn postgres(
     let settings = PostgresSettings {
         listeners: Vec::new(),
         pool_size: written.count("postgres.pool_size", default.pool_size, 1..=10_000)?,
+        database_limit: written.count("postgres.database_limit", 0, COUNT)?,
+        user_limit: written.count("postgres.user_limit", 0, COUNT)?,
+        total_limit: written.count("postgres.total_limit", 0, COUNT)?,
         wait: written.millis("postgres.wait_ms", default.wait, 1..=HOUR_MS)?,
         queue_limit: written.count("postgres.queue_limit", default.queue_limit, 0..=MILLION)?,
         connect_timeout: written.millis(
@@ -137,8 +142,8 @@ fn postgres(
             default.login_timeout,
             1..=HOUR_MS,
         )?,
-        idle_min: written.count("postgres.idle_min", default.idle_min, 0..=10_000)?,
-        reserve_size: written.count("postgres.reserve_size", default.reserve_size, 0..=10_000)?,
+        idle_min: written.count("postgres.idle_min", default.idle_min, COUNT)?,
+        reserve_size: written.count("postgres.reserve_size", default.reserve_size, COUNT)?,
         reserve_after: written.millis("postgres.reserve_after_ms", default.reserve_after, HOUR)?,
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,

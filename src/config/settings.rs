@@ -160,6 +160,12 @@ pub struct PostgresSettings {
     pub listeners: Vec<PostgresListener>,
     /// Most connections to one upstream server, shared by all its pools.
     pub pool_size: usize,
+    /// Most connections to one database of a server; nought: as many as to the server.
+    pub database_limit: usize,
+    /// Most connections of one user to a server; nought: as many as to the server.
+    pub user_limit: usize,
+    /// Most connections to all servers together, shared out evenly; at least one each. Nought: no limit.
+    pub total_limit: usize,
     /// Longest wait for a connection.
     pub wait: Duration,
     /// Most clients that may wait for one pool.
@@ -450,6 +456,9 @@ impl Default for PostgresSettings {
         Self {
             listeners: Vec::new(),
             pool_size: 5,
+            database_limit: 0,
+            user_limit: 0,
+            total_limit: 0,
             wait: Duration::from_millis(10_000),
             queue_limit: 10_000,
             connect_timeout: Duration::from_secs(5),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::ceiling::{Ceiling, Places};
 use super::pins::Pins;
 
 /// Most connections that a budget allows, however high its limit is set.
@@ -125,6 +126,7 @@ pub(super) trait Member: Send + Sync {
 /// What a budget knows of one of its pools without locking it. Only the pool writes, under its lock.
 pub(super) struct Account {
     budget: Arc<Budget>,
+    ceilings: Vec<Arc<Ceiling>>,
     held: AtomicUsize,
     idle: AtomicUsize,
     oldest: AtomicU64,
@@ -136,6 +138,7 @@ pub(super) struct Account {
 /// The right to have one connection open; dropping it ends the right.
 pub(super) struct Permit {
     account: Arc<Account>,
+    places: Places,
 }
 
 impl Budget {
@@ -285,7 +288,7 @@ impl Budget {
             let before = self.limit.swap(limit, SeqCst);
             self.pins.connections_changed(before, limit);
             while self.is_overdrawn() {
-                let Some(permit) = evict(&members) else { break };
+                let Some(permit) = evict(&members, |_| true) else { break };
                 drop(permit);
             }
             for pool in members.iter().filter_map(|entry| entry.pool.upgrade()) {
@@ -320,9 +323,10 @@ impl Budget {
         u64::try_from(at.saturating_duration_since(self.born).as_nanos()).unwrap_or(NOBODY - 1)
     }
 
-    pub(super) fn join(self: &Arc<Self>) -> Arc<Account> {
+    pub(super) fn join(self: &Arc<Self>, ceilings: Vec<Arc<Ceiling>>) -> Arc<Account> {
         Arc::new(Account {
             budget: Arc::clone(self),
+            ceilings,
             held: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
             oldest: AtomicU64::new(NOBODY),
@@ -347,7 +351,8 @@ impl Budget {
         }
         let members = self.members();
         while self.may_open() {
-            let oldest = members.iter().min_by_key(|entry| entry.account.demand.load(SeqCst));
+            let able = members.iter().filter(|entry| may_have_one(&members, &entry.account));
+            let oldest = able.min_by_key(|entry| entry.account.demand.load(SeqCst));
             let Some(entry) = oldest else { return };
             let Some(pool) = entry.pool.upgrade() else { return };
             if entry.account.demand.load(SeqCst) == NOBODY {
@@ -369,10 +374,14 @@ impl Budget {
             if let Some(permit) = account.reserve() {
                 return Some(permit);
             }
+            let full = account.full_ceiling();
+            let below = |other: &Account| full.is_none_or(|full| other.is_below(full));
             // The last idle ones may have been closed by their server already.
-            let Some(permit) = evict(members) else { return account.reserve() };
-            if !self.is_overdrawn() {
-                return Some(permit.hand_to(account));
+            let Some(permit) = evict(members, below) else { return account.reserve() };
+            if !self.is_overdrawn()
+                && let Some(permit) = permit.hand_to(account)
+            {
+                return Some(permit);
             }
         }
     }
@@ -404,10 +413,17 @@ impl Budget {
     }
 }
 
-/// Closes an idle connection of the pool that has most of them.
-fn evict(members: &[Entry]) -> Option<Permit> {
+/// Whether its ceilings let a pool open one more connection, if need be by closing an idle one of another pool.
+fn may_have_one(members: &[Entry], account: &Account) -> bool {
+    let Some(full) = account.full_ceiling() else { return true };
+    members.iter().any(|entry| entry.account.idle() > 0 && entry.account.is_below(full))
+}
+
+/// Closes an idle connection of the pool that has most of them, among those that `may` lose one.
+fn evict(members: &[Entry], may: impl Fn(&Account) -> bool) -> Option<Permit> {
     loop {
-        let entry = members.iter().max_by_key(|entry| entry.account.idle())?;
+        let able = members.iter().filter(|entry| may(&entry.account));
+        let entry = able.max_by_key(|entry| entry.account.idle())?;
         if entry.account.idle() == 0 {
             return None;
         }
@@ -434,13 +450,23 @@ impl Account {
 
     /// A permit, if the limit allows one more.
     pub(super) fn reserve(self: &Arc<Self>) -> Option<Permit> {
+        let places = Places::take(&self.ceilings)?;
         let limit = self.budget.limit();
         self.budget
             .in_use
             .fetch_update(SeqCst, SeqCst, |used| (used < limit).then_some(used + 1))
             .ok()?;
         self.held.fetch_add(1, SeqCst);
-        Some(Permit { account: Arc::clone(self) })
+        Some(Permit { account: Arc::clone(self), places })
+    }
+
+    /// The first of its ceilings that is reached.
+    fn full_ceiling(&self) -> Option<&Arc<Ceiling>> {
+        self.ceilings.iter().find(|ceiling| ceiling.is_reached())
+    }
+
+    fn is_below(&self, ceiling: &Arc<Ceiling>) -> bool {
+        self.ceilings.iter().any(|mine| Arc::ptr_eq(mine, ceiling))
     }
 
     /// Connections of this pool, those being opened included.
@@ -479,12 +505,15 @@ impl Account {
 }
 
 impl Permit {
-    /// Moves the permit to another pool of the same budget.
-    fn hand_to(mut self, account: &Arc<Account>) -> Self {
+    /// Moves the permit to another pool of the same budget, if that one's ceilings allow it.
+    fn hand_to(mut self, account: &Arc<Account>) -> Option<Self> {
+        // The old places first: the two pools may share a ceiling.
+        drop(std::mem::take(&mut self.places));
+        self.places = Places::take(&account.ceilings)?;
         account.held.fetch_add(1, SeqCst);
         let before = std::mem::replace(&mut self.account, Arc::clone(account));
         before.held.fetch_sub(1, SeqCst);
-        self
+        Some(self)
     }
 }
 

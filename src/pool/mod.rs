@@ -6,6 +6,7 @@
 //! while a connection lies idle nobody waits.
 
 mod budget;
+mod ceiling;
 mod error;
 mod holder;
 mod lease;
@@ -19,6 +20,7 @@ mod ticket;
 mod view;
 
 pub use budget::{Budget, CONNECTIONS_MAX, ReserveSettings};
+pub use ceiling::Ceiling;
 pub use error::{CheckoutError, CheckoutErrorKind, ConnectError, Fault, Reachability};
 pub use lease::Lease;
 pub use pins::PinPermit;
@@ -83,6 +85,8 @@ pub struct PoolSettings {
     pub lifetime: Duration,
     /// Longest time a connection lies idle; zero: no limit. Kept to the second.
     pub idle: Duration,
+    /// Limits that it has in common with other pools.
+    pub ceilings: Vec<Arc<Ceiling>>,
     /// Connections kept open though nobody needs them.
     pub idle_min: usize,
     /// By how many per cent, at most, a connection's lifetime and idle limit are cut at random, so that connections
@@ -124,7 +128,7 @@ impl<C: Connect> Pool<C> {
         budget: Arc<Budget>,
         metrics: Arc<PoolMetrics>,
     ) -> Arc<Self> {
-        let account = budget.join();
+        let account = budget.join(settings.ceilings.clone());
         let holder = Holder::new(Arc::clone(&account), Arc::clone(&metrics));
         let built = deadpool::managed::Pool::builder(holder)
             .max_size(CONNECTIONS_MAX)

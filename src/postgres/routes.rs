@@ -1,6 +1,6 @@
 //! Which pool serves a (user, database), and how the client proves that it may use it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::fast::RandomState;
@@ -15,7 +15,7 @@ use crate::config::{
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::net::TlsError;
-use crate::pool::{Budget, Pool, PoolSettings, ReserveSettings};
+use crate::pool::{Budget, Ceiling, Pool, PoolSettings, ReserveSettings};
 
 /// By how many per cent lifetimes differ, so that connections opened together don't close together.
 const JITTER_PERCENT: u32 = 10;
@@ -113,6 +113,8 @@ pub(super) struct Foundry {
     metrics: Arc<Metrics>,
     drain: Drain,
     budgets: Arc<Mutex<Budgets>>,
+    /// By what they are of.
+    ceilings: Arc<Mutex<HashMap<String, Arc<Ceiling>, RandomState>>>,
 }
 
 /// By upstream server.
@@ -125,6 +127,7 @@ impl Foundry {
             metrics: Arc::clone(metrics),
             drain,
             budgets: Arc::default(),
+            ceilings: Arc::default(),
         }
     }
 
@@ -133,7 +136,7 @@ impl Foundry {
         let server = (upstream.host.clone(), upstream.port);
         let budget = budgets.entry(server).or_insert_with(|| {
             let pinned = self.settings.limits.pinned_limit;
-            let size = self.settings.pool_size;
+            let size = self.size();
             let budget = Budget::with_pins(size, (pinned > 0).then_some(pinned));
             budget.set_reserve(ReserveSettings {
                 size: self.settings.reserve_size,
@@ -142,6 +145,32 @@ impl Foundry {
             budget
         });
         Arc::clone(budget)
+    }
+
+    /// Most connections to one server: all together stay within `total_limit`, which is shared out among them.
+    fn size(&self) -> usize {
+        let settings = &self.settings;
+        if settings.total_limit == 0 {
+            return settings.pool_size;
+        }
+        let upstreams = settings.listeners.iter().flat_map(|listener| &listener.upstreams);
+        let servers: HashSet<_> = upstreams.map(|one| (&one.host, one.port)).collect();
+        settings.pool_size.min(settings.total_limit / servers.len().max(1)).max(1)
+    }
+
+    /// The limits of the upstream's database and of its user.
+    fn ceilings(&self, upstream: &PostgresUpstream) -> Vec<Arc<Ceiling>> {
+        let settings = &self.settings;
+        let server = format!("{}:{}", upstream.host, upstream.port);
+        let wanted = [
+            (settings.database_limit, format!("database {server}/{}", upstream.database)),
+            (settings.user_limit, format!("user {server}/{}", upstream.user)),
+        ];
+        let mut ceilings = self.ceilings.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = wanted.into_iter().filter(|(limit, _)| *limit > 0).map(|(limit, name)| {
+            Arc::clone(ceilings.entry(name).or_insert_with(|| Ceiling::new(limit)))
+        });
+        known.collect()
     }
 
     fn pool(&self, name: String, dial: Dial, budget: Arc<Budget>, idle_min: usize) -> Arc<PgPool> {
@@ -154,6 +183,7 @@ impl Foundry {
             connect_timeout: settings.connect_timeout,
             lifetime: settings.server_lifetime,
             idle: settings.server_idle,
+            ceilings: self.ceilings(dial.upstream()),
             idle_min,
             jitter_percent: JITTER_PERCENT,
         };

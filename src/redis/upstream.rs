@@ -262,6 +262,7 @@ fn pool_settings(settings: &RedisSettings, name: &str) -> PoolSettings {
         connect_timeout: settings.connect_timeout,
         lifetime: settings.server_lifetime,
         idle: settings.server_idle,
+        ceilings: Vec::new(),
         idle_min: 0,
         jitter_percent: 10,
     }

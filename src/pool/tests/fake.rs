@@ -129,6 +129,7 @@ pub(super) fn settings(name: &str) -> PoolSettings {
         connect_timeout: Duration::from_secs(3),
         lifetime: Duration::ZERO,
         idle: Duration::ZERO,
+        ceilings: Vec::new(),
         idle_min: 0,
         jitter_percent: 0,
     }

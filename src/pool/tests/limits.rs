@@ -187,3 +187,32 @@ async fn a_server_that_is_full_lowers_the_limit_and_nobody_hears_of_it() {
     assert_eq!(budget.shortfall(), None);
     leases.into_iter().for_each(Lease::give_back);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_ceiling_holds_for_all_pools_below_it_and_an_idle_one_makes_room() {
+    let (server, budget) = (Server::new(), Budget::new(5));
+    let ceiling = Ceiling::new(2);
+    let below = |name: &str| {
+        let ceilings = vec![Arc::clone(&ceiling)];
+        pool_with(&server, &budget, PoolSettings { ceilings, ..settings(name) })
+    };
+    let (one, two, free) =
+        (below("one"), below("two"), pool_with(&server, &budget, settings("free")));
+    let (first, second) = (lease(&one).await.unwrap(), lease(&two).await.unwrap());
+    let mut third = queued(&one);
+    pass(200).await;
+    assert!(poll(&mut third).is_pending(), "both places are taken");
+    lease(&free).await.unwrap().give_back();
+    assert_eq!(budget.in_use(), 3, "others are not kept from theirs");
+    second.give_back();
+    granted_within(&mut third, 100).await.give_back();
+    assert_eq!(budget.in_use(), 3, "the idle one of the other pool made room");
+    first.give_back();
+    // However the places change hands they are never more.
+    let leases = [lease(&two).await.unwrap(), lease(&two).await.unwrap()];
+    let mut waiter = queued(&one);
+    pass(200).await;
+    assert!(poll(&mut waiter).is_pending());
+    leases.into_iter().for_each(Lease::give_back);
+    granted_within(&mut waiter, 1_000).await.give_back();
+}
