@@ -36,6 +36,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "postgres::clients",
             "postgres::overdue",
             "postgres::plan",
+            "postgres::shares",
             "postgres::routes",
             "postgres::view",
             "redis::backend",

@@ -443,3 +443,37 @@ fn what_the_server_allows_is_seen_before_it_is_hit() {
     let labels = [("protocol", "postgres"), ("scope", "role")];
     assert_eq!(gate.page().sum("tidegate_plan_connections_limit", &labels), 20.0);
 }
+
+#[test]
+fn one_application_leaves_the_others_their_share() {
+    let server = Postgres::start();
+    let file = config("application_share_percent = 50");
+    let gate =
+        Setup::new().postgres(&server).pool_size(4).wait_ms(3_000).config(file.path()).start();
+    let mut batch: Vec<_> = (0..4).map(|_| gate.try_client(&named("batch")).unwrap()).collect();
+    for client in &mut batch {
+        client.send(&pg::query("begin"));
+    }
+    eventually("two have one", || (pool(&gate).servers.idle_in_transaction == 2).then_some(()));
+    eventually("two wait", || (pool(&gate).clients.waiting == 2).then_some(()));
+    let mut web = gate.try_client(&named("web")).unwrap();
+    assert_eq!(web.one("select 1"), "1");
+    assert_eq!(pool(&gate).servers.in_use(), 2);
+    // Whoever has waited in vain is told; the others go on.
+    let mut served = 0;
+    for client in &mut batch {
+        let frame = client.frame();
+        if frame.kind() == 'E' {
+            assert!(frame.refusal().hint.contains("application_share_percent"), "{frame:?}");
+            assert_eq!(client.frames_until('Z').len(), 1);
+        } else {
+            client.frames_until('Z');
+            client.query("rollback").expect_no_error();
+            served += 1;
+        }
+    }
+    assert!((2..=4).contains(&served), "{served}");
+    for client in &mut batch {
+        assert_eq!(client.one("select 1"), "1");
+    }
+}

@@ -89,6 +89,7 @@ pub(super) const KEYS: &[Key] = &[
     in_file("postgres.leak_ms"),
     in_file("postgres.plan_every_ms"),
     in_file("postgres.idle_min"),
+    in_file("postgres.application_share_percent"),
     in_file("postgres.database_limit"),
     in_file("postgres.user_limit"),
     in_file("postgres.total_limit"),

@@ -28,7 +28,7 @@ pub use local::leads_to;
 pub use secret::Secret;
 pub use settings::{
     AdminSettings, Auth, LogFormat, LogLevel, LogSettings, NamespaceSettings, Passing,
-    PasswordOrigin, PoolMode, PoolModeRule, PoolModes, PostgresLimits, PostgresListener,
+    PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions, PostgresLimits, PostgresListener,
     PostgresSettings, PostgresUpstream, Probe, RedisLimits, RedisListener, RedisSettings, RedisTls,
     RedisUpstream, Settings, SslMode,
 };

@@ -13,7 +13,7 @@ use super::users::UsersFile;
 use super::written::{Entry, Environment, Written};
 use super::{
     AdminSettings, Auth, ConfigError, LogFormat, LogLevel, LogSettings, Passing, PoolMode,
-    PoolModeRule, PoolModes, PooledUrl, PooledVariable, PostgresLimits, PostgresListener,
+    PoolModeRule, PoolModes, PooledUrl, PooledVariable, Portions, PostgresLimits, PostgresListener,
     PostgresSettings, Probe, RedisLimits, RedisListener, RedisSettings, RedisTls, Settings,
     UserSecret, Users,
 };
@@ -26,6 +26,8 @@ const REDIS_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::
 const HOUR_MS: u64 = 3_600_000;
 /// Any count of connections; nought means something else.
 const COUNT: RangeInclusive<usize> = 0..=10_000;
+/// Any part that is something.
+const PERCENT: RangeInclusive<usize> = 1..=100;
 /// Any time up to that.
 const HOUR: RangeInclusive<u64> = 0..=HOUR_MS;
 /// A month: the longest lifetime.
@@ -117,9 +119,6 @@ fn postgres(
     let settings = PostgresSettings {
         listeners: Vec::new(),
         pool_size: written.count("postgres.pool_size", default.pool_size, 1..=10_000)?,
-        database_limit: written.count("postgres.database_limit", 0, COUNT)?,
-        user_limit: written.count("postgres.user_limit", 0, COUNT)?,
-        total_limit: written.count("postgres.total_limit", 0, COUNT)?,
         wait: written.millis("postgres.wait_ms", default.wait, 1..=HOUR_MS)?,
         queue_limit: written.count("postgres.queue_limit", default.queue_limit, 0..=MILLION)?,
         connect_timeout: written.millis(
@@ -142,9 +141,7 @@ fn postgres(
             default.login_timeout,
             1..=HOUR_MS,
         )?,
-        idle_min: written.count("postgres.idle_min", default.idle_min, COUNT)?,
-        reserve_size: written.count("postgres.reserve_size", default.reserve_size, COUNT)?,
-        reserve_after: written.millis("postgres.reserve_after_ms", default.reserve_after, HOUR)?,
+        portions: portions(written)?,
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
         users: users(written, warnings)?,
@@ -183,6 +180,24 @@ fn postgres(
     }
     let served = !listeners.is_empty();
     Ok(served.then_some(PostgresSettings { listeners, ..settings }))
+}
+
+fn portions(written: &Written) -> Result<Portions, ConfigError> {
+    let default = Portions::default();
+    let count = |path, default, range| written.count(path, default, range);
+    Ok(Portions {
+        database_limit: count("postgres.database_limit", default.database_limit, COUNT)?,
+        user_limit: count("postgres.user_limit", default.user_limit, COUNT)?,
+        total_limit: count("postgres.total_limit", default.total_limit, COUNT)?,
+        application_share_percent: count(
+            "postgres.application_share_percent",
+            default.application_share_percent,
+            PERCENT,
+        )?,
+        idle_min: count("postgres.idle_min", default.idle_min, COUNT)?,
+        reserve_size: count("postgres.reserve_size", default.reserve_size, COUNT)?,
+        reserve_after: written.millis("postgres.reserve_after_ms", default.reserve_after, HOUR)?,
+    })
 }
 
 /// Serving any user, there must be something to tell users by; and a users file is of use then only.

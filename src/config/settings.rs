@@ -160,12 +160,8 @@ pub struct PostgresSettings {
     pub listeners: Vec<PostgresListener>,
     /// Most connections to one upstream server, shared by all its pools.
     pub pool_size: usize,
-    /// Most connections to one database of a server; nought: as many as to the server.
-    pub database_limit: usize,
-    /// Most connections of one user to a server; nought: as many as to the server.
-    pub user_limit: usize,
-    /// Most connections to all servers together, shared out evenly; at least one each. Nought: no limit.
-    pub total_limit: usize,
+    /// How the connections are portioned out.
+    pub portions: Portions,
     /// Longest wait for a connection.
     pub wait: Duration,
     /// Most clients that may wait for one pool.
@@ -176,12 +172,6 @@ pub struct PostgresSettings {
     pub server_lifetime: Duration,
     /// Idle time after which a connection is closed.
     pub server_idle: Duration,
-    /// Connections kept open though nobody needs them, for each pool of the configuration.
-    pub idle_min: usize,
-    /// Connections beyond `pool_size` for those who have waited for `reserve_after`.
-    pub reserve_size: usize,
-    /// How long they must have waited.
-    pub reserve_after: Duration,
     /// Longest greeting of a client.
     pub login_timeout: Duration,
     /// Serve any database and user name of the URL's server.
@@ -198,6 +188,39 @@ pub struct PostgresSettings {
     pub passing: Passing,
     /// Everything else that has a bound.
     pub limits: PostgresLimits,
+}
+
+/// How the connections to Postgres are portioned out among databases, users and applications, and over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Portions {
+    /// Most connections to one database of a server; nought: as many as to the server.
+    pub database_limit: usize,
+    /// Most connections of one user to a server; nought: as many as to the server.
+    pub user_limit: usize,
+    /// Most connections to all servers together, shared out evenly; at least one each. Nought: no limit.
+    pub total_limit: usize,
+    /// Which part of a pool's connections clients with one `application_name` may have at once, in per cent.
+    pub application_share_percent: usize,
+    /// Connections kept open though nobody needs them, for each pool of the configuration.
+    pub idle_min: usize,
+    /// Connections beyond `pool_size` for those who have waited for `reserve_after`.
+    pub reserve_size: usize,
+    /// How long they must have waited.
+    pub reserve_after: Duration,
+}
+
+impl Default for Portions {
+    fn default() -> Self {
+        Self {
+            database_limit: 0,
+            user_limit: 0,
+            total_limit: 0,
+            application_share_percent: 100,
+            idle_min: 0,
+            reserve_size: 0,
+            reserve_after: Duration::from_secs(3),
+        }
+    }
 }
 
 /// Bounds of the Postgres side. Bytes and counts, unless the name says otherwise.
@@ -456,17 +479,12 @@ impl Default for PostgresSettings {
         Self {
             listeners: Vec::new(),
             pool_size: 5,
-            database_limit: 0,
-            user_limit: 0,
-            total_limit: 0,
+            portions: Portions::default(),
             wait: Duration::from_millis(10_000),
             queue_limit: 10_000,
             connect_timeout: Duration::from_secs(5),
             server_lifetime: Duration::from_secs(3600),
             server_idle: Duration::from_secs(600),
-            idle_min: 0,
-            reserve_size: 0,
-            reserve_after: Duration::from_secs(3),
             login_timeout: Duration::from_secs(15),
             any: false,
             auth: Auth::Password,

@@ -17,6 +17,7 @@ use super::hub::Hub;
 use super::message::{self, BackendKey, ErrorFields};
 use super::relay::{Emptied, Line, Suspicion};
 use super::settings::{self, Settings};
+use super::shares::Shares;
 use super::sql::{Routines, Suspects};
 use super::statements::{Registry, ServerStatements};
 use super::truth;
@@ -52,13 +53,14 @@ pub struct PgConnect {
     registry: Registry,
     combinations: Mutex<Combinations>,
     hub: Hub,
+    shares: Option<Shares>,
     seats: Arc<Seats>,
     /// When the database's routines were read last.
     routines_read: Mutex<Option<Instant>>,
 }
 
 /// How a pool deals with its sessions.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Rules {
     /// For how long clients keep a connection.
     pub mode: PoolMode,
@@ -66,6 +68,10 @@ pub struct Rules {
     pub probe: Probe,
     /// How connections pass between sessions.
     pub passing: Passing,
+    /// Most connections of the pool.
+    pub connections: usize,
+    /// Which part of them one application may have.
+    pub share_percent: usize,
 }
 
 /// The combinations of startup parameters that a server has checked.
@@ -216,6 +222,7 @@ impl PgConnect {
         let seats = Seats::new(name, &upstream.user, &upstream.database);
         Self {
             seats,
+            shares: Shares::new(rules.connections, rules.share_percent),
             dial,
             rules,
             registry: Registry::new(limits.statements_total, limits.statements_total_bytes),
@@ -243,6 +250,12 @@ impl PgConnect {
     #[must_use]
     pub fn seats(&self) -> &Arc<Seats> {
         &self.seats
+    }
+
+    /// What each application may have of them, if there is a limit.
+    #[must_use]
+    pub fn shares(&self) -> Option<&Shares> {
+        self.shares.as_ref()
     }
 
     /// How the connections are made.

@@ -25,6 +25,7 @@ pub mod scram;
 pub mod service;
 pub mod session;
 pub mod settings;
+pub mod shares;
 pub mod sql;
 pub mod statements;
 pub mod truth;

@@ -139,8 +139,8 @@ impl Foundry {
             let size = self.size();
             let budget = Budget::with_pins(size, (pinned > 0).then_some(pinned));
             budget.set_reserve(ReserveSettings {
-                size: self.settings.reserve_size,
-                after: self.settings.reserve_after,
+                size: self.settings.portions.reserve_size,
+                after: self.settings.portions.reserve_after,
             });
             budget
         });
@@ -150,12 +150,12 @@ impl Foundry {
     /// Most connections to one server: all together stay within `total_limit`, which is shared out among them.
     fn size(&self) -> usize {
         let settings = &self.settings;
-        if settings.total_limit == 0 {
+        if settings.portions.total_limit == 0 {
             return settings.pool_size;
         }
         let upstreams = settings.listeners.iter().flat_map(|listener| &listener.upstreams);
         let servers: HashSet<_> = upstreams.map(|one| (&one.host, one.port)).collect();
-        settings.pool_size.min(settings.total_limit / servers.len().max(1)).max(1)
+        settings.pool_size.min(settings.portions.total_limit / servers.len().max(1)).max(1)
     }
 
     /// The limits of the upstream's database and of its user.
@@ -163,8 +163,8 @@ impl Foundry {
         let settings = &self.settings;
         let server = format!("{}:{}", upstream.host, upstream.port);
         let wanted = [
-            (settings.database_limit, format!("database {server}/{}", upstream.database)),
-            (settings.user_limit, format!("user {server}/{}", upstream.user)),
+            (settings.portions.database_limit, format!("database {server}/{}", upstream.database)),
+            (settings.portions.user_limit, format!("user {server}/{}", upstream.user)),
         ];
         let mut ceilings = self.ceilings.lock().unwrap_or_else(PoisonError::into_inner);
         let known = wanted.into_iter().filter(|(limit, _)| *limit > 0).map(|(limit, name)| {
@@ -189,7 +189,9 @@ impl Foundry {
         };
         let mode = settings.pool_modes.of(&dial.upstream().user, &dial.upstream().database);
         let (probe, passing) = (settings.probe, settings.passing);
-        let rules = Rules { mode, probe, passing };
+        let (connections, share_percent) =
+            (self.size(), settings.portions.application_share_percent);
+        let rules = Rules { mode, probe, passing, connections, share_percent };
         let connect = PgConnect::new(&name, dial, Arc::new(settings.limits.clone()), rules);
         Pool::new(connect, pool_settings, budget, metrics)
     }
@@ -230,7 +232,7 @@ impl Routes {
                 user: upstream.user.clone(),
                 database: upstream.database.clone(),
                 proof: proof(settings.auth, upstream.password.as_ref()),
-                pool: foundry.pool(upstream.name.clone(), dial, budget, settings.idle_min),
+                pool: foundry.pool(upstream.name.clone(), dial, budget, settings.portions.idle_min),
             });
         }
         let known = |secret: &UserSecret| Known { secret: secret.clone(), proof: OnceLock::new() };

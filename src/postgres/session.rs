@@ -27,6 +27,7 @@ use super::exchange::Status;
 use super::message::{ErrorFields, Severity, error_frame};
 use super::relay::{Leave, Ledger, Pace, Stance, Transaction};
 use super::settings::Settings;
+use super::shares::Share;
 use crate::lifecycle::DrainGuard;
 use crate::net::{Stream, with_read_buffer};
 use crate::pool::{Lease, PinPermit, Ticket};
@@ -97,6 +98,10 @@ enum Admitted {
     Pin(PinPermit),
     /// The hub listens.
     Hub,
+    /// A part of its application's share.
+    Share(Share),
+    /// None came in time.
+    NoShare,
     /// It did not come in time.
     No(Leave),
 }
@@ -133,6 +138,8 @@ struct Rare {
     transaction: Transaction,
     /// Leave to pin a connection, until that is given back.
     permit: Option<PinPermit>,
+    /// A part of its application's share, until its connection is given back.
+    share: Option<Share>,
     /// Brings it to a session that holds a connection meanwhile.
     admission: Option<Admission>,
     /// Since when the server is to end a statement that ran too long.
@@ -174,6 +181,7 @@ impl Default for Rare {
             late: None,
             transaction: Transaction::None,
             permit: None,
+            share: None,
             admission: None,
             admission_ends: None,
             overrun: None,
@@ -186,6 +194,7 @@ impl Rare {
     fn is_needed(&self) -> bool {
         self.stance != Stance::Open
             || self.admission_ends.is_some()
+            || self.share.is_some()
             || self.late.is_some()
             || self.listening.is_some()
             || self.transaction != Transaction::None

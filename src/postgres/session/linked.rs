@@ -565,6 +565,8 @@ impl Session {
                     lease.line.allow_pin();
                 }
                 Admitted::Hub => lease.line.allow_listen(),
+                // Asked for by sessions without a connection only.
+                Admitted::Share(_) | Admitted::NoShare => {}
                 Admitted::No(leave) => {
                     return Err(End::Dismissed(self.too_many_pins(leave, Severity::Fatal)));
                 }
@@ -632,7 +634,7 @@ impl Session {
         }
         if let Some(rare) = &mut self.rare {
             (rare.permit, rare.hold, rare.wish) = (None, None, Wish::None);
-            rare.overrun = None;
+            (rare.overrun, rare.share) = (None, None);
         }
         self.leave_channels();
         // A request that came too late for the one it meant must not hit the next.

@@ -71,6 +71,7 @@ impl Session {
             // The key of a connection that is no more hits nobody.
             (rare.cancelling, rare.stall, rare.silence, rare.question) = (None, None, None, None);
             (rare.hold, rare.wish, rare.overrun) = (None, Wish::None, None);
+            rare.share = None;
             (rare.permit, rare.admission, rare.admission_ends) = (None, None, None);
         }
         self.cancel.clear();

@@ -1,8 +1,9 @@
 //! The session without a server connection: it looks for work, waits in the queue, or says no.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::{Admitted, End, Inbox, Phase, Rare, Session, Turn};
+use super::{Admission, Admitted, End, Inbox, Phase, Rare, Session, Turn};
 use crate::metrics::Reason;
 use crate::pool::{Checkout, CheckoutError, CheckoutErrorKind, Lease};
 use crate::postgres::backend::{PgConnect, checkout_error, checkout_error_in};
@@ -75,6 +76,11 @@ impl Session {
             }
             Work::Ready if self.hears_late(bytes) => self.park(bytes, 0),
             Work::Ready => {
+                if let Some(admission) = self.awaits_share() {
+                    self.enter(Phase::Barred(admission));
+                    self.park(bytes, 0);
+                    return Turn::Again;
+                }
                 match self.pool.checkout() {
                     Checkout::Ready(lease) => return self.link_with(lease, bytes),
                     Checkout::Queued(ticket) => {
@@ -116,12 +122,57 @@ impl Session {
                 self.enter(Phase::Idle);
                 Turn::Again
             }
+            Poll::Ready(Admitted::Share(share)) => {
+                self.rare.get_or_insert_default().share = Some(share);
+                self.enter(Phase::Idle);
+                Turn::Again
+            }
+            Poll::Ready(Admitted::NoShare) => {
+                let fields = self.share_used_up();
+                self.refuse_with(&fields);
+                Turn::Again
+            }
             Poll::Ready(Admitted::No(leave)) => {
                 let fields = self.too_many_pins(leave, Severity::Error);
                 self.refuse_with(&fields);
                 Turn::Again
             }
         }
+    }
+
+    /// Takes a part of its application's share; what brings it, if there is none.
+    fn awaits_share(&mut self) -> Option<Admission> {
+        let shares = self.pool.connector().shares()?;
+        if self.rare.as_ref().is_some_and(|rare| rare.share.is_some()) {
+            return None;
+        }
+        let share = shares.of(&self.cancel.card().application_name());
+        match Arc::clone(&share).try_acquire_owned() {
+            Ok(part) => {
+                self.rare.get_or_insert_default().share = Some(part);
+                None
+            }
+            Err(_) => {
+                let wait = tokio::time::timeout(self.pool.settings().wait, share.acquire_owned());
+                Some(Box::pin(async move {
+                    wait.await.ok().and_then(Result::ok).map_or(Admitted::NoShare, Admitted::Share)
+                }))
+            }
+        }
+    }
+
+    fn share_used_up(&self) -> ErrorFields {
+        let metrics = self.pool.metrics();
+        metrics.reject(Reason::WaitTimeout);
+        let name = self.cancel.card().application_name();
+        let text = format!(
+            "the connections of pool {} that clients with application_name {name:?} may have were in use for {} ms",
+            self.pool.settings().name,
+            self.pool.settings().wait.as_millis()
+        );
+        let hint = "Shorten its transactions, or raise postgres.application_share_percent.";
+        metrics.note("share_timeout", text.clone(), hint.to_owned());
+        ErrorFields::error("53300", text).hint(hint)
     }
 
     /// Leave to pin did not come in time.
@@ -219,7 +270,7 @@ impl Session {
         self.enter(Phase::Idle);
         let rare: &mut Rare = self.rare.get_or_insert_default();
         rare.stance = Stance::Refusing;
-        (rare.permit, rare.admission_ends) = (None, None);
+        (rare.permit, rare.admission_ends, rare.share) = (None, None, None);
         rare.words.bytes().extend_from_slice(&error_frame(fields));
         if let Some(inbox) = &mut self.inbox {
             inbox.need = 0;
