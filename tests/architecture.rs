@@ -48,6 +48,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "redis::pubsub",
             "redis::mailbox",
             "redis::pinned",
+            "redis::plan",
             "redis::upstream",
             "redis::view",
         ],

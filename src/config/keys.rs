@@ -119,5 +119,6 @@ pub(super) const KEYS: &[Key] = &[
     in_file("redis.cleanup_timeout_ms"),
     in_file("redis.slow_reader_ms"),
     in_file("redis.namespace_census_ms"),
+    in_file("redis.plan_every_ms"),
     everywhere("redis.namespace", "TIDEGATE_REDIS_NAMESPACE", "redis-namespace"),
 ];

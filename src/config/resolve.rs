@@ -420,6 +420,7 @@ fn redis_limits(written: &Written) -> Result<RedisLimits, ConfigError> {
             1..=HOUR_MS,
         )?,
         slow_reader: written.millis("redis.slow_reader_ms", default.slow_reader, 1..=HOUR_MS)?,
+        plan_every: written.millis("redis.plan_every_ms", default.plan_every, HOUR)?,
         namespace_census: written.millis(
             "redis.namespace_census_ms",
             default.namespace_census,

@@ -374,6 +374,8 @@ pub struct RedisLimits {
     pub slow_reader: Duration,
     /// How often the keys of namespaces are estimated; nought: never.
     pub namespace_census: Duration,
+    /// How often a server is asked how many clients it allows; nought: never.
+    pub plan_every: Duration,
 }
 
 /// One listening address and the upstream reached through it.
@@ -559,6 +561,7 @@ impl Default for RedisLimits {
             cleanup_timeout: Duration::from_secs(5),
             slow_reader: Duration::from_secs(60),
             namespace_census: Duration::from_secs(60),
+            plan_every: Duration::from_secs(15),
         }
     }
 }

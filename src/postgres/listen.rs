@@ -110,6 +110,7 @@ impl Task {
             start = Start::Again;
             self.phase.send_replace(Phase::Up);
             lease.pin(REASON);
+            let _since = lease.turn(crate::metrics::Phase::Pinned);
             let stop = self.serve(&mut lease).await;
             lease.unpin();
             drop(permit);

@@ -51,6 +51,7 @@ impl OwnConnection {
         };
         let mut lease = lease.map_err(|error| checkout_error(&error, Severity::Fatal))?;
         lease.pin(REASON);
+        let _since = lease.turn(crate::metrics::Phase::Pinned);
         Ok(Self { lease, _permit: permit })
     }
 

@@ -17,6 +17,7 @@ pub mod login;
 pub mod mailbox;
 pub mod namespace;
 pub mod pinned;
+mod plan;
 pub mod pop;
 pub mod pubsub;
 pub mod roster;

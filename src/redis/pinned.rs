@@ -163,6 +163,7 @@ impl Pinned {
         queue: Option<Box<Queue>>,
     ) -> Self {
         lease.pin(reason.label());
+        let _since = lease.turn(crate::metrics::Phase::Pinned);
         let mut requests = Vec::new();
         let replies = lease.write_switch(key, &mut requests);
         let hold = if replies > 0 { Hold::Preparing(reason) } else { Hold::First(reason) };

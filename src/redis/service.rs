@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 use super::census;
+use super::plan;
 use super::session::Session;
 use super::upstream::{Realm, Upstream};
 use super::view;
@@ -68,6 +69,7 @@ impl Service {
         tasks.spawn(upstream.holds().run_reaper());
         let period = upstream.limits.namespace_census;
         tasks.spawn(census::run(Arc::clone(upstream), period));
+        tasks.spawn(plan::run(Arc::clone(upstream), upstream.limits.plan_every));
         if let Some(lane) = upstream.lanes().first()
             && !Arc::ptr_eq(lane.pool(), upstream.holds())
         {

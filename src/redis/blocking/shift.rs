@@ -192,6 +192,7 @@ impl Shift {
         mut lease: Lease<RedisConnect>,
     ) -> Self {
         lease.pin("blocking");
+        let _since = lease.turn(crate::metrics::Phase::Pinned);
         let interrupt = Interrupt {
             request: Request::Wake,
             state: Asking::No,

@@ -48,6 +48,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(hub: Arc<Hub>, mut lease: Lease<RedisConnect>) -> Self {
         lease.pin("subscription");
+        let _since = lease.turn(crate::metrics::Phase::Pinned);
         let incoming = Incoming::default();
         Self { hub, lease, incoming, asked: VecDeque::new(), heard: Instant::now() }
     }

@@ -55,7 +55,7 @@ impl Session {
             (Ok(lease), Purpose::Facts) => lease.give_back(),
             (Ok(lease), Purpose::Hold(reason)) => self.pin(lease, reason, Slow::default()),
             (Ok(lease), Purpose::Again(reason)) => self.pin(lease, reason, Slow::again()),
-            (Err(error), _) => self.refuse_first(&format!("ERR tidegate: {error}"), purpose),
+            (Err(error), _) => self.refuse_first(&format!("TRYAGAIN tidegate: {error}"), purpose),
         }
         Moved::Yes
     }
