@@ -34,6 +34,31 @@ const CONVERSATIONS: &[&[&str]] = &[
         "PING",
     ],
     &["HELLO 3", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE", "UNSUBSCRIBE a b", "GET a"],
+    &[
+        "HELLO 3",
+        "SUBSCRIBE a",
+        "WATCH k",
+        "SUBSCRIBE b",
+        "UNSUBSCRIBE a",
+        "GET k",
+        "UNSUBSCRIBE",
+        "UNWATCH",
+        "SUBSCRIBE c",
+    ],
+    &[
+        "WATCH k",
+        "SUBSCRIBE a",
+        "GET a",
+        "PING",
+        "MULTI",
+        "NOSUCH",
+        "UNSUBSCRIBE",
+        "MULTI",
+        "PING",
+        "EXEC",
+        "PING",
+    ],
+    &["WATCH k", "SUBSCRIBE a", "RESET", "GET a", "WATCH k", "PSUBSCRIBE a"],
 ];
 
 /// All that the peer answers to a conversation that ends with QUIT; HELLO's number of the connection is hidden.
@@ -61,7 +86,7 @@ fn transcript(port: u16, conversation: &[&str], piece_bytes: usize) -> String {
 #[test]
 fn words_about_subscriptions_bring_the_same_bytes_as_directly() {
     let server = Redis::start();
-    let gate = Setup::new().redis(&server).pool_size(2).wait_ms(5_000).start();
+    let gate = Setup::new().redis(&server).pool_size(3).wait_ms(5_000).start();
     for conversation in CONVERSATIONS {
         for piece_bytes in [10_000, 1] {
             let [direct, pooled] = [server.port(), gate.redis_port()].map(|port| {
@@ -281,6 +306,54 @@ fn a_subscriber_that_does_not_read_is_dropped_alone() {
     assert_eq!(speaker.command(&["PUBLISH", "a", "end"]), Value::Integer(1));
     assert_eq!(quick.reply().words(), message("a", "end"));
     gate.assert_alive();
+}
+
+/// What lies here for all subscribers together is bounded, too, and is counted once however many it is for.
+#[test]
+fn subscribers_that_do_not_read_are_bounded_together() {
+    let server = Redis::start();
+    let lines = "reply_bytes_per_client = 100000000\nreply_bytes_total = 1000000";
+    let mut gate = with_settings(&server, lines);
+    let [mut slow, mut quick] = [gate.redis_client(), gate.redis_client()];
+    slow.command(&["SUBSCRIBE", "a"]);
+    quick.command(&["SUBSCRIBE", "a"]);
+    let text = "x".repeat(100_000);
+    let mut speaker = server.direct();
+    // What the kernel takes for it comes to a few megabytes.
+    for _ in 0..300 {
+        speaker.command(&["PUBLISH", "a", &text]);
+        assert_eq!(quick.reply().words()[2].len(), text.len());
+    }
+    eventually("it is sent away", || {
+        gate.output().contains("disconnected a subscriber").then_some(())
+    });
+    assert!(slow.closed());
+    speaker.command(&["PUBLISH", "a", "end"]);
+    assert_eq!(quick.reply().words(), message("a", "end"));
+    gate.assert_alive();
+}
+
+/// A SUBSCRIBE that is refused for one of its channels brings nothing of the others.
+#[test]
+fn who_is_refused_hears_nothing() {
+    let server = Redis::start();
+    let rules = ["ACL", "SETUSER", "default", "resetchannels", "&open*"];
+    assert_eq!(server.direct().command(&rules), Value::simple("OK"));
+    let gate = before(&server, 3);
+    let [mut keeper, mut client] = [gate.redis_client(), gate.redis_client()];
+    keeper.command(&["SUBSCRIBE", "open"]);
+    client.command(&["SUBSCRIBE", "open2"]);
+    // While the server is busy, both the question and the message come to it.
+    let busy = "local from = redis.call('TIME') repeat local now = redis.call('TIME') \
+                until (now[1] - from[1]) * 1000000 + now[2] - from[2] > 200000";
+    let [mut direct, mut speaker] = [server.direct(), server.direct()];
+    direct.send(&encode(&["EVAL", busy, "0"]));
+    std::thread::sleep(Duration::from_millis(50));
+    client.send(&encode(&["SUBSCRIBE", "open", "secret"]));
+    speaker.send(&encode(&["PUBLISH", "open", "x"]));
+    assert_eq!(keeper.reply().words(), message("open", "x"));
+    assert!(client.reply().error().starts_with("NOPERM"));
+    assert_eq!(client.command(&["PING"]).words(), ["pong", ""]);
 }
 
 /// Messages stand between replies, however large those are, and both keep their order.

@@ -15,6 +15,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backend::RedisPool;
+use super::mailbox::{Backlog, MailLimits};
+use super::wire::Arguments;
 use crate::pool::{Checkout, CheckoutErrorKind};
 use watch::{Ending, Watch};
 
@@ -84,8 +86,9 @@ pub struct Hub {
     pool: Arc<RedisPool>,
     /// Most subscriptions of all sessions.
     limit: usize,
-    /// Most bytes that wait for one session.
-    letter_bytes: usize,
+    /// How much may wait for one session, and for all.
+    mail: MailLimits,
+    backlog: Arc<Backlog>,
     inner: Mutex<Inner>,
 }
 
@@ -136,16 +139,49 @@ enum Standing {
     Waits(Instant),
 }
 
+/// A message as the server sent it. However many it is for it lies here once, and is counted once.
+#[derive(Debug)]
+pub struct Message {
+    frame: Vec<u8>,
+    backlog: Arc<Backlog>,
+}
+
+impl Message {
+    fn new(frame: Vec<u8>, backlog: &Arc<Backlog>) -> Arc<Self> {
+        backlog.add(frame.len());
+        Arc::new(Self { frame, backlog: Arc::clone(backlog) })
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn frame(&self) -> &[u8] {
+        &self.frame
+    }
+
+    fn is_of(&self, kind: Kind, names: &[Name]) -> bool {
+        let mut words = Arguments::new(&self.frame);
+        words.next() == Some(kind.message().as_bytes())
+            && words.next().is_some_and(|name| names.iter().any(|one| **one == *name))
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        self.backlog.settle(self.frame.len());
+    }
+}
+
 /// What comes for one session.
 #[derive(Debug)]
 pub struct Letters {
-    limit: usize,
+    limits: MailLimits,
+    backlog: Arc<Backlog>,
     inner: Mutex<Post>,
 }
 
 #[derive(Debug, Default)]
 struct Post {
-    messages: VecDeque<Arc<[u8]>>,
+    messages: VecDeque<Arc<Message>>,
     bytes: usize,
     overflow: Overflow,
     /// Subscriptions that the server has not confirmed.
@@ -171,25 +207,35 @@ pub enum Settled {
 }
 
 impl Letters {
-    fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, inner: Mutex::default() })
+    fn new(limits: MailLimits, backlog: Arc<Backlog>) -> Arc<Self> {
+        Arc::new(Self { limits, backlog, inner: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Post> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, message: &Arc<[u8]>) {
+    fn push(&self, message: &Arc<Message>) {
         let mut inner = self.lock();
+        let length = message.frame.len();
+        let full = inner.bytes + length > self.limits.client_bytes
+            || self.limits.are_reached(inner.bytes, self.backlog.bytes());
         // One message may be longer than what may wait.
-        if !inner.messages.is_empty() && inner.bytes + message.len() > self.limit {
+        if full && !inner.messages.is_empty() {
             inner.overflow = Overflow::Yes;
         }
         if inner.overflow == Overflow::No {
-            inner.bytes += message.len();
+            inner.bytes += length;
             inner.messages.push_back(Arc::clone(message));
         }
         wake(&inner);
+    }
+
+    /// What has come of these is not for the session: it was told that it has not subscribed to them.
+    pub fn forget(&self, kind: Kind, names: &[Name]) {
+        let mut inner = self.lock();
+        inner.messages.retain(|message| !message.is_of(kind, names));
+        inner.bytes = inner.messages.iter().map(|message| message.frame.len()).sum();
     }
 
     fn settle(&self, refusal: Option<&Arc<str>>) {
@@ -224,11 +270,11 @@ impl Letters {
     }
 
     /// The next message; the task is woken when there is one.
-    pub fn poll_next(&self, cx: &Context<'_>) -> Poll<Arc<[u8]>> {
+    pub fn poll_next(&self, cx: &Context<'_>) -> Poll<Arc<Message>> {
         let mut inner = self.lock();
         match inner.messages.pop_front() {
             Some(message) => {
-                inner.bytes -= message.len();
+                inner.bytes -= message.frame.len();
                 Poll::Ready(message)
             }
             None => {
@@ -248,8 +294,13 @@ fn wake(inner: &Post) {
 impl Hub {
     /// Without a connection, until somebody subscribes.
     #[must_use]
-    pub fn new(pool: Arc<RedisPool>, limit: usize, letter_bytes: usize) -> Arc<Self> {
-        Arc::new(Self { pool, limit, letter_bytes, inner: Mutex::default() })
+    pub fn new(
+        pool: Arc<RedisPool>,
+        limit: usize,
+        mail: MailLimits,
+        backlog: Arc<Backlog>,
+    ) -> Arc<Self> {
+        Arc::new(Self { pool, limit, mail, backlog, inner: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -259,7 +310,7 @@ impl Hub {
     /// A box for a session.
     #[must_use]
     pub fn letters(&self) -> Arc<Letters> {
-        Letters::new(self.letter_bytes)
+        Letters::new(self.mail, Arc::clone(&self.backlog))
     }
 
     /// A session subscribes; [`Letters::poll_settled`] tells when the server has confirmed it.
@@ -362,17 +413,6 @@ impl Hub {
 
     /// The connection is lost: everything must be asked for again, over the next one.
     fn lost(&self, reason: &str) {
-        {
-            let mut inner = self.lock();
-            inner.changed.clear();
-            for kind in Kind::ALL {
-                let topics = &mut inner.topics[kind.place()];
-                topics.retain(|_, topic| !topic.members.is_empty());
-                topics.values_mut().for_each(|topic| topic.stand = Stand::Absent);
-                let names: Vec<Name> = topics.keys().cloned().collect();
-                inner.changed.extend(names.into_iter().map(|name| (kind, name)));
-            }
-        }
         self.pool.metrics().subscription_losses.inc();
         tracing::warn!(
             pool = self.pool.settings().name,
@@ -384,7 +424,7 @@ impl Hub {
         self.refuse_waiting(self.pool.settings().wait, &text.into());
     }
 
-    /// Tells those who have waited for so long that they are not subscribed.
+    /// There is no connection: tells those who have waited for so long that they are not subscribed; all others' wishes stand.
     fn refuse_waiting(&self, since: Duration, text: &Arc<str>) {
         let mut inner = self.lock();
         let late = |member: &Member| match member.standing {
@@ -403,6 +443,7 @@ impl Hub {
             });
         }
         inner.forget(gone);
+        inner.start_over();
         self.pool.metrics().subscriptions.sub(i64::try_from(gone).unwrap_or(i64::MAX));
     }
 
@@ -478,10 +519,10 @@ impl Hub {
     fn publish(&self, kind: Kind, name: &[u8], frame: Vec<u8>) {
         let inner = self.lock();
         let Some(topic) = inner.topics[kind.place()].get(name) else { return };
-        let frame: Arc<[u8]> = frame.into();
+        let message = Message::new(frame, &self.backlog);
         for member in topic.members.values() {
             if member.standing == Standing::Told {
-                member.letters.push(&frame);
+                member.letters.push(&message);
             }
         }
     }
@@ -505,6 +546,17 @@ impl Inner {
         self.topics.iter().flat_map(HashMap::values).all(|topic| topic.members.is_empty())
     }
 
+    /// Without a connection nothing is subscribed at the server: what somebody wants is to be asked for, and nothing else.
+    fn start_over(&mut self) {
+        self.changed.clear();
+        for kind in Kind::ALL {
+            let topics = &mut self.topics[kind.place()];
+            topics.retain(|_, topic| !topic.members.is_empty());
+            topics.values_mut().for_each(|topic| topic.stand = Stand::Absent);
+            self.changed.extend(topics.keys().map(|name| (kind, Arc::clone(name))));
+        }
+    }
+
     fn wake(&mut self) {
         if let Task::Running(waker) = &mut self.task
             && let Some(waker) = waker.take()
@@ -515,5 +567,79 @@ impl Inner {
 
     fn forget(&mut self, subscriptions: usize) {
         self.subscriptions = self.subscriptions.saturating_sub(subscriptions);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: MailLimits =
+        MailLimits { client_bytes: 1_000_000, total_bytes: 200_000, stall: Duration::ZERO };
+
+    fn message(channel: &str, length: usize, backlog: &Arc<Backlog>) -> Arc<Message> {
+        let mut frame = Vec::new();
+        let payload = "x".repeat(length);
+        crate::redis::wire::write_command(&["message", channel, &payload], &mut frame);
+        Message::new(frame, backlog)
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_was_asked_for_in_vain() {
+        let mut inner = Inner::default();
+        for n in 0..100 {
+            let name: Name = format!("c{n}").into_bytes().into();
+            let topic = Topic { stand: Stand::Asked, ..Topic::default() };
+            inner.topics[n % 3].insert(Arc::clone(&name), topic);
+            inner.changed.extend([(Kind::ALL[n % 3], Arc::clone(&name)), (Kind::ALL[n % 3], name)]);
+        }
+        let letters = Letters::new(LIMITS, Arc::default());
+        let kept = inner.topics[0].values_mut().next().unwrap();
+        kept.members.insert(1, Member { letters, standing: Standing::Told });
+        inner.start_over();
+        assert_eq!(inner.topics.each_ref().map(HashMap::len), [1, 0, 0]);
+        assert_eq!(inner.changed.len(), 1);
+        assert!(inner.topics[0].values().all(|topic| topic.stand == Stand::Absent));
+    }
+
+    #[test]
+    fn a_message_for_many_is_counted_once_and_until_nobody_has_it() {
+        let backlog = Arc::<Backlog>::default();
+        let boxes = [(); 3].map(|()| Letters::new(LIMITS, Arc::clone(&backlog)));
+        let said = message("c", 1_000, &backlog);
+        let length = said.frame().len();
+        boxes.iter().for_each(|letters| letters.push(&said));
+        drop(said);
+        assert_eq!(backlog.bytes(), length);
+        drop(boxes);
+        assert_eq!(backlog.bytes(), 0);
+    }
+
+    #[test]
+    fn when_all_together_have_too_much_who_has_much_is_cut() {
+        let backlog = Arc::<Backlog>::default();
+        let [slow, quick] = [(); 2].map(|()| Letters::new(LIMITS, Arc::clone(&backlog)));
+        for _ in 0..2 {
+            slow.push(&message("c", 90_000, &backlog));
+        }
+        quick.push(&message("c", 90_000, &backlog));
+        assert!(!slow.are_flooded() && !quick.are_flooded());
+        slow.push(&message("c", 1, &backlog));
+        assert!(slow.are_flooded() && !quick.are_flooded());
+    }
+
+    #[test]
+    fn what_is_forgotten_is_of_one_kind_and_name() {
+        let backlog = Arc::<Backlog>::default();
+        let letters = Letters::new(LIMITS, Arc::clone(&backlog));
+        for channel in ["a", "b", "a"] {
+            letters.push(&message(channel, 1, &backlog));
+        }
+        letters.forget(Kind::Shard, &[Name::from(&b"b"[..])]);
+        letters.forget(Kind::Channel, &[Name::from(&b"a"[..])]);
+        let left =
+            letters.lock().messages.iter().map(|one| one.frame().to_vec()).collect::<Vec<_>>();
+        assert_eq!(left.len(), 1);
+        assert_eq!(letters.lock().bytes, left[0].len());
     }
 }

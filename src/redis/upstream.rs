@@ -147,7 +147,7 @@ impl Upstream {
         let stations = (size > 1).then(|| Stations::new(Arc::clone(&holds), Arc::clone(&backlog)));
         let limits = &settings.limits;
         let hub = (size > 1).then(|| {
-            Hub::new(Arc::clone(&holds), limits.subscription_limit, limits.reply_bytes_per_client)
+            Hub::new(Arc::clone(&holds), limits.subscription_limit, mail, Arc::clone(&backlog))
         });
         metrics.server_limit.set(i64::try_from(size).unwrap_or(i64::MAX));
         Ok(Self {

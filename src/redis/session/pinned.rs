@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-use super::{Closing, End, Moved, Passed, Purpose, Session, Shape, State};
+use super::{Closing, End, Moved, Passed, Purpose, Session, Shape, Special, State};
 use crate::redis::backend::Key;
-use crate::redis::command::{Carriage, Word, carriage};
+use crate::redis::command::{Carriage, Reason, Word, carriage};
 use crate::redis::greeting::write_error;
 use crate::redis::namespace::Refusal;
 use crate::redis::pinned::{Decision, Hold, Inflow, Loss, PINNED_BUFFER, Pinned};
@@ -169,7 +169,7 @@ impl Session {
     }
 
     /// Carries what lies in the inbox over the held backend, as far as the hold allows.
-    pub(super) fn carry_pinned(&mut self, _cx: &mut Context<'_>) -> Result<Moved, End> {
+    pub(super) fn carry_pinned(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         let inbox = std::mem::take(&mut self.inbox);
         let (mut at, mut begin) = (self.scanner.length(), 0);
         let mut moved = Moved::No;
@@ -214,7 +214,7 @@ impl Session {
             if progress == Progress::Partial && !large {
                 break;
             }
-            match self.offer(&inbox[begin..at], progress) {
+            match self.offer(cx, &inbox[begin..at], progress) {
                 Offered::Taken => {
                     (begin, moved) = (at, Moved::Yes);
                     if progress == Progress::Partial {
@@ -244,7 +244,7 @@ impl Session {
     }
 
     /// Offers one command, whole or (with [`Progress::Partial`]) too large to be held.
-    fn offer(&mut self, command: &[u8], progress: Progress) -> Offered {
+    fn offer(&mut self, cx: &mut Context<'_>, command: &[u8], progress: Progress) -> Offered {
         let (inline, mut bytes);
         let mut words: Vec<&[u8]> = Vec::new();
         let mut raw = command;
@@ -277,17 +277,17 @@ impl Session {
                 large = [&begins, &raw[behind..]].concat();
                 raw = &large;
             }
-            return self.decide_and_note(&words, how, raw, (progress, Shape::Plain));
+            return self.decide_and_note(cx, &words, how, raw, (progress, Shape::Plain));
         }
         match self.pass_gate_pinned(&words, how) {
             Passed::AsIs => {
-                self.decide_and_note(&words, how, raw, (Progress::Command, Shape::Plain))
+                self.decide_and_note(cx, &words, how, raw, (Progress::Command, Shape::Plain))
             }
             Passed::As(words, shape) => {
                 let words: Vec<&[u8]> = words.iter().map(|word| &**word).collect();
                 let mut raw = Vec::new();
                 write_command(&words, &mut raw);
-                self.decide_and_note(&words, how, &raw, (Progress::Command, shape))
+                self.decide_and_note(cx, &words, how, &raw, (Progress::Command, shape))
             }
             Passed::Waits => Offered::Kept,
             Passed::Taken => Offered::Taken,
@@ -305,13 +305,14 @@ impl Session {
 
     fn decide_and_note(
         &mut self,
+        cx: &mut Context<'_>,
         words: &[&[u8]],
         how: Carriage,
         raw: &[u8],
         (progress, shape): (Progress, Shape),
     ) -> Offered {
         let queueing = matches!(&self.state, State::Pinned(pinned, _) if pinned.is_queueing());
-        let offered = self.decide(words, how, raw, progress);
+        let offered = self.decide(cx, words, how, raw, progress);
         if matches!(offered, Offered::Taken) {
             self.note_passed(words, shape, queueing);
         }
@@ -320,12 +321,21 @@ impl Session {
 
     fn decide(
         &mut self,
+        cx: &mut Context<'_>,
         words: &[&[u8]],
         how: Carriage,
         raw: &[u8],
         progress: Progress,
     ) -> Offered {
         let State::Pinned(pinned, _) = &mut self.state else { return Offered::Kept };
+        // What it has subscribed to at the hub counts, and can be given up, only there.
+        let at_hub = pinned.hold() == Hold::Watching && self.subscribed.is_some();
+        if at_hub && how == Carriage::Pinned(Reason::Subscription) {
+            return match pinned.unanswered() {
+                Some(0) => self.subscription(cx, words).into(),
+                _ => Offered::Kept,
+            };
+        }
         self.upstream.scripts.note_doubtful(words.iter().copied());
         match pinned.take(words, how, raw) {
             Decision::Wait => Offered::Kept,
@@ -363,4 +373,13 @@ enum Offered {
     Taken,
     /// It stays in the inbox.
     Kept,
+}
+
+impl From<Special> for Offered {
+    fn from(special: Special) -> Self {
+        match special {
+            Special::Taken => Self::Taken,
+            Special::Blocked => Self::Kept,
+        }
+    }
 }
