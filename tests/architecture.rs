@@ -43,6 +43,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "redis::pubsub",
             "redis::mailbox",
             "redis::pinned",
+            "redis::unblock",
             "redis::upstream",
         ],
     ),

@@ -21,6 +21,7 @@ use super::mailbox::Backlog;
 use super::pop::{Catch, Class, KeyName, Kind, Pop};
 use super::roster::{Roster, Ticket};
 use crate::pool::{Checkout, CheckoutError, CheckoutErrorKind, Lease};
+pub(in crate::redis) use ask::ask_here;
 use shift::{Ending, Shift};
 
 /// Most keys that one call waits for; who would bring more waits on a backend of its own.

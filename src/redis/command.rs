@@ -137,8 +137,8 @@ pub enum Step {
 /// Longest name in the table, bytes.
 const NAME_LIMIT: usize = 32;
 
-const UNBLOCK: &str = "ERR tidegate: CLIENT UNBLOCK names a connection of the server, which is shared here; \
-     send it over a direct connection";
+const UNBLOCK: &str = "ERR tidegate: CLIENT UNBLOCK can't stand inside MULTI, nor in a pool of one connection; \
+     send it before the transaction or behind it, and set redis.pool_size to 2 or more";
 
 /// Upper-case copy of a name, or of two with a bar between; empty when it is too long to be any of the table.
 struct Upper {

@@ -24,5 +24,6 @@ pub mod scripts;
 pub mod service;
 pub mod session;
 pub mod transaction;
+pub mod unblock;
 pub mod upstream;
 pub mod wire;

@@ -192,6 +192,17 @@ impl Pinned {
         self.hold
     }
 
+    /// The connection's number at the server.
+    #[must_use]
+    pub fn id(&self) -> Option<u64> {
+        self.lease.id
+    }
+
+    /// The connection can't be anybody else's any more.
+    pub fn spoil(&mut self) {
+        self.condition = Condition::Spoilt;
+    }
+
     /// Takes back what was queued of the transaction, if none of it was sent yet.
     pub fn take_queue(&mut self) -> Option<Box<Queue>> {
         self.queue.take()

@@ -14,6 +14,7 @@ mod parked;
 mod pinned;
 mod queued;
 mod subscribed;
+mod unblock;
 mod waiting;
 
 use std::pin::Pin;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use prometheus::IntGauge;
+use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::backend::Key;
@@ -31,6 +33,7 @@ use super::mailbox::{MailState, Mailbox, Size, Tail};
 use super::namespace::replies::Shape;
 use super::pinned::Pinned;
 use super::transaction::Queue;
+use super::unblock::Wait;
 use super::upstream::Upstream;
 use super::wire::{
     Arguments, Progress, RequestError, RequestLimits, RequestScanner, split_inline, write_command,
@@ -79,6 +82,10 @@ pub struct Session {
     /// How what was taken from the mailbox ends.
     tail: Tail,
     subscribed: Option<Box<Subscribed>>,
+    /// Where it waits for the server on a connection of its own, if it ever did.
+    wait: Option<Arc<Wait>>,
+    /// The server's answer to its CLIENT UNBLOCK is awaited.
+    unblocking: Option<oneshot::Receiver<Vec<u8>>>,
     pub(super) closing: Closing,
     sending: Sending,
     /// Until when the client must read on; runs while its commands wait because it doesn't.
@@ -211,6 +218,8 @@ impl Session {
             amending: None,
             tail: Tail::Whole,
             subscribed: None,
+            wait: None,
+            unblocking: None,
             closing: Closing::No,
             sending: Sending::Open,
             stuck: None,

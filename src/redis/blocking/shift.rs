@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
-use super::ask::ask;
+use super::ask::{ask, ask_here};
 use super::{Elements, Outcome, PAUSE, Spot, Stations, Way, Wish, Work};
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
@@ -111,15 +111,17 @@ impl Interrupt {
             Asking::No => {
                 Self::stale(self.turn_ends, stations, spot).await;
                 let Some(way) = stations.way(spot) else { return };
-                let mut bytes = Vec::new();
-                match &self.request {
+                let (mut bytes, backlog) = (Vec::new(), Arc::clone(&stations.backlog));
+                self.state = match &self.request {
                     Request::Unblock(id) => {
                         write_command(&[b"CLIENT".as_slice(), b"UNBLOCK", id], &mut bytes);
+                        Asking::Asked(Box::pin(ask_here(way, bytes, backlog)))
                     }
-                    Request::Wake => write_command(&["PING"], &mut bytes),
-                }
-                let backlog = Arc::clone(&stations.backlog);
-                self.state = Asking::Asked(Box::pin(ask(way, bytes, backlog)));
+                    Request::Wake => {
+                        write_command(&["PING"], &mut bytes);
+                        Asking::Asked(Box::pin(ask(way, bytes, backlog)))
+                    }
+                };
             }
             Asking::Asked(reply) => {
                 let reply = reply.await;

@@ -6,13 +6,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use tokio::time::Sleep;
 
 use super::{End, Moved, Purpose, Session, Special, State};
-use crate::redis::blocking::{Outcome, Seat, Stations, Terms, Unblocked, Way};
+use crate::redis::blocking::{Outcome, Seat, Stations, Terms, Way};
 use crate::redis::command::{Reason, read_at_once};
 use crate::redis::greeting::{ServerFacts, write_error};
 use crate::redis::lane::{Submitted, Work};
@@ -20,8 +19,6 @@ use crate::redis::pop::{Catch, Head, Pop};
 use crate::redis::roster::Ticket;
 use crate::redis::wire::{Arguments, Progress, RequestScanner, write_command};
 
-/// What the server says whose number is this one has ended the waiting.
-const UNBLOCKED: &str = "UNBLOCKED client unblocked via CLIENT UNBLOCK";
 /// An attempt's error with this beginning is ours, and says that it may have been applied.
 const OURS: &[u8] = b"-ERR tidegate: ";
 /// The first version that has LMPOP, BLMPOP, ZMPOP and BZMPOP.
@@ -89,8 +86,7 @@ impl Session {
         if self.send(cx, work) != Submitted::Taken {
             return Moved::No;
         }
-        self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.state = State::Shared;
+        self.waits_no_more();
         self.scanner = RequestScanner::default();
         self.await_shape(shape);
         self.consume(used);
@@ -255,7 +251,7 @@ impl Session {
     }
 
     /// Answers the command that waits in the inbox.
-    fn finish_first(&mut self, reply: &[u8]) {
+    pub(super) fn finish_first(&mut self, reply: &[u8]) {
         let mut scanner = RequestScanner::default();
         if let Ok((used, _whole)) = scanner.advance(&self.inbox, self.request_limits()) {
             self.consume(used);
@@ -264,52 +260,6 @@ impl Session {
         self.state = State::Shared;
         self.out.bytes.extend_from_slice(reply);
     }
-
-    /// CLIENT UNBLOCK, for a client of ours.
-    pub(super) fn unblock(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
-        let Some((stations, (client, outcome))) =
-            self.upstream.stations.clone().zip(whom_to_unblock(words))
-        else {
-            // The server says what is wrong with it.
-            let mut bytes = Vec::new();
-            write_command(words, &mut bytes);
-            let work = Work { bytes: &bytes, silent: 0, replies: 1 };
-            let blocked = self.room() == 0 || self.send(cx, work) != Submitted::Taken;
-            return if blocked { Special::Blocked } else { Special::Taken };
-        };
-        let own = self.identity.id;
-        let reached =
-            u64::try_from(client).ok().filter(|id| self.upstream.clients.may_reach(own, *id));
-        let ended = reached.map(|id| stations.unblock(id, outcome));
-        let reply = match ended {
-            Some(Unblocked::One) => b":1\r\n",
-            Some(Unblocked::Nobody) | None => b":0\r\n",
-        };
-        self.out.bytes.extend_from_slice(reply);
-        self.upstream.metrics.requests.inc();
-        Special::Taken
-    }
-
-    /// Whether this is a CLIENT UNBLOCK that is answered here.
-    pub(super) fn unblocks(&self, words: &[&[u8]]) -> bool {
-        let says = |at: usize, text: &str| {
-            words.get(at).is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()))
-        };
-        self.upstream.stations.is_some() && says(0, "CLIENT") && says(1, "UNBLOCK")
-    }
-}
-
-fn whom_to_unblock(words: &[&[u8]]) -> Option<(i64, Outcome)> {
-    let outcome = match words {
-        [_, _, _] => Outcome::Nothing,
-        [_, _, _, how] if how.eq_ignore_ascii_case(b"TIMEOUT") => Outcome::Nothing,
-        [_, _, _, how] if how.eq_ignore_ascii_case(b"ERROR") => {
-            Outcome::Failed(UNBLOCKED.to_owned())
-        }
-        _ => return None,
-    };
-    let id = words.get(2).and_then(|id| std::str::from_utf8(id).ok()?.parse().ok())?;
-    Some((id, outcome))
 }
 
 fn has_pops_of_many(facts: &ServerFacts) -> bool {

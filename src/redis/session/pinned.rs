@@ -105,12 +105,21 @@ impl Session {
         if self.key() != before {
             self.moved();
         }
-        self.release_if_over(moved)
+        self.release_if_over(cx, moved)
     }
 
-    fn release_if_over(&mut self, moved: Moved) -> Result<Moved, End> {
-        let over = matches!(&self.state, State::Pinned(pinned, _) if pinned.is_over());
-        if over && let Some(pinned) = self.unpin() {
+    fn release_if_over(&mut self, cx: &Context<'_>, moved: Moved) -> Result<Moved, End> {
+        let State::Pinned(pinned, _) = &self.state else { return Ok(moved) };
+        let over = pinned.is_over();
+        if let Some(wait) = &self.wait
+            && pinned.unanswered() == Some(0)
+        {
+            wait.rest();
+        }
+        if over
+            && self.poll_settled(cx).is_ready()
+            && let Some(pinned) = self.unpin()
+        {
             pinned.release();
             return Ok(Moved::Yes);
         }
@@ -118,6 +127,9 @@ impl Session {
     }
 
     fn unpin(&mut self) -> Option<Pinned> {
+        if let Some(wait) = &self.wait {
+            wait.rest();
+        }
         match std::mem::replace(&mut self.state, State::Shared) {
             State::Pinned(pinned, _) => Some(*pinned),
             other => {
@@ -336,12 +348,24 @@ impl Session {
                 _ => Offered::Kept,
             };
         }
+        let (watching, unanswered) = (pinned.hold() == Hold::Watching, pinned.unanswered());
+        if watching && self.unblocks(words) {
+            return match unanswered {
+                Some(0) => self.unblock(cx, words).into(),
+                _ => Offered::Kept,
+            };
+        }
+        let State::Pinned(pinned, _) = &mut self.state else { return Offered::Kept };
         self.upstream.scripts.note_doubtful(words.iter().copied());
         match pinned.take(words, how, raw) {
             Decision::Wait => Offered::Kept,
             Decision::Taken => {
                 if progress == Progress::Partial {
                     pinned.inflow = Inflow::Inside;
+                }
+                let blocks = matches!(how, Carriage::Pinned(Reason::Blocking | Reason::Wait));
+                if blocks && !pinned.is_queueing() {
+                    self.note_call();
                 }
                 self.upstream.metrics.requests.inc();
                 Offered::Taken

@@ -38,6 +38,15 @@ impl Purpose {
         matches!(self, Self::Hold(reason) | Self::Again(reason) if reason.may_last())
     }
 
+    /// Whether the client waits for what may be long in coming.
+    fn blocks(self) -> bool {
+        matches!(
+            self,
+            Self::Hold(Reason::Blocking | Reason::Wait)
+                | Self::Again(Reason::Blocking | Reason::Wait)
+        )
+    }
+
     fn is_transaction(self) -> bool {
         matches!(self, Self::Hold(Reason::Transaction) | Self::Again(Reason::Transaction))
     }
@@ -48,9 +57,12 @@ impl Session {
     pub(super) fn wait(&mut self, cx: &mut Context<'_>) -> Moved {
         let State::Waiting(waiting) = &mut self.state else { return Moved::No };
         let purpose = waiting.purpose;
+        if let Some(how) = self.wait.as_ref().and_then(|wait| wait.poll_ended(cx)) {
+            return self.end_waiting(how, purpose);
+        }
+        let State::Waiting(waiting) = &mut self.state else { return Moved::No };
         let Poll::Ready(result) = waiting.ticket.poll_lease(cx) else { return self.wait_on(cx) };
-        self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.state = State::Shared;
+        self.waits_no_more();
         match (result, purpose) {
             (Ok(lease), Purpose::Facts) => lease.give_back(),
             (Ok(lease), Purpose::Hold(reason)) => self.pin(lease, reason, Slow::default()),
@@ -58,6 +70,15 @@ impl Session {
             (Err(error), _) => self.refuse_first(&format!("ERR tidegate: {error}"), purpose),
         }
         Moved::Yes
+    }
+
+    /// It no longer waits for a connection.
+    pub(super) fn waits_no_more(&mut self) {
+        self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.state = State::Shared;
+        if let Some(wait) = &self.wait {
+            wait.rest();
+        }
     }
 
     /// Answers the command that waits in the inbox with an error.
@@ -101,6 +122,9 @@ impl Session {
                 let waiting = Waiting { ticket, purpose, timer: None, _patience };
                 self.state = State::Waiting(Box::new(waiting));
                 self.upstream.waiting.fetch_add(1, Ordering::Relaxed);
+                if purpose.blocks() {
+                    self.place_to_wait().queue();
+                }
                 self.upstream.nudge_lanes();
             }
         }
