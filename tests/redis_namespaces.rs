@@ -379,6 +379,10 @@ fn messages_are_for_the_namespace_they_are_from() {
     stage.client("cache").command(&["SET", "cache:k", "1"]);
     assert_eq!(cache.reply().words(), ["message", "__keyevent@0__:set", "cache:k"]);
     assert_eq!(publisher.command(&["PUBSUB", "CHANNELS"]).words(), ["news"]);
+    let mut second = stage.client("queue");
+    second.command(&["SUBSCRIBE", "news"]);
+    let counts = publisher.command(&["PUBSUB", "NUMSUB", "news", "none"]).words();
+    assert_eq!(counts, ["news", "2", "none", "0"]);
     // UNSUBSCRIBE without words names the client's own.
     let left = queue.command(&["UNSUBSCRIBE"]).words();
     let other = queue.reply().words();

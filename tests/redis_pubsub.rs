@@ -456,6 +456,45 @@ fn subscriptions_are_limited() {
     assert_eq!(other.command(&["SUBSCRIBE", "a"]).words(), ["subscribe", "a", "2"]);
 }
 
+/// Everybody who is subscribed is counted, here and elsewhere, as soon as they were told, and no longer.
+#[test]
+fn all_subscribers_are_counted() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    let mut elsewhere = server.direct();
+    elsewhere.command(&["SUBSCRIBE", "b"]);
+    elsewhere.command(&["SSUBSCRIBE", "s"]);
+    let mut asker = gate.redis_client();
+    let mut count = |words: &[&str], expected: &[&str]| {
+        assert_eq!(asker.command(&[&["PUBSUB"], words].concat()).words(), expected, "{words:?}");
+    };
+    count(&["NUMSUB", "a", "b"], &["a", "0", "b", "1"]);
+    count(&["NUMSUB"], &[]);
+    let mut subscribers: Vec<_> = (0..5).map(|_| gate.redis_client()).collect();
+    for _ in 0..20 {
+        for subscriber in &mut subscribers {
+            subscriber.command(&["SUBSCRIBE", "a"]);
+            subscriber.command(&["SSUBSCRIBE", "s"]);
+        }
+        subscribers[0].command(&["SUBSCRIBE", "b"]);
+        count(&["NUMSUB", "a", "b", "c", "a"], &["a", "5", "b", "2", "c", "0", "a", "5"]);
+        count(&["shardnumsub", "s", "a"], &["s", "6", "a", "0"]);
+        subscribers[0].command(&["UNSUBSCRIBE", "b"]);
+        count(&["numsub", "b"], &["b", "1"]);
+        for (left, subscriber) in (0..5).rev().zip(&mut subscribers) {
+            subscriber.command(&["UNSUBSCRIBE", "a"]);
+            subscriber.command(&["SUNSUBSCRIBE", "s"]);
+            count(&["NUMSUB", "a"], &["a", &left.to_string()]);
+            let others = (left + 1).to_string();
+            count(&["SHARDNUMSUB", "s"], &["s", &others]);
+        }
+        count(&["NUMSUB", "a"], &["a", "0"]);
+    }
+    let told = asker.pipeline(&[&["SET", "k", "v"], &["PUBSUB", "NUMSUB", "b"], &["GET", "k"]]);
+    assert_eq!(told[1].words(), ["b", "1"]);
+    assert_eq!(told[2], Value::bulk("v"));
+}
+
 #[test]
 fn events_of_keys_are_heard() {
     let server = Redis::start();

@@ -197,6 +197,40 @@ enum Overflow {
     Yes,
 }
 
+/// How this hub, with so many sessions, stands to a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// The server counts it as one subscriber.
+    Counted(usize),
+    /// It does not count it.
+    Absent(usize),
+    /// Nobody can tell.
+    Moving(usize),
+}
+
+impl Presence {
+    /// The server's count with all sessions in it.
+    #[must_use]
+    pub fn correct(self, count: u64) -> u64 {
+        let (hub, sessions) = match self {
+            Self::Counted(sessions) => (1, sessions),
+            Self::Absent(sessions) => (0, sessions),
+            // If somebody is counted, it is the hub more often than not.
+            Self::Moving(sessions) => (1, sessions),
+        };
+        count.saturating_sub(hub).saturating_add(u64::try_from(sessions).unwrap_or(u64::MAX))
+    }
+
+    /// Whether it was the same all the time, if this was before and `later` is now.
+    #[must_use]
+    pub fn is_as_steady_as(self, later: Self) -> bool {
+        matches!(
+            (self, later),
+            (Self::Counted(_), Self::Counted(_)) | (Self::Absent(_), Self::Absent(_))
+        )
+    }
+}
+
 /// What became of a SUBSCRIBE.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
@@ -366,14 +400,20 @@ impl Hub {
         }
     }
 
-    /// How many sessions have subscribed to a channel, if the server counts this hub among its subscribers.
+    /// Whether the server counts this hub among a channel's subscribers, and how many sessions that stands for.
     #[must_use]
-    pub fn members(&self, kind: Kind, name: &[u8]) -> Option<usize> {
+    pub fn presence(&self, kind: Kind, name: &[u8]) -> Presence {
         let inner = self.lock();
-        let topic = inner.topics[kind.place()].get(name)?;
-        let counted = topic.stand == Stand::Subscribed;
+        let Some(topic) = inner.topics[kind.place()].get(name) else { return Presence::Absent(0) };
         let told = |member: &&Member| member.standing == Standing::Told;
-        counted.then(|| topic.members.values().filter(told).count())
+        let sessions = topic.members.values().filter(told).count();
+        match (topic.stand, topic.members.is_empty()) {
+            (Stand::Subscribed, false) => Presence::Counted(sessions),
+            (Stand::Absent, _) => Presence::Absent(sessions),
+            (Stand::Asked | Stand::Leaving, _) | (Stand::Subscribed, true) => {
+                Presence::Moving(sessions)
+            }
+        }
     }
 
     async fn serve(self: Arc<Self>) {

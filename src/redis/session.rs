@@ -6,6 +6,7 @@
 //! buffer.
 
 mod client;
+mod counted;
 mod farewell;
 mod gate;
 mod information;
@@ -77,8 +78,8 @@ pub struct Session {
     gate: Option<Box<Gate>>,
     /// The transaction that has begun here.
     queue: Option<Box<Queue>>,
-    /// The reply to INFO is owed, and something may be added to it; until then nothing else is carried.
-    amending: Option<information::Wanted>,
+    /// A reply is owed that is not the client's as it comes; until then nothing else is carried.
+    amending: Option<Amending>,
     /// How what was taken from the mailbox ends.
     tail: Tail,
     subscribed: Option<Box<Subscribed>>,
@@ -106,6 +107,14 @@ enum Presence {
     Active,
     /// It waits for a connection of its own.
     Waiting,
+}
+
+/// What is to be done about a reply when it is here whole.
+enum Amending {
+    /// INFO's: something may be added.
+    Information(information::Wanted),
+    /// Subscribers are counted in it.
+    Subscribers(Box<counted::Question>),
 }
 
 /// Replies on their way to the client.
@@ -467,7 +476,7 @@ impl Session {
             // What the server gets may be another one.
             Remark::Script if self.gate.is_some() => return false,
             Remark::Script => self.upstream.scripts.note(words),
-            Remark::Information => return false,
+            Remark::Information | Remark::Subscribers => return false,
         }
         true
     }
@@ -582,10 +591,15 @@ impl Session {
 
     fn carry_words(&mut self, cx: &mut Context<'_>, words: &[&[u8]], how: Carriage) -> Special {
         let free = self.is_free();
-        if how == Carriage::Lane && free && remark(words.iter().copied()) == Remark::Information {
-            return if self.mailbox.is_quiet() { self.inform(cx, words) } else { Special::Blocked };
-        }
         if how == Carriage::Lane && free {
+            match remark(words.iter().copied()) {
+                Remark::Information | Remark::Subscribers if !self.mailbox.is_quiet() => {
+                    return Special::Blocked;
+                }
+                Remark::Information => return self.inform(cx, words),
+                Remark::Subscribers => return self.count_subscribers(cx, words),
+                Remark::None | Remark::Script => {}
+            }
             self.upstream.scripts.note(words.iter().copied());
             let mut bytes = Vec::new();
             write_command(words, &mut bytes);
@@ -718,6 +732,8 @@ enum Remark {
     Script,
     /// INFO: its reply is added to.
     Information,
+    /// PUBSUB NUMSUB: who is subscribed here is counted, too.
+    Subscribers,
 }
 
 /// Asked of each command: most are told by their first letter.
@@ -726,6 +742,9 @@ fn remark<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> Remark {
     match (name.first(), name.len()) {
         (Some(b'E' | b'e'), 4 | 7) | (Some(b'S' | b's'), 6) => Remark::Script,
         (Some(b'I' | b'i'), 4) if name.eq_ignore_ascii_case(b"INFO") => Remark::Information,
+        (Some(b'P' | b'p'), 6) if name.eq_ignore_ascii_case(b"PUBSUB") => {
+            counted::remark(words.next().unwrap_or_default())
+        }
         _ => Remark::None,
     }
 }

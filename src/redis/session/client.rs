@@ -7,8 +7,8 @@ use std::time::Instant;
 use tokio::time::Sleep;
 
 use super::{
-    Closing, End, LOOK_AGAIN, MailState, Moved, Outbox, Purpose, READ_AHEAD, Sending, Session,
-    State,
+    Amending, Closing, End, LOOK_AGAIN, MailState, Moved, Outbox, Purpose, READ_AHEAD, Sending,
+    Session, State,
 };
 use crate::net::with_read_buffer;
 
@@ -39,9 +39,9 @@ impl Session {
     /// Takes replies from the mailbox and writes them.
     pub(super) fn flush(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         let at_work = self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
-        let mail = match self.amending {
+        let mail = match &self.amending {
             _ if at_work => self.run_errand(cx),
-            Some(wanted) if self.out.bytes.is_empty() => self.amend(cx, wanted),
+            Some(_) if self.out.bytes.is_empty() => self.amend(cx),
             _ => self.take_mail(cx),
         };
         self.look_at_replies();
@@ -105,6 +105,22 @@ impl Session {
         if empty && !self.out.bytes.is_empty() {
             self.out.counted = self.out.bytes.len();
             self.tail = mail.tail;
+        }
+        mail.state
+    }
+
+    /// Takes the reply that is not the client's as it is, when it is here whole.
+    fn amend(&mut self, cx: &Context<'_>) -> MailState {
+        let mail = self.mailbox.poll_take_whole(cx, &mut self.out.bytes);
+        if mail.owed > 0 && mail.state == MailState::Open {
+            return mail.state;
+        }
+        self.tail = mail.tail;
+        self.out.counted = self.out.bytes.len();
+        match self.amending.take() {
+            Some(Amending::Information(wanted)) => self.add_section(wanted),
+            Some(Amending::Subscribers(question)) => self.recount(cx, question),
+            None => {}
         }
         mail.state
     }

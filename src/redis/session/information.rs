@@ -2,7 +2,7 @@
 
 use std::task::Context;
 
-use super::{MailState, Session, Special};
+use super::{Amending, Session, Special};
 use crate::metrics::PoolMetrics;
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::wire::write_command;
@@ -90,27 +90,20 @@ impl Session {
             return Special::Blocked;
         }
         let changes = wanted == Wanted::Yes || self.gate.is_some();
-        self.amending = changes.then_some(wanted);
+        self.amending = changes.then_some(Amending::Information(wanted));
         Special::Taken
     }
 
-    /// Takes the reply to INFO, when it is here whole, and adds to it.
-    pub(super) fn amend(&mut self, cx: &Context<'_>, wanted: Wanted) -> MailState {
-        let mail = self.mailbox.poll_take_whole(cx, &mut self.out.bytes);
-        if mail.owed == 0 || mail.state != MailState::Open {
-            self.tail = mail.tail;
-            self.amending = None;
-            let text = match wanted {
-                Wanted::Yes => section(&self.upstream.metrics),
-                Wanted::No => String::new(),
-            };
-            let keyspace = if self.gate.is_some() { Keyspace::Hidden } else { Keyspace::Shown };
-            self.out.counted = self.out.bytes.len();
-            if let Some(whole) = amended(&self.out.bytes, &text, keyspace) {
-                self.out.bytes = whole;
-            }
+    /// Adds to the reply to INFO, which is here whole.
+    pub(super) fn add_section(&mut self, wanted: Wanted) {
+        let text = match wanted {
+            Wanted::Yes => section(&self.upstream.metrics),
+            Wanted::No => String::new(),
+        };
+        let keyspace = if self.gate.is_some() { Keyspace::Hidden } else { Keyspace::Shown };
+        if let Some(whole) = amended(&self.out.bytes, &text, keyspace) {
+            self.out.bytes = whole;
         }
-        mail.state
     }
 }
 
