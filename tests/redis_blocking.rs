@@ -801,6 +801,24 @@ fn who_reads_streams_waits_no_longer_than_it_wanted() {
     }
 }
 
+/// The time in which it waited for a connection counts.
+#[test]
+fn who_reads_streams_waits_for_what_is_left_of_its_time() {
+    let server = Redis::start();
+    let gate = before(&server, 2);
+    let mut direct = server.direct();
+    let [mut holder, mut client] = [gate.redis_client(), gate.redis_client()];
+    holder.send(&words("XREAD BLOCK 400 STREAMS other $"));
+    blocked_on_server(&mut direct, 1);
+    let asked = Instant::now();
+    client.send(&words("XREAD BLOCK 700 STREAMS s $"));
+    assert_eq!(holder.reply(), Value::Null);
+    blocked_on_server(&mut direct, 1);
+    assert_eq!(client.reply(), Value::Null);
+    let time = millis(asked.elapsed());
+    assert!((690.0..1000.0).contains(&time), "{time} ms");
+}
+
 #[test]
 fn too_many_keys_for_one_call_wait_alone() {
     let server = Redis::start();

@@ -280,6 +280,14 @@ fn client(subcommand: &[u8], value: Option<&[u8]>) -> Carriage {
 /// is not understood.
 #[must_use]
 pub fn read_at_once<'a>(words: &[&'a [u8]]) -> Option<(Duration, Vec<&'a [u8]>)> {
+    let (at, time) = place_of_time(words)?;
+    Some((time, [words.get(..at.checked_sub(1)?)?, words.get(at + 1..)?].concat()))
+}
+
+/// Which word of an XREAD or XREADGROUP tells in milliseconds how long it waits, and how long that is. `None` if it waits for ever,
+/// or is not understood.
+#[must_use]
+pub fn place_of_time(words: &[&[u8]]) -> Option<(usize, Duration)> {
     let says = |at: usize, text: &str| {
         words.get(at).is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()))
     };
@@ -293,7 +301,7 @@ pub fn read_at_once<'a>(words: &[&'a [u8]]) -> Option<(Duration, Vec<&'a [u8]>)>
     while !says(at, "STREAMS") {
         at += match (says(at, "BLOCK"), says(at, "COUNT"), says(at, "NOACK")) {
             (true, ..) if found.is_none() => {
-                found = Some((at, milliseconds(words.get(at + 1)?)?));
+                found = Some((at + 1, milliseconds(words.get(at + 1)?)?));
                 2
             }
             (_, true, _) => 2,
@@ -301,8 +309,7 @@ pub fn read_at_once<'a>(words: &[&'a [u8]]) -> Option<(Duration, Vec<&'a [u8]>)>
             _ => return None,
         };
     }
-    let (at, time) = found.filter(|(_, time)| !time.is_zero())?;
-    Some((time, [words.get(..at)?, words.get(at + 2..)?].concat()))
+    found.filter(|(_, time)| !time.is_zero())
 }
 
 fn milliseconds(word: &[u8]) -> Option<Duration> {

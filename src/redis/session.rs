@@ -24,7 +24,7 @@ use std::task::{Context, Poll};
 
 use prometheus::IntGauge;
 use tokio::sync::oneshot;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::backend::Key;
 use super::command::{Carriage, Reason, Step, Word, carriage, step};
@@ -85,6 +85,8 @@ pub struct Session {
     subscribed: Option<Box<Subscribed>>,
     /// Where it waits for the server on a connection of its own, if it ever did.
     wait: Option<Arc<Wait>>,
+    /// When the command that waits on a connection of its own first asked for one.
+    wants_since: Option<Instant>,
     /// The server's answer to its CLIENT UNBLOCK is awaited.
     unblocking: Option<oneshot::Receiver<Vec<u8>>>,
     pub(super) closing: Closing,
@@ -228,6 +230,7 @@ impl Session {
             tail: Tail::Whole,
             subscribed: None,
             wait: None,
+            wants_since: None,
             unblocking: None,
             closing: Closing::No,
             sending: Sending::Open,

@@ -8,11 +8,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::{End, Moved, Purpose, Session, Special, State};
 use crate::redis::blocking::{Outcome, Seat, Stations, Terms, Way};
-use crate::redis::command::{Reason, read_at_once};
+use crate::redis::command::{Reason, place_of_time, read_at_once};
 use crate::redis::greeting::{ServerFacts, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::pop::{Catch, Head, Pop};
@@ -94,11 +94,47 @@ impl Session {
     }
 
     fn block_alone(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
+        self.wants_since = Some(Instant::now());
         self.hold(cx, Purpose::Hold(Reason::Blocking));
-        if let (State::Waiting(waiting), Some((time, _))) = (&mut self.state, read_at_once(words)) {
-            waiting.timer = Some(Box::pin(tokio::time::sleep(time)));
-        }
+        self.time_the_wait(words);
         Special::Blocked
+    }
+
+    /// The connection of the command in the inbox was lost before it was sent: it waits for another one, no longer than it wanted.
+    pub(super) fn hold_again(&mut self, cx: &mut Context<'_>, reason: Reason) {
+        self.hold(cx, Purpose::Again(reason));
+        let inbox = std::mem::take(&mut self.inbox);
+        let found = RequestScanner::default().advance(&inbox, self.request_limits());
+        if let Ok((used, Progress::Command)) = found {
+            let words: Vec<&[u8]> = Arguments::new(&inbox[..used]).collect();
+            self.time_the_wait(&words);
+        }
+        self.inbox = inbox;
+    }
+
+    fn time_the_wait(&mut self, words: &[&[u8]]) {
+        let (State::Waiting(waiting), Some((_, time))) = (&mut self.state, place_of_time(words))
+        else {
+            return;
+        };
+        let ends = self.wants_since.unwrap_or_else(Instant::now) + time;
+        waiting.timer = Some(Box::pin(tokio::time::sleep_until(ends)));
+    }
+
+    /// A read of streams that is to wait only for what is left of its time; `None` if that is all of it.
+    pub(super) fn with_time_left(&self, words: &[&[u8]]) -> Option<Vec<u8>> {
+        let (at, time) = place_of_time(words)?;
+        let gone = self.wants_since?.elapsed();
+        if gone.as_millis() == 0 {
+            return None;
+        }
+        // Nought would be for ever.
+        let left = time.saturating_sub(gone).as_millis().max(1).to_string();
+        let mut words = words.to_vec();
+        *words.get_mut(at)? = left.as_bytes();
+        let mut bytes = Vec::new();
+        write_command(&words, &mut bytes);
+        Some(bytes)
     }
 
     fn park(&mut self, cx: &mut Context<'_>, stations: &Arc<Stations>, pop: Pop) -> Special {

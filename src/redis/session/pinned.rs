@@ -153,7 +153,7 @@ impl Session {
             self.queue = pinned.take_queue();
             pinned.abandon("connection lost");
             match trial {
-                Trial::First => self.hold(cx, Purpose::Again(reason)),
+                Trial::First => self.hold_again(cx, reason),
                 Trial::Second => self.refuse_first(NOT_SENT, Purpose::Again(reason)),
             }
             return Ok(Moved::Yes);
@@ -357,6 +357,13 @@ impl Session {
         }
         let State::Pinned(pinned, _) = &mut self.state else { return Offered::Kept };
         self.upstream.scripts.note_doubtful(words.iter().copied());
+        let waits = pinned.hold() == Hold::First(Reason::Blocking);
+        let shorter = match progress {
+            Progress::Command if waits => self.with_time_left(words),
+            _ => None,
+        };
+        let raw = shorter.as_deref().unwrap_or(raw);
+        let State::Pinned(pinned, _) = &mut self.state else { return Offered::Kept };
         match pinned.take(words, how, raw) {
             Decision::Wait => Offered::Kept,
             Decision::Taken => {
