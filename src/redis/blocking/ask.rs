@@ -14,7 +14,18 @@ const TRIES: usize = 3;
 
 /// Sends `bytes`, one command, and waits for its reply.
 pub(super) async fn ask(way: Way, bytes: Vec<u8>, backlog: Arc<Backlog>) -> Vec<u8> {
-    send(&way, &bytes, Fate::Carried, &backlog).await.unwrap_or_default()
+    ask_all(way, bytes, 1, backlog).await
+}
+
+/// As [`ask`], for so many commands.
+pub(super) async fn ask_all(
+    way: Way,
+    bytes: Vec<u8>,
+    replies: u32,
+    backlog: Arc<Backlog>,
+) -> Vec<u8> {
+    let work = Work { bytes: &bytes, silent: 0, replies };
+    send(&way, work, Fate::Carried, &backlog).await.unwrap_or_default()
 }
 
 /// As [`ask`], for a command that names another connection by its number: the server that the lane finds when it has lost this one
@@ -22,7 +33,8 @@ pub(super) async fn ask(way: Way, bytes: Vec<u8>, backlog: Arc<Backlog>) -> Vec<
 pub(in crate::redis) async fn ask_here(way: Way, bytes: Vec<u8>, backlog: Arc<Backlog>) -> Vec<u8> {
     let mut reply = Vec::new();
     for _ in 0..TRIES {
-        match send(&way, &bytes, Fate::Here, &backlog).await {
+        let work = Work { bytes: &bytes, silent: 0, replies: 1 };
+        match send(&way, work, Fate::Here, &backlog).await {
             Some(answer) if is_unsent(&answer) => reply = answer,
             Some(answer) => return answer,
             None => {
@@ -36,9 +48,8 @@ pub(in crate::redis) async fn ask_here(way: Way, bytes: Vec<u8>, backlog: Arc<Ba
 }
 
 /// `None` if there is no connection that it could go over.
-async fn send(way: &Way, bytes: &[u8], fate: Fate, backlog: &Arc<Backlog>) -> Option<Vec<u8>> {
+async fn send(way: &Way, work: Work<'_>, fate: Fate, backlog: &Arc<Backlog>) -> Option<Vec<u8>> {
     let mailbox = Arc::new(Mailbox::new(Arc::clone(backlog)));
-    let work = Work { bytes, silent: 0, replies: 1 };
     let submitted = poll_fn(|cx| match way.lane.submit_as(cx, way.key, work, &mailbox, fate) {
         // It is woken when there is room.
         Submitted::Full => Poll::Pending,

@@ -15,7 +15,7 @@ use crate::redis::blocking::{Outcome, Seat, Stations, Terms, Way};
 use crate::redis::command::{Reason, place_of_time, read_at_once};
 use crate::redis::greeting::{ServerFacts, write_error};
 use crate::redis::lane::{Submitted, Work};
-use crate::redis::pop::{Catch, Head, Pop};
+use crate::redis::pop::{Catch, Head, KeyName, Pop};
 use crate::redis::roster::Ticket;
 use crate::redis::wire::{Arguments, Progress, RequestScanner, write_command};
 
@@ -26,10 +26,16 @@ const FIRST_VERSION: u32 = 7;
 
 /// What a session waits for, and how far it is.
 pub(in crate::redis) struct Parked {
+    waiter: Waiter,
+    stage: Stage,
+}
+
+struct Waiter {
     pop: Pop,
     /// Its place in the order of all: taken when it came, not when the attempt was answered.
     ticket: Ticket,
-    stage: Stage,
+    /// Keys that are no part of the attempt, because others wait for them already.
+    untried: Vec<KeyName>,
     /// Runs out when it has waited as long as it wanted.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -48,7 +54,7 @@ impl Parked {
     }
 
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
+        self.waiter.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
     }
 }
 
@@ -140,38 +146,33 @@ impl Session {
     fn park(&mut self, cx: &mut Context<'_>, stations: &Arc<Stations>, pop: Pop) -> Special {
         let timer = pop.timeout.map(|time| Box::pin(tokio::time::sleep(time)));
         let free = stations.free_keys(self.identity.db, &pop);
-        let ticket = stations.ticket();
+        let untried = pop.keys.iter().filter(|key| !free.contains(*key)).cloned().collect();
+        let waiter = Waiter { pop, ticket: stations.ticket(), untried, timer };
         if free.is_empty() {
             self.upstream.metrics.requests.inc();
-            self.sit_down(cx, stations, ticket, pop, timer);
+            self.sit_down(cx, stations, waiter);
             return Special::Blocked;
         }
         let mut bytes = Vec::new();
-        pop.write_attempt(&free, &mut bytes);
+        waiter.pop.write_attempt(&free, &mut bytes);
         let work = Work { bytes: &bytes, silent: 0, replies: 1 };
         if self.room() == 0 || self.send(cx, work) != Submitted::Taken {
             return Special::Blocked;
         }
         let stage = Stage::Attempt(Vec::new());
-        self.state = State::Parked(Box::new(Parked { pop, ticket, stage, timer }));
+        self.state = State::Parked(Box::new(Parked { waiter, stage }));
         Special::Blocked
     }
 
     /// Takes a place at the station.
-    fn sit_down(
-        &mut self,
-        cx: &mut Context<'_>,
-        stations: &Arc<Stations>,
-        ticket: Ticket,
-        pop: Pop,
-        timer: Option<Pin<Box<Sleep>>>,
-    ) {
+    fn sit_down(&mut self, cx: &mut Context<'_>, stations: &Arc<Stations>, waiter: Waiter) {
         let key = self.key();
         let way = Way { lane: Arc::clone(self.upstream.lane(key)), key };
-        match stations.join(ticket, key.db, &pop, self.identity.id, &way) {
+        match stations.join(waiter.ticket, key.db, &waiter.pop, self.identity.id, &way) {
             Some(seat) => {
+                seat.has_not_tried(&waiter.untried);
                 let stage = Stage::Seated(seat);
-                self.state = State::Parked(Box::new(Parked { pop, ticket, stage, timer }));
+                self.state = State::Parked(Box::new(Parked { waiter, stage }));
             }
             None => self.hold(cx, Purpose::Hold(Reason::Blocking)),
         }
@@ -195,7 +196,7 @@ impl Session {
         self.upstream.backlog.settle(piece.len());
         self.mailbox.note_taken(piece.len());
         head.append(&mut piece);
-        let found = parked.pop.read_head(head);
+        let found = parked.waiter.pop.read_head(head);
         let head = std::mem::take(head);
         match found {
             Head::More if mail.owed > 0 => {
@@ -224,9 +225,8 @@ impl Session {
         let State::Parked(parked) = std::mem::replace(&mut self.state, State::Shared) else {
             return;
         };
-        let Parked { pop, ticket, timer, .. } = *parked;
         if let Some(stations) = self.upstream.stations.clone() {
-            self.sit_down(cx, &stations, ticket, pop, timer);
+            self.sit_down(cx, &stations, parked.waiter);
         }
     }
 
@@ -234,7 +234,7 @@ impl Session {
         let State::Parked(parked) = &mut self.state else { return Ok(Moved::No) };
         let late = parked.is_late(cx);
         if late {
-            parked.timer = None;
+            parked.waiter.timer = None;
         }
         let Stage::Seated(seat) = &parked.stage else { return Ok(Moved::No) };
         if late {
@@ -265,7 +265,7 @@ impl Session {
             return Err(End("the client is gone"));
         }
         let mut reply = Vec::new();
-        parked.pop.write_reply(&catch, self.identity.proto, &mut reply);
+        parked.waiter.pop.write_reply(&catch, self.identity.proto, &mut reply);
         let reply = self.look_at(reply);
         let State::Parked(parked) = &mut self.state else { return Ok(Moved::No) };
         let Stage::Seated(seat) = &parked.stage else { return Ok(Moved::No) };
