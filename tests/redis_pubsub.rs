@@ -245,6 +245,28 @@ fn subscriptions_outlive_their_connection() {
     gate.assert_alive();
 }
 
+/// A server that answers nothing but that it is busy does not end what was subscribed.
+#[test]
+fn subscriptions_outlive_a_busy_server() {
+    let server = Redis::start();
+    let mut gate = before(&server, 3);
+    let [mut old, mut new] = [gate.redis_client(), gate.redis_client()];
+    old.command(&["SUBSCRIBE", "a"]);
+    let mut direct = server.direct();
+    direct.command(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
+    let busy = "local from = redis.call('TIME') repeat local now = redis.call('TIME') \
+                until (now[1] - from[1]) * 1000000 + now[2] - from[2] > 600000 return 'over'";
+    let told = direct.pipeline(&[&["CLIENT", "KILL", "TYPE", "pubsub"], &["EVAL", busy, "0"]]);
+    assert_eq!(told, [Value::Integer(1), Value::bulk("over")]);
+    eventually("it is subscribed anew", || {
+        (direct.command(&["PUBLISH", "a", "x"]) == Value::Integer(1)).then_some(())
+    });
+    assert_eq!(old.reply().words(), message("a", "x"));
+    assert_eq!(new.command(&["SUBSCRIBE", "a"]).words(), ["subscribe", "a", "1"]);
+    assert!(!gate.output().contains("disconnected a subscriber"));
+    gate.assert_alive();
+}
+
 /// While the server is away a subscription waits; a session that was subscribed before finds it again.
 #[test]
 fn subscriptions_outlive_their_server() {

@@ -539,20 +539,41 @@ impl Hub {
         inner.changed.push_back((kind, Arc::clone(name)));
     }
 
-    /// The server has refused a subscription.
-    fn refused(&self, kind: Kind, name: &Name, text: &Arc<str>) {
+    /// The server has refused a subscription, for good or for now. Then those who were told that they are subscribed wait for it.
+    fn refused(&self, kind: Kind, name: &Name, text: &Arc<str>, refusal: Refusal) {
         let mut inner = self.lock();
-        let Some(topic) = inner.topics[kind.place()].remove(name) else { return };
-        for member in topic.members.values() {
-            match member.standing {
+        let Some(topic) = inner.topics[kind.place()].get_mut(name) else { return };
+        topic.stand = Stand::Absent;
+        let before = topic.members.len();
+        topic.members.retain(|_, member| match (member.standing, refusal) {
+            (Standing::Told, Refusal::Passing) => true,
+            (Standing::Told, Refusal::Lasting) => {
                 // It believes that it is subscribed: only a new connection tells it otherwise.
-                Standing::Told => member.letters.cut(),
-                Standing::Waits(_) => member.letters.settle(Some(text)),
+                member.letters.cut();
+                false
             }
+            (Standing::Waits(_), _) => {
+                member.letters.settle(Some(text));
+                false
+            }
+        });
+        let (left, gone) = (topic.members.len(), before - topic.members.len());
+        if left == 0 {
+            inner.topics[kind.place()].remove(name);
         }
-        inner.forget(topic.members.len());
-        let gone = i64::try_from(topic.members.len()).unwrap_or(i64::MAX);
-        self.pool.metrics().subscriptions.sub(gone);
+        inner.forget(gone);
+        self.pool.metrics().subscriptions.sub(i64::try_from(gone).unwrap_or(i64::MAX));
+    }
+
+    /// What the server has refused for a while is asked for again.
+    fn ask_again(&self) {
+        let mut inner = self.lock();
+        let Inner { topics, changed, .. } = &mut *inner;
+        for kind in Kind::ALL {
+            let absent =
+                topics[kind.place()].iter().filter(|(_, topic)| topic.stand == Stand::Absent);
+            changed.extend(absent.map(|(name, _)| (kind, Arc::clone(name))));
+        }
     }
 
     /// A message has come.
@@ -579,6 +600,22 @@ impl Hub {
 enum Change {
     Join,
     Leave,
+}
+
+/// Whether a refusal is the last word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Lasting,
+    /// The server does something else now.
+    Passing,
+}
+
+impl Refusal {
+    fn of(text: &str) -> Self {
+        let passing = ["BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN"];
+        let code = text.split(' ').next().unwrap_or_default();
+        if passing.contains(&code) { Self::Passing } else { Self::Lasting }
+    }
 }
 
 impl Inner {
