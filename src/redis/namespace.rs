@@ -184,7 +184,9 @@ impl Namespace {
         let words: Vec<&[u8]> = arguments.by_ref().take(2).collect();
         let behind = command.len() - arguments.rest().len();
         let known = look_up(&words).filter(|command| command.names_its_second_word_only());
-        let (Some(known), [name, _]) = (known, &words[..]) else {
+        // Without what ends it the name can't be told from what it would become.
+        let ends = !arguments.rest().is_empty();
+        let (Some(known), [name, _], true) = (known, &words[..], ends) else {
             let why = "is too long for tidegate to tell what it names";
             return Err(self.refusal(look_up(&words), &words, Ground::Command, why));
         };

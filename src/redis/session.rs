@@ -347,7 +347,8 @@ impl Session {
     fn bound_inbox(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let partial = self.inbox.len() == self.scanner.length();
         let large = self.inbox.len() > self.upstream.limits.understood_frame_bytes;
-        if !(partial && large && matches!(self.state, State::Shared) && self.mailbox.is_quiet()) {
+        let ready = matches!(self.state, State::Shared) && !self.awaits_replies();
+        if !(partial && large && ready) {
             return Ok(());
         }
         if let Err(refusal) = self.large_form(&self.inbox) {
@@ -364,6 +365,16 @@ impl Session {
         }
         self.scanner = RequestScanner::default();
         Ok(())
+    }
+
+    /// Whether something is on its way for the client, or will be sent for it.
+    fn awaits_replies(&self) -> bool {
+        !self.mailbox.is_quiet() || self.gate.as_ref().is_some_and(|gate| gate.runs_errand())
+    }
+
+    /// Whether no more can be read: what the inbox holds is too large, and can't go on yet.
+    pub(super) fn is_full(&self) -> bool {
+        self.inbox.len() > self.upstream.limits.understood_frame_bytes && self.awaits_replies()
     }
 
     /// Carries as many whole commands of `bytes` as may go now, the first `seen` bytes of which were scanned before: how many bytes are
@@ -418,6 +429,7 @@ impl Session {
                     return Ok(begin);
                 }
                 self.upstream.metrics.transactions.inc();
+                self.note_commands(replies);
                 at = begin + length;
                 begin = at;
                 continue;
@@ -473,9 +485,7 @@ impl Session {
         let work = Work { bytes, silent: 0, replies };
         match self.send(cx, work) {
             Submitted::Taken => {
-                if let Some(gate) = &self.gate {
-                    gate.metrics().commands.inc_by(u64::from(replies));
-                }
+                self.note_commands(replies);
                 begin
             }
             Submitted::Full | Submitted::Shut => from,
@@ -510,11 +520,16 @@ impl Session {
         lane
     }
 
+    /// Bytes of replies that the client has not taken.
+    pub(super) fn unread(&self) -> usize {
+        self.out.bytes.len() - self.out.at
+    }
+
     /// How many commands may go over the lane now.
     fn room(&self) -> u32 {
         let busy =
             self.amending.is_some() || self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
-        if busy || self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
+        if busy || self.unread() >= UNREAD_LIMIT {
             return 0;
         }
         let depth = u32::try_from(self.upstream.limits.pipeline_depth).unwrap_or(u32::MAX);
@@ -523,6 +538,10 @@ impl Session {
 
     /// An inline command, or one that does not go over the lane.
     fn special(&mut self, cx: &mut Context<'_>, command: &[u8], progress: Progress) -> Special {
+        // What the session answers by itself would pile up, too.
+        if self.unread() >= UNREAD_LIMIT {
+            return Special::Blocked;
+        }
         let inline;
         let mut words: Vec<&[u8]> = Vec::new();
         match progress {

@@ -9,7 +9,7 @@ use std::task::Context;
 
 use super::{Closing, MailState, Session, Special, State};
 use crate::metrics::NamespaceMetrics;
-use crate::redis::command::{Carriage, Reason, Step, Word, look_up, step};
+use crate::redis::command::{Carriage, Reason, Step, Word, carriage, look_up, step};
 use crate::redis::greeting::{Proto, Standing, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::namespace::replies::{ReplyFilter, Shape};
@@ -31,6 +31,7 @@ pub(in crate::redis) struct Gate {
     /// Commands of the transaction, and which of their replies are to be looked at.
     queued: u64,
     shapes: Vec<(u64, Shape)>,
+    shape_bytes: usize,
 }
 
 /// What becomes of the rest of a command whose beginning is known.
@@ -85,8 +86,9 @@ const FEW: usize = 16;
 
 /// Most bytes of a reply within a work of several steps: a thousand names.
 const PAGE_BYTES: usize = 64 * 1024 * 1024;
-/// Replies of one transaction that are to be looked at.
+/// Replies of one transaction that are to be looked at, and most bytes of what is kept for them.
 const SHAPES: usize = 10_000;
+const SHAPE_BYTES: usize = 4 * 1024 * 1024;
 
 const TOO_LONG: &str = "ERR tidegate: the names of this namespace are too long to be told or removed by the thousand; \
      use SCAN with a small COUNT; the connection is closed";
@@ -103,6 +105,7 @@ impl Gate {
             rest: Rest::Heard,
             queued: 0,
             shapes: Vec::new(),
+            shape_bytes: 0,
         })
     }
 
@@ -142,13 +145,31 @@ impl Gate {
         self.seen = 0;
     }
 
-    fn has_room_for_shape(&self) -> bool {
-        self.shapes.len() < SHAPES
+    fn has_room_for_shape(&self, shape: &Shape) -> bool {
+        self.shapes.len() < SHAPES && self.shape_bytes + shape.bytes() <= SHAPE_BYTES
+    }
+
+    /// What is to be done about a reply in a transaction; `None`: it is one too many. An error's wording is worth no refusal.
+    fn shape_in_transaction(&self, shape: Shape) -> Option<Shape> {
+        match shape {
+            Shape::Plain => Some(Shape::Plain),
+            shape if self.has_room_for_shape(&shape) => Some(shape),
+            Shape::Script(_) => Some(Shape::Plain),
+            _ => None,
+        }
+    }
+
+    fn keep_shape(&mut self, shape: Shape) {
+        if shape != Shape::Plain {
+            self.shape_bytes += shape.bytes();
+            self.shapes.push((self.queued, shape));
+        }
+        self.queued += 1;
     }
 
     /// A transaction has begun or ended.
     fn forget_transaction(&mut self) -> Vec<(u64, Shape)> {
-        self.queued = 0;
+        (self.queued, self.shape_bytes) = (0, 0);
         std::mem::take(&mut self.shapes)
     }
 }
@@ -230,7 +251,9 @@ impl Session {
     pub(super) fn passes_as_sent(&self, command: &[u8]) -> bool {
         let Some(gate) = &self.gate else { return true };
         let words: Vec<&[u8]> = Arguments::new(command).collect();
-        gate.namespace().mode == Mode::Enforce && gate.judge(&words) == Judgement::Passes
+        gate.namespace().mode == Mode::Enforce
+            && gate.judge(&words) == Judgement::Passes
+            && !is_of_connection(&words, carriage(words.iter().copied()))
     }
 
     /// A command that does not simply go over the lane comes to the gate.
@@ -246,23 +269,25 @@ impl Session {
         let Some(gate) = &self.gate else { return Passed::AsIs };
         let (quiet, in_transaction) = (self.mailbox.is_quiet(), self.queue.is_some());
         match gate.judge(words) {
+            // It will be told that it listens, and nothing else comes.
+            Judgement::Becomes(words, _) if self.listens_only() => Passed::As(words, Shape::Plain),
+            Judgement::Errand(_) if self.listens_only() => Passed::AsIs,
             _ if in_transaction && is_of_connection(words, how) => {
                 self.refuse_at_gate(&not_here(words))
             }
             Judgement::Errand(_) if in_transaction => self.refuse_at_gate(&not_here(words)),
-            Judgement::Becomes(_, shape)
-                if in_transaction && shape != Shape::Plain && !gate.has_room_for_shape() =>
-            {
-                self.refuse_at_gate(&too_many(words))
+            Judgement::Becomes(becomes, shape) if in_transaction => {
+                match gate.shape_in_transaction(shape) {
+                    Some(shape) => Passed::As(becomes, shape),
+                    None => self.refuse_at_gate(&too_many(words)),
+                }
             }
             Judgement::Passes => Passed::AsIs,
             // The wording of an error is not worth a round trip.
-            Judgement::Becomes(words, Shape::Script(_)) if !in_transaction && !quiet => {
+            Judgement::Becomes(words, Shape::Script(_)) if !quiet => {
                 Passed::As(words, Shape::Plain)
             }
-            Judgement::Becomes(words, shape)
-                if shape == Shape::Plain || in_transaction || quiet =>
-            {
+            Judgement::Becomes(words, shape) if shape == Shape::Plain || quiet => {
                 Passed::As(words, shape)
             }
             Judgement::Becomes(..) => Passed::Waits,
@@ -276,16 +301,16 @@ impl Session {
                         Some(Box::new(Running { errand, step: StepOf::Due, reply: Vec::new() }));
                 }
                 self.upstream.metrics.requests.inc();
-                self.note_command();
+                self.note_commands(1);
                 self.send_step(cx);
                 Passed::Taken
             }
         }
     }
 
-    fn note_command(&self) {
+    pub(super) fn note_commands(&self, count: u32) {
         if let Some(gate) = &self.gate {
-            gate.metrics().commands.inc();
+            gate.metrics().commands.inc_by(u64::from(count));
         }
     }
 
@@ -302,7 +327,7 @@ impl Session {
     pub(super) fn count_refusal(&self, refusal: &Refusal) {
         let Some(gate) = &self.gate else { return };
         self.upstream.metrics.requests.inc();
-        self.note_command();
+        self.note_commands(1);
         gate.metrics().refuse(refusal.command, refusal.ground.label());
         tracing::debug!(
             namespace = &*gate.namespace().name,
@@ -324,7 +349,7 @@ impl Session {
 
     /// What follows for the replies from a command that was taken with these words.
     pub(super) fn note_passed(&mut self, words: &[&[u8]], shape: Shape, in_transaction: bool) {
-        self.note_command();
+        self.note_commands(1);
         let Some(gate) = &mut self.gate else { return };
         match step(words.first().copied().unwrap_or_default()) {
             Step::Exec if in_transaction => {
@@ -337,10 +362,7 @@ impl Session {
             Step::Multi if in_transaction => {}
             Step::Multi | Step::Discard => drop(gate.forget_transaction()),
             Step::Other | Step::Unwatch if in_transaction => {
-                if shape != Shape::Plain {
-                    gate.shapes.push((gate.queued, shape));
-                }
-                gate.queued += 1;
+                gate.keep_shape(shape);
             }
             _ => self.await_shape(shape),
         }
@@ -378,6 +400,8 @@ impl Session {
         let Some(gate) = &mut self.gate else { return };
         let Some(filter) = &mut gate.filter else { return };
         let before = self.out.bytes.len();
+        let room = self.upstream.limits.reply_bytes_total;
+        filter.make_room(room.saturating_sub(self.upstream.backlog.bytes()));
         let raw = self.out.bytes.split_off(gate.seen.min(before));
         let read = filter.advance(&raw, &mut self.out.bytes);
         gate.seen = self.out.bytes.len();
@@ -395,6 +419,12 @@ impl Session {
         self.out.counted -= gone;
         self.mailbox.note_taken(gone);
         self.upstream.backlog.settle(gone);
+        // What the filter has kept until now waits for the client again.
+        let kept = self.out.bytes.len().saturating_sub(before);
+        if !matches!(self.state, State::Pinned(..)) {
+            self.out.counted += kept;
+            self.mailbox.note_kept(kept);
+        }
     }
 
     /// A reply that does not pass through the outbox.
@@ -495,18 +525,19 @@ impl Session {
             {
                 not_here(words)
             }
-            Judgement::Becomes(_, shape)
-                if queueing && shape != Shape::Plain && !gate.has_room_for_shape() =>
-            {
-                too_many(words)
+            Judgement::Becomes(becomes, shape) if queueing => {
+                match gate.shape_in_transaction(shape) {
+                    Some(shape) => return Passed::As(becomes, shape),
+                    None => too_many(words),
+                }
             }
             Judgement::Passes if exec && !alone => return Passed::Waits,
             Judgement::Passes => return Passed::AsIs,
             Judgement::Script => return Passed::Waits,
-            Judgement::Becomes(words, Shape::Script(_)) if !queueing && !alone => {
+            Judgement::Becomes(words, Shape::Script(_)) if !alone => {
                 return Passed::As(words, Shape::Plain);
             }
-            Judgement::Becomes(_, shape) if shape != Shape::Plain && !queueing && !alone => {
+            Judgement::Becomes(_, shape) if shape != Shape::Plain && !alone => {
                 return Passed::Waits;
             }
             Judgement::Becomes(words, shape) => return Passed::As(words, shape),

@@ -173,7 +173,7 @@ impl Session {
         let inbox = std::mem::take(&mut self.inbox);
         let (mut at, mut begin) = (self.scanner.length(), 0);
         let mut moved = Moved::No;
-        while at < inbox.len() && self.closing == Closing::No {
+        while at < inbox.len() && self.closing == Closing::No && self.unread() < PINNED_BUFFER {
             let depth = self.upstream.limits.pipeline_depth;
             let limits = self.request_limits();
             let State::Pinned(pinned, slow) = &mut self.state else { break };

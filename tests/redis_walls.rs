@@ -1,0 +1,242 @@
+//! Namespaces: ways around the wall, past its bounds, or into disorder, each of which was open once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::io::Write;
+use std::time::Duration;
+
+use support::eventually;
+use support::redis::Redis;
+use support::resp::{Connection, Value, encode};
+use support::tidegate::{Setup, Tidegate};
+
+struct Stage {
+    server: Redis,
+    gate: Tidegate,
+}
+
+impl Stage {
+    /// `cache` says its names, `queue` knows of none; there are more lines for each, and for all.
+    fn with(lines: &str, of_each: &str) -> Self {
+        let server = Redis::start();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!(
+            "[redis]\n{lines}\n\
+             [[redis.namespaces]]\nname = \"cache\"\nreadable = [\"shared:\"]\npassword = \"x\"\n{of_each}\n\
+             [[redis.namespaces]]\nname = \"queue\"\nmode = \"prefix\"\npassword = \"x\"\n{of_each}\n"
+        );
+        std::fs::write(file.path(), text).unwrap();
+        let gate = Setup::new().redis(&server).pool_size(4).config(file.path()).start();
+        Self { server, gate }
+    }
+
+    fn new() -> Self {
+        Self::with("", "")
+    }
+
+    fn client(&self, namespace: &str) -> Connection {
+        let mut client = self.gate.redis_client();
+        assert_eq!(client.command(&["AUTH", namespace, "x"]), ok());
+        client
+    }
+}
+
+fn ok() -> Value {
+    Value::simple("OK")
+}
+
+fn queued() -> Value {
+    Value::simple("QUEUED")
+}
+
+/// A transaction that comes in one piece goes over the lane as it was sent: not with what tells of the server's keys.
+#[test]
+fn a_transaction_in_one_piece_is_not_told_how_many_keys_there_are() {
+    let stage = Stage::new();
+    stage.server.direct().command(&["MSET", "queue:a", "1", "queue:b", "2"]);
+    for namespace in ["cache", "queue"] {
+        let mut client = stage.client(namespace);
+        let told = client.pipeline(&[&["MULTI"], &["INFO", "keyspace"], &["EXEC"], &["PING"]]);
+        assert!(told[1].error().starts_with("NOPERM"), "{namespace}: {told:?}");
+        assert_eq!(told[3], Value::simple("PONG"));
+    }
+}
+
+#[test]
+fn a_transaction_in_one_piece_is_counted() {
+    let stage = Stage::new();
+    let mut cache = stage.client("cache");
+    let count =
+        || stage.gate.page().sum("tidegate_namespace_commands_total", &[("namespace", "cache")]);
+    let before = count();
+    cache.pipeline(&[&["MULTI"], &["SET", "cache:a", "1"], &["GET", "cache:a"], &["EXEC"]]);
+    assert_eq!(count() - before, 4.0);
+}
+
+/// What a listener in RESP2 may not say is refused, and nothing is awaited for it.
+#[test]
+fn a_listener_that_asks_for_names_goes_on_listening() {
+    let stage = Stage::new();
+    for (namespace, channel) in [("cache", "cache:news"), ("queue", "news")] {
+        let mut client = stage.client(namespace);
+        client.command(&["SUBSCRIBE", channel]);
+        for words in [
+            &["KEYS", "*"][..],
+            &["SCAN", "0"],
+            &["DBSIZE"],
+            &["LMPOP", "1", channel, "LEFT"],
+            &["XREAD", "STREAMS", channel, "0"],
+            &["EVAL", "return 1", "0"],
+        ] {
+            let told = client.command(words);
+            assert!(told.error().contains("are allowed in this context"), "{words:?}: {told:?}");
+            assert_eq!(client.command(&["PING"]).words(), ["pong", ""], "{words:?}");
+        }
+        stage.client(namespace).command(&["PUBLISH", channel, "hello"]);
+        assert_eq!(client.reply().words(), ["message", channel, "hello"]);
+    }
+}
+
+/// Bytes that a client may be made to hold while it reads nothing.
+fn grows_no_more_than(stage: &Stage, kib: u64, mut tries: impl FnMut()) {
+    let before = stage.gate.resident_kib();
+    tries();
+    let grown = stage.gate.resident_kib().saturating_sub(before);
+    assert!(grown < kib, "{grown} KiB more");
+}
+
+fn send_until_full(client: &Connection, bytes: &[u8], times: usize) -> usize {
+    client.stream().set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    (0..times).take_while(|_| client.stream().write_all(bytes).is_ok()).count()
+}
+
+#[test]
+fn refusals_that_nobody_reads_are_not_piled_up() {
+    let stage = Stage::new();
+    for words in [&["GET", "queue:a"][..], &["CLIENT", "LIST"]] {
+        let client = stage.client("cache");
+        let many = encode(words).repeat(1_000);
+        grows_no_more_than(&stage, 30_000, || {
+            assert!(send_until_full(&client, &many, 2_000) < 2_000);
+        });
+    }
+    // On a connection of its own.
+    let mut client = stage.client("cache");
+    assert_eq!(client.command(&["WATCH", "cache:a"]), ok());
+    let many = encode(&["CLIENT", "ID"]).repeat(1_000);
+    grows_no_more_than(&stage, 30_000, || {
+        assert!(send_until_full(&client, &many, 10_000) < 10_000);
+    });
+}
+
+#[test]
+fn what_is_to_be_chosen_in_a_transaction_is_bounded() {
+    let stage = Stage::new();
+    for watched in [false, true] {
+        let mut client = stage.client("cache");
+        if watched {
+            client.command(&["WATCH", "cache:a"]);
+        }
+        assert_eq!(client.command(&["MULTI"]), ok());
+        let pattern = format!("*{}", "x".repeat(500_000));
+        grows_no_more_than(&stage, 30_000, || {
+            let told: Vec<Value> = (0..150).map(|_| client.command(&["KEYS", &pattern])).collect();
+            assert!(told.iter().any(|one| *one == queued()));
+            assert!(told.last().unwrap().error().contains("transaction"), "{:?}", told.last());
+        });
+        assert!(client.command(&["EXEC"]).error().starts_with("EXECABORT"));
+    }
+}
+
+/// The name of a large command is rewritten with what ends it, or not at all.
+#[test]
+fn a_large_name_that_is_cut_before_its_end_breaks_nothing() {
+    let stage = Stage::new();
+    // Everything but what ends it fits into one MiB and the last read.
+    let name = "n".repeat(1_048_560);
+    for cut in [0, 1] {
+        let mut client = stage.client("queue");
+        let bytes = encode(&["SET", &name, "v"]);
+        let at = bytes.len() - b"\r\n$1\r\nv\r\n".len() + cut;
+        client.send(&bytes[..at]);
+        let held =
+            || stage.gate.redis_metric("tidegate_server_connections", &[("state", "pinned")]);
+        // Either it is refused, or it is on its way: by then it has been looked at.
+        client.stream().set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let _maybe = client.stream().peek(&mut [0; 1]);
+        client.stream().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.send(&bytes[at..]);
+        let told = client.reply();
+        assert!(told == ok() || told.error().contains("is too long"), "{cut}: {told:?}");
+        assert_eq!(client.command(&["PING"]), Value::simple("PONG"), "{cut}");
+        eventually("nothing is held", || (held() == 0.0).then_some(()));
+    }
+}
+
+#[test]
+fn the_error_names_the_key_and_leaves_the_group() {
+    let stage = Stage::new();
+    let mut client = stage.client("queue");
+    client.command(&["XADD", "s", "1-1", "f", "v"]);
+    for words in [
+        &["XREADGROUP", "GROUP", "queue:g", "c", "STREAMS", "s", ">"][..],
+        &["XGROUP", "DELCONSUMER", "s", "queue:g", "c"],
+        &["XINFO", "CONSUMERS", "s", "queue:g"],
+    ] {
+        let told = client.command(words);
+        let shown = told.error();
+        assert!(shown.contains("'queue:g'") && shown.contains("'s'"), "{words:?}: {shown}");
+    }
+}
+
+/// While a reply is owed, a large value is not read any further than it may be held.
+#[test]
+fn a_large_value_behind_a_slow_reply_is_not_held_whole() {
+    let stage = Stage::new();
+    for namespace in ["cache", "queue"] {
+        let mut client = stage.client(namespace);
+        let key = if namespace == "cache" { "cache:a" } else { "a" };
+        client.command(&["SET", key, "v"]);
+        stage.server.direct().command(&["CLIENT", "PAUSE", "3000", "ALL"]);
+        client.send(&encode(&["GET", key]));
+        client.send(
+            format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n$300000000\r\n", key.len()).as_bytes(),
+        );
+        grows_no_more_than(&stage, 30_000, || {
+            assert!(send_until_full(&client, &vec![b'v'; 1_000_000], 300) < 300);
+        });
+    }
+}
+
+/// Lists of names that nobody reads: they are held for all together, not for each.
+#[test]
+fn chosen_names_that_nobody_reads_are_not_held_for_each() {
+    let stage = Stage::with("reply_bytes_total = 20000000", "");
+    let mut direct = stage.server.direct();
+    let name = "n".repeat(7_000);
+    for number in 0..1_000 {
+        direct.command(&["SET", &format!("cache:{name}{number}"), ""]);
+    }
+    let mut clients: Vec<Connection> = (0..30).map(|_| stage.client("cache")).collect();
+    grows_no_more_than(&stage, 90_000, || {
+        for client in &mut clients {
+            client.send(&encode(&["KEYS", "*n*"]));
+        }
+        let commands = || {
+            let labels = [("namespace", "cache")];
+            stage.gate.page().sum("tidegate_namespace_commands_total", &labels)
+        };
+        eventually("all have asked", || (commands() >= 30.0).then_some(()));
+        // Whoever comes is answered all the same.
+        let mut other = stage.client("cache");
+        assert_eq!(other.command(&["SET", "cache:x", "1"]), ok());
+        eventually("the last was answered", || {
+            let stream = clients.last().unwrap().stream();
+            stream.set_nonblocking(true).unwrap();
+            let here = stream.peek(&mut [0; 1]);
+            stream.set_nonblocking(false).unwrap();
+            here.is_ok().then_some(())
+        });
+    });
+}
