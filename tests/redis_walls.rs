@@ -1,10 +1,10 @@
-//! Namespaces: ways around the wall, past its bounds, or into disorder, each of which was open once.
+//! Namespaces: ways around the wall, past its bounds, or into disorder, each of which was open once; and limits that are set.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod support;
 
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::eventually;
 use support::redis::Redis;
@@ -238,5 +238,92 @@ fn chosen_names_that_nobody_reads_are_not_held_for_each() {
             stream.set_nonblocking(false).unwrap();
             here.is_ok().then_some(())
         });
+    });
+}
+
+/// Who sends more commands a second than its namespace may waits, and nobody else does.
+#[test]
+fn a_namespace_sends_no_more_commands_a_second_than_it_may() {
+    let stage = Stage::with("", "commands_per_second = 200");
+    let waits = |namespace: &str, limit: &str| {
+        let labels = [("namespace", namespace), ("limit", limit)];
+        stage.gate.page().sum("tidegate_namespace_waits_total", &labels)
+    };
+    let mut quick = stage.client("queue");
+    let mut clients = [stage.client("cache"), stage.client("cache")];
+    let began = Instant::now();
+    // A second's worth at once; the rest in the second and a half behind it, in whatever form.
+    for client in &mut clients {
+        client.send(&encode(&["INCR", "cache:n"]).repeat(200));
+        client.send(&encode(&["GET", "queue:n"]).repeat(20));
+        client.send(&encode(&["KEYS", "cache:n"]).repeat(20));
+        client.send(&encode(&["WATCH", "cache:n"]));
+        client.send(&encode(&["INCR", "cache:n"]).repeat(9));
+    }
+    let asked = Instant::now();
+    assert_eq!(quick.command(&["GET", "a"]), Value::Null);
+    assert!(asked.elapsed() < Duration::from_millis(400), "{:?}", asked.elapsed());
+    for client in &mut clients {
+        let told: Vec<Value> = (0..250).map(|_| client.reply()).collect();
+        assert!(told[..200].iter().all(|one| matches!(one, Value::Integer(_))));
+        assert!(told[200..220].iter().all(|one| one.error().starts_with("NOPERM")));
+        assert!(matches!(told[249], Value::Integer(_)), "{:?}", told[249]);
+    }
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(1_300) && took < Duration::from_secs(4), "{took:?}");
+    assert!(waits("cache", "commands") > 0.0);
+    assert_eq!(waits("queue", "commands"), 0.0);
+    // What was used is used: another client waits, too.
+    let asked = Instant::now();
+    let mut other = stage.client("cache");
+    other.pipeline(&[&["PING"][..]; 100]);
+    assert!(asked.elapsed() > Duration::from_millis(300), "{:?}", asked.elapsed());
+}
+
+/// One that waits for leave is still seen to go, and the drain ends it.
+#[test]
+fn who_waits_for_leave_is_seen_to_go() {
+    let stage = Stage::with("", "commands_per_second = 1");
+    let mut client = stage.client("cache");
+    client.send(&encode(&["PING"]).repeat(30));
+    assert_eq!(client.reply(), Value::simple("PONG"));
+    let clients = || stage.gate.page().sum("tidegate_namespace_clients", &[("namespace", "cache")]);
+    assert_eq!(clients(), 1.0);
+    client.hang_up();
+    eventually("it has gone", || (clients() == 0.0).then_some(()));
+}
+
+#[test]
+fn a_namespace_keeps_no_more_connections_than_it_may() {
+    let stage = Stage::with("wait_ms = 700", "pinned_limit = 1");
+    let gauge = |name: &str, labels: &[(&str, &str)]| stage.gate.page().sum(name, labels);
+    let cache = [("namespace", "cache")];
+    let mut first = stage.client("cache");
+    assert_eq!(first.command(&["WATCH", "cache:a"]), ok());
+    let mut second = stage.client("cache");
+    second.send(&encode(&["WATCH", "cache:b"]));
+    let waits = [("namespace", "cache"), ("limit", "pinned")];
+    eventually("it waits", || {
+        (gauge("tidegate_namespace_waits_total", &waits) == 1.0).then_some(())
+    });
+    // Others are not kept waiting, of this namespace for what is shared, of another for anything.
+    assert_eq!(stage.client("cache").command(&["GET", "cache:a"]), Value::Null);
+    assert_eq!(stage.client("queue").command(&["WATCH", "a"]), ok());
+    assert_eq!(gauge("tidegate_namespace_pinned", &cache), 1.0);
+    assert_eq!(first.command(&["UNWATCH"]), ok());
+    assert_eq!(second.reply(), ok());
+    // In vain.
+    let mut third = stage.client("cache");
+    let told = third.command(&["XREAD", "BLOCK", "0", "STREAMS", "cache:s", "$"]);
+    assert!(told.error().contains("redis.namespaces.pinned_limit"), "{told:?}");
+    assert_eq!(third.command(&["PING"]), Value::simple("PONG"));
+    // One with a time of its own has waited long enough by then.
+    let told = third.command(&["XREAD", "BLOCK", "100", "STREAMS", "cache:s", "$"]);
+    assert_eq!(told, Value::Null);
+    second.hang_up();
+    assert_eq!(third.command(&["WATCH", "cache:c"]), ok());
+    third.hang_up();
+    eventually("none is kept", || {
+        (gauge("tidegate_namespace_pinned", &cache) == 0.0).then_some(())
     });
 }

@@ -10,6 +10,7 @@ mod policy;
 mod scripts;
 mod whole;
 
+pub mod pace;
 pub mod replies;
 pub mod sandbox;
 

@@ -12,6 +12,7 @@ use super::backend::{Key, RedisConnect};
 use super::command::{Carriage, Reason, Step, Word, is_unsubscribe, step};
 use super::greeting::{Proto, write_error};
 use super::transaction::{Outcome, OwnCommand, Queue, Transaction, UNKNOWN_COMMAND};
+use super::upstream::Place;
 use super::wire::{Reply, ReplyScanner, write_command};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
@@ -150,6 +151,8 @@ pub struct Pinned {
     own: VecDeque<OwnCommand>,
     /// The request bytes now on their way.
     pub inflow: Inflow,
+    /// Leave of the session's namespace.
+    _place: Option<Place>,
 }
 
 impl Pinned {
@@ -157,7 +160,7 @@ impl Pinned {
     /// transaction, if it is inside one.
     #[must_use]
     pub fn new(
-        mut lease: Lease<RedisConnect>,
+        (mut lease, place): (Lease<RedisConnect>, Option<Place>),
         reason: Reason,
         key: Key,
         queue: Option<Box<Queue>>,
@@ -183,6 +186,7 @@ impl Pinned {
             outcome: None,
             own: VecDeque::new(),
             inflow: Inflow::Whole,
+            _place: place,
         }
     }
 

@@ -380,6 +380,17 @@ impl Session {
     /// Carries as many whole commands of `bytes` as may go now, the first `seen` bytes of which were scanned before: how many bytes are
     /// done with.
     fn digest(&mut self, cx: &mut Context<'_>, bytes: &[u8], seen: usize) -> Result<usize, End> {
+        let used = self.digest_with_leave(cx, bytes, seen);
+        self.give_leave_back();
+        used
+    }
+
+    fn digest_with_leave(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        seen: usize,
+    ) -> Result<usize, End> {
         let mut begin = self.drop_rest(bytes);
         let (mut at, mut run) = (seen.max(begin), Run::default());
         while at < bytes.len() && self.closing == Closing::No {
@@ -410,7 +421,10 @@ impl Session {
             };
             if !matches!(form, Form::Other) {
                 if run.replies == 0 {
-                    (run.begin, run.room) = (begin, self.room());
+                    if !self.has_leave(cx) {
+                        return Ok(begin);
+                    }
+                    (run.begin, run.room) = (begin, self.room().min(self.commands_left()));
                 }
                 if run.replies >= run.room {
                     run.written.truncate(before);
@@ -420,7 +434,7 @@ impl Session {
                 continue;
             }
             let from = self.submit(cx, bytes, &mut run, begin);
-            if from != begin {
+            if from != begin || !self.has_leave(cx) {
                 return Ok(from);
             }
             if let Some((length, replies)) = self.transaction_here(command, &bytes[begin..]) {
@@ -585,6 +599,7 @@ impl Session {
         if carried.is_taken() {
             self.note_passed(words, shape, in_transaction);
         } else if let State::Parked(_) = self.state {
+            self.note_commands(1);
             self.await_shape(shape);
         }
         carried

@@ -4,8 +4,12 @@
 //! the reply has come whole. So the next reply is always the one that is meant.
 
 use std::borrow::Cow;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
+
+use tokio::time::Sleep;
 
 use super::{Closing, MailState, Session, Special, State};
 use crate::metrics::NamespaceMetrics;
@@ -28,6 +32,9 @@ pub(in crate::redis) struct Gate {
     seen: usize,
     errand: Option<Box<Running>>,
     rest: Rest,
+    /// For so many commands there is leave, behind this delay.
+    leave: u32,
+    delay: Option<Pin<Box<Sleep>>>,
     /// Commands of the transaction, and which of their replies are to be looked at.
     queued: u64,
     shapes: Vec<(u64, Shape)>,
@@ -103,6 +110,8 @@ impl Gate {
             seen: 0,
             errand: None,
             rest: Rest::Heard,
+            leave: 0,
+            delay: None,
             queued: 0,
             shapes: Vec::new(),
             shape_bytes: 0,
@@ -138,6 +147,38 @@ impl Gate {
     /// Whether a work of several steps goes on.
     pub(super) fn runs_errand(&self) -> bool {
         self.errand.is_some()
+    }
+
+    /// Whether a command may be sent now; if not, wakes when it may.
+    fn has_leave(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.leave == 0 {
+            let Some(leave) = self.realm.leave() else { return true };
+            self.leave = leave.commands;
+            if !leave.wait.is_zero() {
+                self.metrics().waits_commands.inc();
+                self.delay = Some(Box::pin(tokio::time::sleep(leave.wait)));
+            }
+        }
+        let over = |delay: &mut Pin<Box<Sleep>>| delay.as_mut().poll(cx).is_ready();
+        if self.delay.as_mut().is_none_or(over) {
+            self.delay = None;
+        }
+        self.delay.is_none()
+    }
+
+    /// So many commands were sent.
+    fn spend(&mut self, commands: u32) {
+        self.metrics().commands.inc_by(u64::from(commands));
+        if let Some(pace) = &self.realm.pace {
+            pace.overrun(commands.saturating_sub(self.leave));
+            self.leave = self.leave.saturating_sub(commands);
+        }
+    }
+
+    fn give_leave_back(&mut self) {
+        if let Some(pace) = &self.realm.pace {
+            pace.give_back(std::mem::take(&mut self.leave));
+        }
     }
 
     /// Everything that was to be read in the outbox is written.
@@ -176,6 +217,7 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
+        self.give_leave_back();
         self.realm.metrics.clients.dec();
     }
 }
@@ -308,10 +350,35 @@ impl Session {
         }
     }
 
-    pub(super) fn note_commands(&self, count: u32) {
-        if let Some(gate) = &self.gate {
-            gate.metrics().commands.inc_by(u64::from(count));
+    pub(super) fn note_commands(&mut self, count: u32) {
+        if let Some(gate) = &mut self.gate {
+            gate.spend(count);
         }
+    }
+
+    /// Whether the namespace lets a command go now; if not, the session is woken when it does.
+    pub(super) fn has_leave(&mut self, cx: &mut Context<'_>) -> bool {
+        self.gate.as_mut().is_none_or(|gate| gate.has_leave(cx))
+    }
+
+    /// No more commands are sent in this turn. Who waits for leave keeps its place.
+    pub(super) fn give_leave_back(&mut self) {
+        if let Some(gate) = &mut self.gate
+            && gate.delay.is_none()
+        {
+            gate.give_leave_back();
+        }
+    }
+
+    /// For how many commands there is leave.
+    pub(super) fn commands_left(&self) -> u32 {
+        let paced = self.gate.as_ref().filter(|gate| gate.realm.pace.is_some());
+        paced.map_or(u32::MAX, |gate| gate.leave)
+    }
+
+    /// The client's namespace, and what its clients share.
+    pub(super) fn realm(&self) -> Option<&Realm> {
+        self.gate.as_ref().map(|gate| &*gate.realm)
     }
 
     /// Answers with a refusal; inside a transaction EXEC fails behind it.
@@ -324,10 +391,10 @@ impl Session {
         Passed::Taken
     }
 
-    pub(super) fn count_refusal(&self, refusal: &Refusal) {
-        let Some(gate) = &self.gate else { return };
+    pub(super) fn count_refusal(&mut self, refusal: &Refusal) {
         self.upstream.metrics.requests.inc();
         self.note_commands(1);
+        let Some(gate) = &self.gate else { return };
         gate.metrics().refuse(refusal.command, refusal.ground.label());
         tracing::debug!(
             namespace = &*gate.namespace().name,

@@ -6,7 +6,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use tokio::time::Sleep;
@@ -89,8 +88,7 @@ impl Session {
         if self.send(cx, work) != Submitted::Taken {
             return Moved::No;
         }
-        self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.state = State::Shared;
+        self.end_wait();
         self.scanner = RequestScanner::default();
         self.await_shape(shape);
         self.consume(used);

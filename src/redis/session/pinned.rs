@@ -169,7 +169,7 @@ impl Session {
     }
 
     /// Carries what lies in the inbox over the held backend, as far as the hold allows.
-    pub(super) fn carry_pinned(&mut self, _cx: &mut Context<'_>) -> Result<Moved, End> {
+    pub(super) fn carry_pinned(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         let inbox = std::mem::take(&mut self.inbox);
         let (mut at, mut begin) = (self.scanner.length(), 0);
         let mut moved = Moved::No;
@@ -214,7 +214,11 @@ impl Session {
             if progress == Progress::Partial && !large {
                 break;
             }
-            match self.offer(&inbox[begin..at], progress) {
+            let offered = match self.has_leave(cx) {
+                true => self.offer(&inbox[begin..at], progress),
+                false => Offered::Kept,
+            };
+            match offered {
                 Offered::Taken => {
                     (begin, moved) = (at, Moved::Yes);
                     if progress == Progress::Partial {
@@ -230,6 +234,7 @@ impl Session {
         }
         self.inbox = inbox;
         self.consume_pinned(begin);
+        self.give_leave_back();
         Ok(moved)
     }
 
