@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -326,4 +327,72 @@ fn a_namespace_keeps_no_more_connections_than_it_may() {
     eventually("none is kept", || {
         (gauge("tidegate_namespace_pinned", &cache) == 0.0).then_some(())
     });
+}
+
+/// FLUSHALL is about all databases, of which the namespace is shown; how far it is, is seen.
+#[test]
+fn a_flush_of_all_leaves_nothing_in_any_database() {
+    let stage = Stage::new();
+    let mut direct = stage.server.direct();
+    let databases = ["0", "3", "7"];
+    for database in databases {
+        direct.command(&["SELECT", database]);
+        for number in 0..50 {
+            let [own, other] = ["queue", "cache"].map(|name| format!("{name}:{number}"));
+            direct.command(&["MSET", &own, "1", &other, "1"]);
+        }
+    }
+    let mut queue = stage.client("queue");
+    assert_eq!(queue.command(&["SELECT", "7"]), ok());
+    assert_eq!(queue.command(&["FLUSHDB"]), ok());
+    assert_eq!(queue.command(&["DBSIZE"]), Value::Integer(0));
+    let told = queue.pipeline(&[&["SET", "a", "1"], &["FLUSHALL", "ASYNC"], &["SET", "b", "2"]]);
+    assert_eq!(told, [ok(), ok(), ok()]);
+    // It is where it was.
+    assert_eq!(queue.command(&["KEYS", "*"]).words(), ["b"]);
+    for (database, left) in databases.iter().zip([50, 50, 51]) {
+        direct.command(&["SELECT", database]);
+        assert_eq!(direct.command(&["DBSIZE"]), Value::Integer(left), "{database}");
+    }
+    let labels = [("namespace", "queue")];
+    assert_eq!(stage.gate.page().sum("tidegate_namespace_flushed_keys_total", &labels), 151.0);
+}
+
+/// Among many keys of others a SCAN comes to its end in fewer pages than there are keys in tens, and misses nothing.
+#[test]
+fn a_scan_among_many_foreign_keys_has_few_empty_pages() {
+    let stage = Stage::new();
+    let mut direct = stage.server.direct();
+    let foreign: Vec<String> = (0..40_000).map(|number| format!("foreign:{number}")).collect();
+    for some in foreign.chunks(1_000) {
+        let mut words = vec!["MSET"];
+        some.iter().for_each(|key| words.extend([&key[..], "x"]));
+        direct.command(&words);
+    }
+    for number in 0..300 {
+        let [own, other] = ["queue", "cache"].map(|name| format!("{name}:{number}"));
+        direct.command(&["MSET", &own, "1", &other, "1"]);
+    }
+    for (namespace, words) in [
+        ("queue", &[][..]),
+        ("queue", &["MATCH", "*", "COUNT", "20"]),
+        ("cache", &["MATCH", "cache:*"]),
+        ("cache", &[]),
+    ] {
+        let mut client = stage.client(namespace);
+        let (mut cursor, mut pages, mut seen) = ("0".to_owned(), Vec::new(), BTreeSet::new());
+        loop {
+            let page = client.command(&[&["SCAN", &cursor], words].concat());
+            let Value::Array(page) = page else { panic!("{page:?}") };
+            pages.push(page[1].words().len());
+            seen.extend(page[1].words());
+            cursor = page[0].text();
+            if cursor == "0" {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), 300, "{namespace} {words:?}");
+        assert!(pages.len() < 100, "{namespace} {words:?}: {} pages", pages.len());
+        assert!(pages.iter().all(|page| *page < 100), "{namespace} {words:?}: {pages:?}");
+    }
 }

@@ -20,8 +20,8 @@ use std::collections::BTreeSet;
 use super::command::{Access, Command, Named, Touch, Way, look_up, names};
 use super::wire::Arguments;
 pub use frequent::Frequent;
-use policy::{Policy, Whole, policy};
-pub use whole::{Answer, Errand, Next};
+use policy::{Policy, Reach, Whole, policy};
+pub use whole::{Answer, Errand, Next, Zeal};
 
 use replies::Shape;
 

@@ -507,7 +507,10 @@ impl Session {
     }
 
     fn send(&mut self, cx: &Context<'_>, work: Work<'_>) -> Submitted {
-        let key = self.key();
+        self.send_to(cx, self.key(), work)
+    }
+
+    fn send_to(&mut self, cx: &Context<'_>, key: Key, work: Work<'_>) -> Submitted {
         let mut submitted = self.choose_lane(key).submit(cx, key, work, &self.mailbox);
         if submitted == Submitted::Shut && !self.mailbox.is_owed() {
             self.lane = None;

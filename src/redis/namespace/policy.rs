@@ -26,8 +26,15 @@ pub(super) enum Whole {
     Scan,
     RandomKey,
     Size,
-    Flush,
+    Flush(Reach),
     Channels,
+}
+
+/// Which databases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    One,
+    All,
 }
 
 const SERVER: &str = "is about the whole server";
@@ -91,7 +98,8 @@ pub(super) fn policy(command: &Command, words: &[&[u8]]) -> Policy {
         "SCAN" => Policy::Whole(Whole::Scan),
         "RANDOMKEY" => Policy::Whole(Whole::RandomKey),
         "DBSIZE" => Policy::Whole(Whole::Size),
-        "FLUSHDB" | "FLUSHALL" => Policy::Whole(Whole::Flush),
+        "FLUSHDB" => Policy::Whole(Whole::Flush(Reach::One)),
+        "FLUSHALL" => Policy::Whole(Whole::Flush(Reach::All)),
         "PUBSUB|CHANNELS" | "PUBSUB|SHARDCHANNELS" => Policy::Whole(Whole::Channels),
         "COPY" if words.iter().skip(3).any(|word| word.eq_ignore_ascii_case(b"DB")) => {
             Policy::Refused(OTHER_DATABASE)

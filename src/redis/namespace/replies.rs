@@ -65,6 +65,12 @@ impl Choice {
 }
 
 impl Shape {
+    /// Whether it is a page of names.
+    #[must_use]
+    pub fn is_of_scan(&self) -> bool {
+        matches!(self, Self::Scan | Self::ChosenScan(_))
+    }
+
     /// What it holds, in about.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -112,6 +118,8 @@ pub struct ReplyFilter {
     state: State,
     /// The reply's own shape, until it has begun.
     shape: Option<Shape>,
+    /// Names that the client was given.
+    names: usize,
 }
 
 /// An aggregate whose elements are looked at.
@@ -187,12 +195,19 @@ impl ReplyFilter {
             levels: Vec::new(),
             state: State::Between,
             shape: Some(shape),
+            names: 0,
         }
     }
 
     /// So much room there is now for names that are chosen: of a list that needs more the client is told that there is none.
     pub fn make_room(&mut self, bytes: usize) {
         self.chosen_bytes = bytes.min(CHOSEN_BYTES);
+    }
+
+    /// How many names the client was given.
+    #[must_use]
+    pub fn names(&self) -> usize {
+        self.names
     }
 
     /// Whether the whole reply has passed.
@@ -449,10 +464,12 @@ impl ReplyFilter {
         {
             let name = &held[..held.len().saturating_sub(2)];
             if choice.takes(name) {
+                self.names += 1;
                 kept.add(&[format!("${length}\r\n").as_bytes(), held], self.chosen_bytes);
             }
             return self.end_element(out);
         }
+        self.names += 1;
         let stripped = held.strip_prefix(&*self.prefix).unwrap_or(held);
         let gone = u64::try_from(held.len() - stripped.len()).unwrap_or(0);
         out.extend_from_slice(format!("${}\r\n", length - gone).as_bytes());

@@ -13,12 +13,13 @@ use tokio::time::Sleep;
 
 use super::{Closing, MailState, Session, Special, State};
 use crate::metrics::NamespaceMetrics;
+use crate::redis::backend::Key;
 use crate::redis::command::{Carriage, Reason, Step, Word, carriage, look_up, step};
 use crate::redis::greeting::{Proto, Standing, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::namespace::replies::{ReplyFilter, Shape};
 use crate::redis::namespace::{
-    Answer, Errand, Frequent, Ground, Judgement, Mode, Namespace, Next, Refusal,
+    Answer, Errand, Frequent, Ground, Judgement, Mode, Namespace, Next, Refusal, Zeal,
 };
 use crate::redis::upstream::Realm;
 use crate::redis::wire::{Arguments, Progress, RequestScanner, write_command};
@@ -31,6 +32,9 @@ pub(in crate::redis) struct Gate {
     /// It has read the outbox up to here.
     seen: usize,
     errand: Option<Box<Running>>,
+    /// How much more SCAN looks at than the client says, and how much the one looks at whose reply is owed.
+    zeal: Zeal,
+    looks_at: usize,
     rest: Rest,
     /// For so many commands there is leave, behind this delay.
     leave: u32,
@@ -109,6 +113,8 @@ impl Gate {
             filter: None,
             seen: 0,
             errand: None,
+            zeal: Zeal::default(),
+            looks_at: 0,
             rest: Rest::Heard,
             leave: 0,
             delay: None,
@@ -129,6 +135,10 @@ impl Gate {
     fn judge<'a>(&self, words: &[&'a [u8]]) -> Judgement<'a> {
         match self.namespace().judge(words) {
             Judgement::Script => self.namespace().judge_script(words, &self.realm.sandbox),
+            Judgement::Becomes(mut becomes, shape) if shape.is_of_scan() => {
+                self.zeal.raise(&mut becomes);
+                Judgement::Becomes(becomes, shape)
+            }
             judgement => judgement,
         }
     }
@@ -431,7 +441,13 @@ impl Session {
             Step::Other | Step::Unwatch if in_transaction => {
                 gate.keep_shape(shape);
             }
-            _ => self.await_shape(shape),
+            _ => {
+                if shape.is_of_scan() {
+                    let mut words = words.iter().map(|word| Cow::Borrowed(*word)).collect();
+                    gate.looks_at = Zeal::default().raise(&mut words);
+                }
+                self.await_shape(shape);
+            }
         }
     }
 
@@ -478,6 +494,7 @@ impl Session {
             Err(_broken) => self.closing = Closing::AfterReplies,
         }
         if filter.is_done() {
+            gate.zeal.learn(std::mem::take(&mut gate.looks_at), filter.names());
             gate.filter = None;
         }
         // What has gone of what came by mail waits for the client no more.
@@ -511,8 +528,12 @@ impl Session {
         let Some(running) = &gate.errand else { return };
         let mut bytes = Vec::new();
         running.errand.write_step(&mut bytes);
+        let key = match running.errand.database() {
+            Some(db) => Key { db, ..self.key() },
+            None => self.key(),
+        };
         let work = Work { bytes: &bytes, silent: 0, replies: 1 };
-        let sent = self.send(cx, work) == Submitted::Taken;
+        let sent = self.send_to(cx, key, work) == Submitted::Taken;
         if sent
             && let Some(gate) = &mut self.gate
             && let Some(running) = &mut gate.errand
@@ -544,7 +565,9 @@ impl Session {
             gate.errand = Some(running);
             return mail.state;
         }
-        match running.errand.advance(&std::mem::take(&mut running.reply)) {
+        let next = running.errand.advance(&std::mem::take(&mut running.reply));
+        gate.metrics().flushed_keys.inc_by(running.errand.take_removed());
+        match next {
             Next::Step => {
                 running.step = StepOf::Due;
                 gate.errand = Some(running);

@@ -84,7 +84,7 @@ fn letter(whole: Whole) -> char {
         Whole::Scan => 'S',
         Whole::RandomKey => 'R',
         Whole::Size => 'D',
-        Whole::Flush => 'F',
+        Whole::Flush(_) => 'F',
         Whole::Channels => 'C',
     }
 }
