@@ -8,6 +8,7 @@ mod frequent;
 mod glob;
 mod policy;
 mod scripts;
+mod tracking;
 mod whole;
 
 pub mod pace;
@@ -172,6 +173,7 @@ impl Namespace {
                 Err(self.refusal(Some(command), words, Ground::Command, policy::SCRIPTS))
             }
             Policy::Whole(whole) => self.whole(command, whole, words),
+            Policy::Tracking => self.track(command, words),
         }
     }
 

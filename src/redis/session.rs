@@ -305,7 +305,7 @@ impl Session {
                     quiet && self.queue.is_none() && !at_work
                 }
                 State::Waiting(_) | State::Parked(_) => false,
-                State::Pinned(pinned, _) => pinned.is_endless(),
+                State::Pinned(pinned, _) => pinned.is_endless() || pinned.only_listens(),
             };
             if idle && self.out.bytes.is_empty() {
                 return Err(End("drain"));
@@ -577,7 +577,7 @@ impl Session {
                 }
             },
         }
-        let how = carriage(words.iter().copied());
+        let how = self.carriage_here(&words);
         match self.pass_gate(cx, &words, how) {
             Passed::AsIs => self.carry(cx, &words, how, Shape::Plain),
             Passed::As(words, shape) => {

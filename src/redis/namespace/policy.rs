@@ -11,6 +11,8 @@ pub(super) enum Policy {
     Names,
     /// It is about the whole database, of which the namespace is shown.
     Whole(Whole),
+    /// It has the client told of changes.
+    Tracking,
     /// It runs a script, or is about scripts.
     Script,
     /// It calls a function, of which nobody knows what it touches.
@@ -45,6 +47,8 @@ pub(super) const SCRIPTS: &str = "runs or changes code that tidegate can't see t
 /// Without keys or channels, and harmless.
 const KEYLESS: &[&str] = &[
     "AUTH",
+    // About the client's own tracking; on a connection of others it is an error.
+    "CLIENT|CACHING",
     "CLIENT|GETNAME",
     "CLIENT|GETREDIR",
     "CLIENT|ID",
@@ -108,6 +112,7 @@ pub(super) fn policy(command: &Command, words: &[&[u8]]) -> Policy {
         "MIGRATE" => Policy::Refused("sends keys to another server"),
         "CLIENT|REPLY" if says(2, "ON") => Policy::Keyless,
         "CLIENT|TRACKING" if says(2, "OFF") => Policy::Keyless,
+        "CLIENT|TRACKING" if command.takes(words.len()) => Policy::Tracking,
         "CONFIG|GET" if words.iter().skip(2).all(|word| is_open(word)) => Policy::Keyless,
         // The server says that a word is missing.
         _ if words.len() == 1 && command.flags.has(Flags::CONTAINER) => Policy::Keyless,

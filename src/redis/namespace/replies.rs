@@ -199,6 +199,13 @@ impl ReplyFilter {
         }
     }
 
+    /// A filter for a push that tells of keys that have changed.
+    #[must_use]
+    pub fn of_invalidation(prefix: &[u8]) -> Self {
+        let state = State::Header(Due::Shaped(Shape::Scan), Vec::new());
+        Self { state, shape: None, ..Self::new(prefix, Shape::Plain) }
+    }
+
     /// So much room there is now for names that are chosen: of a list that needs more the client is told that there is none.
     pub fn make_room(&mut self, bytes: usize) {
         self.chosen_bytes = bytes.min(CHOSEN_BYTES);
@@ -611,6 +618,28 @@ mod tests {
         );
         check(Shape::Scan, "*2\r\n$1\r\n0\r\n*0\r\n", "*2\r\n$1\r\n0\r\n*0\r\n");
         check(Shape::Plain, "*1\r\n$4\r\nns:a\r\n", "*1\r\n$4\r\nns:a\r\n");
+    }
+
+    #[test]
+    fn an_invalidation_names_keys_or_none() {
+        for (push, expected) in [
+            (
+                ">2\r\n$10\r\ninvalidate\r\n*2\r\n$4\r\nns:a\r\n$4\r\nns:b\r\n",
+                ">2\r\n$10\r\ninvalidate\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n",
+            ),
+            (">2\r\n$10\r\ninvalidate\r\n_\r\n", ">2\r\n$10\r\ninvalidate\r\n_\r\n"),
+            (">1\r\n$4\r\nns:a\r\n", ">1\r\n$4\r\nns:a\r\n"),
+        ] {
+            for piece in 1..=push.len() {
+                let mut filter = ReplyFilter::of_invalidation(b"ns:");
+                let mut out = Vec::new();
+                for bytes in push.as_bytes().chunks(piece) {
+                    filter.advance(bytes, &mut out).unwrap();
+                }
+                assert!(filter.is_done());
+                assert_eq!(String::from_utf8(out).unwrap(), expected);
+            }
+        }
     }
 
     #[test]

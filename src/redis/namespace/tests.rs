@@ -70,7 +70,6 @@ fn what_is_inside_passes_and_what_is_outside_is_refused() {
         ("CONFIG GET requirepass", "command"),
         ("CONFIG GET *", "command"),
         ("CONFIG SET maxmemory 1", "command"),
-        ("CLIENT TRACKING ON BCAST", "command"),
         ("CLIENT REPLY OFF", "command"),
         ("MONITOR", "command"),
         ("FUNCTION FLUSH", "command"),

@@ -132,21 +132,27 @@ impl Namespace {
 
     /// Patterns that fit all names of the namespace, none twice.
     pub(super) fn patterns(&self, with_readable: bool) -> VecDeque<Vec<u8>> {
+        let pattern = |prefix: &[u8]| {
+            let mut pattern = Vec::new();
+            glob::literal(prefix, &mut pattern);
+            pattern.push(b'*');
+            pattern
+        };
+        self.heads(with_readable).into_iter().map(pattern).collect()
+    }
+
+    /// What all names of the namespace begin with, each with one.
+    pub(super) fn heads(&self, with_readable: bool) -> Vec<&[u8]> {
         let readable = self.readable.iter().filter(|_| with_readable);
-        let all: Vec<&Box<[u8]>> = self.prefixes.iter().chain(readable).collect();
-        let mut patterns = VecDeque::new();
-        for (at, prefix) in all.iter().enumerate() {
-            let covered = all.iter().enumerate().any(|(other, by)| {
+        let all: Vec<&[u8]> =
+            self.prefixes.iter().chain(readable).map(|prefix| &**prefix).collect();
+        let covered = |at: usize, prefix: &[u8]| {
+            all.iter().enumerate().any(|(other, by)| {
                 other != at && prefix.starts_with(by) && (by.len() < prefix.len() || other < at)
-            });
-            if !covered {
-                let mut pattern = Vec::new();
-                glob::literal(prefix, &mut pattern);
-                pattern.push(b'*');
-                patterns.push_back(pattern);
-            }
-        }
-        patterns
+            })
+        };
+        let heads = all.iter().enumerate().filter(|(at, prefix)| !covered(*at, prefix));
+        heads.map(|(_, prefix)| *prefix).collect()
     }
 }
 

@@ -14,13 +14,14 @@ use tokio::time::Sleep;
 use super::{Closing, MailState, Session, Special, State};
 use crate::metrics::NamespaceMetrics;
 use crate::redis::backend::Key;
-use crate::redis::command::{Carriage, Reason, Step, Word, carriage, look_up, step};
+use crate::redis::command::{Carriage, Reason, Step, Word, carriage, is_tracking, look_up, step};
 use crate::redis::greeting::{Proto, Standing, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::namespace::replies::{ReplyFilter, Shape};
 use crate::redis::namespace::{
     Answer, Errand, Frequent, Ground, Judgement, Mode, Namespace, Next, Refusal, Zeal,
 };
+use crate::redis::pinned::Hold;
 use crate::redis::upstream::Realm;
 use crate::redis::wire::{Arguments, Progress, RequestScanner, write_command};
 
@@ -100,6 +101,10 @@ const PAGE_BYTES: usize = 64 * 1024 * 1024;
 /// Replies of one transaction that are to be looked at, and most bytes of what is kept for them.
 const SHAPES: usize = 10_000;
 const SHAPE_BYTES: usize = 4 * 1024 * 1024;
+
+const ANOTHER_USER: &str =
+    "can't make a client another user while it holds a connection; do it before";
+const WITHOUT_PUSHES: &str = "tells of changes in RESP3 only, in a namespace; say HELLO 3 before";
 
 const TOO_LONG: &str = "ERR tidegate: the names of this namespace are too long to be told or removed by the thousand; \
      use SCAN with a small COUNT; the connection is closed";
@@ -321,6 +326,15 @@ impl Session {
         let Some(gate) = &self.gate else { return Passed::AsIs };
         let (quiet, in_transaction) = (self.mailbox.is_quiet(), self.queue.is_some());
         match gate.judge(words) {
+            Judgement::Becomes(..)
+                if how == Carriage::Pinned(Reason::Tracking)
+                    && self.identity.proto == Proto::Resp2 =>
+            {
+                if !quiet {
+                    return Passed::Waits;
+                }
+                self.refuse_at_gate(&refusal(words, WITHOUT_PUSHES))
+            }
             // It will be told that it listens, and nothing else comes.
             Judgement::Becomes(words, _) if self.listens_only() => Passed::As(words, Shape::Plain),
             Judgement::Errand(_) if self.listens_only() => Passed::AsIs,
@@ -384,6 +398,21 @@ impl Session {
     pub(super) fn commands_left(&self) -> u32 {
         let paced = self.gate.as_ref().filter(|gate| gate.realm.pace.is_some());
         paced.map_or(u32::MAX, |gate| gate.leave)
+    }
+
+    /// What the client's names begin with, and it does not know of.
+    pub(super) fn shown_without(&self) -> &[u8] {
+        self.gate.as_deref().map(Gate::prefix).unwrap_or_default()
+    }
+
+    /// How a command travels that is carried like this elsewhere.
+    pub(super) fn carriage_here(&self, words: &[&[u8]]) -> Carriage {
+        match carriage(words.iter().copied()) {
+            Carriage::Pinned(Reason::Stream) if self.gate.is_some() && is_tracking(words) => {
+                Carriage::Pinned(Reason::Tracking)
+            }
+            how => how,
+        }
     }
 
     /// The client's namespace, and what its clients share.
@@ -603,13 +632,14 @@ impl Session {
         let Some(gate) = &self.gate else { return Passed::AsIs };
         let State::Pinned(pinned, _) = &self.state else { return Passed::Waits };
         let (queueing, alone) = (pinned.is_queueing(), pinned.unanswered() == Some(0));
-        let within = queueing || pinned.is_in_transaction();
+        let within = queueing || pinned.is_in_transaction() || pinned.hold() == Hold::Tracking;
         let exec = step(words.first().copied().unwrap_or_default()) == Step::Exec
             && !gate.shapes.is_empty();
         let refusal = match gate.judge(words) {
             Judgement::Refused(refusal) => refusal,
             Judgement::Errand(_) => not_here(words),
             // With WATCH alone the session still answers for itself.
+            _ if brings_user(words) => refusal(words, ANOTHER_USER),
             _ if is_of_connection(words, how)
                 && (queueing || (within && !matches!(how, Carriage::Session(_)))) =>
             {
@@ -694,7 +724,8 @@ impl Session {
 
 /// A command that needs the session to be outside of transactions.
 fn not_here(words: &[&[u8]]) -> Refusal {
-    let why = "can't stand in a transaction, or between WATCH and its end, in a namespace; send it by itself";
+    let why = "can't stand in a transaction, between WATCH and its end, or behind CLIENT TRACKING ON, in a namespace; send \
+               it by itself";
     refusal(words, why)
 }
 
@@ -712,13 +743,21 @@ fn refusal(words: &[&[u8]], why: &str) -> Refusal {
     Refusal { ground: Ground::Command, command, text }
 }
 
+/// HELLO as another user: the server would be asked, and not tidegate.
+fn brings_user(words: &[&[u8]]) -> bool {
+    let is = |word: &&[u8], text: &str| word.eq_ignore_ascii_case(text.as_bytes());
+    words.first().is_some_and(|name| is(name, "HELLO")) && words.iter().any(|word| is(word, "AUTH"))
+}
+
 /// Commands about the connection that the server would answer for the connection that is shared.
 fn is_of_connection(words: &[&[u8]], how: Carriage) -> bool {
     let is =
         |text: &str| words.first().is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()));
     match how {
         // Behind it nobody looks at what comes.
-        Carriage::Pinned(Reason::Subscription | Reason::Stream | Reason::Unknown) => true,
+        Carriage::Pinned(
+            Reason::Subscription | Reason::Stream | Reason::Tracking | Reason::Unknown,
+        ) => true,
         Carriage::Session(Word::Auth | Word::Info | Word::List | Word::Kill) => true,
         Carriage::Session(Word::Hello) => words.len() > 2,
         _ => is("INFO"),

@@ -10,7 +10,7 @@ use tokio::time::Sleep;
 
 use super::{Closing, End, Moved, Passed, Purpose, Session, Shape, State};
 use crate::redis::backend::Key;
-use crate::redis::command::{Carriage, Word, carriage};
+use crate::redis::command::{Carriage, Word};
 use crate::redis::greeting::write_error;
 use crate::redis::namespace::Refusal;
 use crate::redis::pinned::{Decision, Hold, Inflow, Loss, PINNED_BUFFER, Pinned};
@@ -271,7 +271,7 @@ impl Session {
                 }
             },
         }
-        let how = carriage(words.iter().copied());
+        let how = self.carriage_here(&words);
         let large;
         if progress == Progress::Partial {
             let (begins, behind) = match self.large_form(raw) {

@@ -184,7 +184,10 @@ impl Session {
             Purpose::Again(reason) => (reason, Slow::again()),
         };
         self.forget_filter();
-        let pinned = Pinned::new((lease, place), reason, self.key(), self.queue.take());
+        let mut pinned = Pinned::new((lease, place), reason, self.key(), self.queue.take());
+        if reason == Reason::Tracking {
+            pinned.track(self.shown_without());
+        }
         self.state = State::Pinned(Box::new(pinned), slow);
     }
 }
