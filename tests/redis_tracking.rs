@@ -159,6 +159,14 @@ fn a_broadcast_is_the_namespaces() {
         for key in ["cache:a", "shared:a"] {
             assert_eq!(cache.reply(), changed(&[key]));
         }
+        for (client, prefixes) in [(&mut all, &[""][..]), (&mut some, &["u:", "v"])] {
+            let Value::Map(told) = client.command(&["CLIENT", "TRACKINGINFO"]) else {
+                panic!("no map")
+            };
+            let mut shown = told[2].1.words();
+            shown.sort();
+            assert_eq!(shown, prefixes);
+        }
         // Many at once, more than one read brings.
         let names: Vec<String> = (0..20_000).map(|number| format!("queue:name:{number}")).collect();
         let mut words = vec!["MSET"];

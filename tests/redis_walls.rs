@@ -219,8 +219,8 @@ fn chosen_names_that_nobody_reads_are_not_held_for_each() {
     for number in 0..1_000 {
         direct.command(&["SET", &format!("cache:{name}{number}"), ""]);
     }
-    let mut clients: Vec<Connection> = (0..30).map(|_| stage.client("cache")).collect();
-    grows_no_more_than(&stage, 90_000, || {
+    let mut clients: Vec<Connection> = (0..16).map(|_| stage.client("cache")).collect();
+    grows_no_more_than(&stage, 70_000, || {
         for client in &mut clients {
             client.send(&encode(&["KEYS", "*n*"]));
         }
@@ -228,7 +228,7 @@ fn chosen_names_that_nobody_reads_are_not_held_for_each() {
             let labels = [("namespace", "cache")];
             stage.gate.page().sum("tidegate_namespace_commands_total", &labels)
         };
-        eventually("all have asked", || (commands() >= 30.0).then_some(()));
+        eventually("all have asked", || (commands() >= 16.0).then_some(()));
         // Whoever comes is answered all the same.
         let mut other = stage.client("cache");
         assert_eq!(other.command(&["SET", "cache:x", "1"]), ok());

@@ -58,7 +58,6 @@ const KEYLESS: &[&str] = &[
     "CLIENT|NO-EVICT",
     "CLIENT|SETINFO",
     "CLIENT|SETNAME",
-    "CLIENT|TRACKINGINFO",
     "CLIENT|UNBLOCK",
     "DISCARD",
     "ECHO",
@@ -112,6 +111,7 @@ pub(super) fn policy(command: &Command, words: &[&[u8]]) -> Policy {
         "MIGRATE" => Policy::Refused("sends keys to another server"),
         "CLIENT|REPLY" if says(2, "ON") => Policy::Keyless,
         "CLIENT|TRACKING" if says(2, "OFF") => Policy::Keyless,
+        "CLIENT|TRACKINGINFO" => Policy::Names,
         "CLIENT|TRACKING" if command.takes(words.len()) => Policy::Tracking,
         "CONFIG|GET" if words.iter().skip(2).all(|word| is_open(word)) => Policy::Keyless,
         // The server says that a word is missing.

@@ -90,6 +90,8 @@ impl Shape {
             | "BZMPOP" => Self::First,
             "XREAD" | "XREADGROUP" => Self::Streams,
             "PUBSUB|NUMSUB" | "PUBSUB|SHARDNUMSUB" => Self::Alternate,
+            // Behind flags and redirect, as pairs: the prefixes.
+            "CLIENT|TRACKINGINFO" => Self::Exec(vec![(5, Self::Names)]),
             "XPENDING"
             | "XCLAIM"
             | "XAUTOCLAIM"

@@ -14,6 +14,8 @@ const STEP: usize = 1_000;
 const STEP_LIMIT: usize = 10_000;
 /// How many keys SCAN looks at when it is not told.
 const SCAN_STEP: usize = 10;
+/// Most keys of the databases that are counted for INFO: somebody may ask for it every second.
+const COUNTED_KEYS: u64 = 20_000;
 /// The command that brings the numbers of the databases.
 const DATABASES: &[&str] = &["INFO", "keyspace"];
 /// How often the server is asked for any key at all before the namespace is searched.
@@ -209,6 +211,7 @@ pub struct Errand {
     all: VecDeque<Vec<u8>>,
     cursor: Vec<u8>,
     found: u64,
+    counts: Vec<(u32, u64)>,
     removed: u64,
     /// Keys to be removed before the search goes on.
     condemned: Vec<Vec<u8>>,
@@ -232,7 +235,11 @@ enum Databases {
 enum Task {
     Size,
     Flush,
-    Random { tries: u32 },
+    Random {
+        tries: u32,
+    },
+    /// As [`Task::Size`], of each database.
+    Keyspace,
 }
 
 /// What comes of a step.
@@ -251,6 +258,8 @@ pub enum Answer {
     Done,
     /// So many.
     Count(u64),
+    /// So many in each database.
+    Counts(Vec<(u32, u64)>),
     /// This name.
     Name(Vec<u8>),
     /// There is none.
@@ -274,11 +283,22 @@ impl Errand {
             patterns,
             cursor: b"0".to_vec(),
             found: 0,
+            counts: Vec::new(),
             removed: 0,
             condemned: Vec::new(),
             strip,
             inside: namespace.prefixes.iter().chain(&namespace.readable).cloned().collect(),
         }
+    }
+
+    /// Counts the keys of the namespace in the databases of which INFO has told this; nothing if there are none, or too many.
+    #[must_use]
+    pub fn of_keyspace(namespace: &Namespace, told: &[u8]) -> Option<Self> {
+        let found: VecDeque<(u32, u64)> = databases(told).collect();
+        let all = found.iter().fold(0_u64, |all, (_, keys)| all.saturating_add(*keys));
+        let databases = Databases::Told(found.into_iter().map(|(database, _)| database).collect());
+        let counts = (1..=COUNTED_KEYS).contains(&all);
+        counts.then(|| Self { databases, step: STEP_LIMIT, ..Self::new(namespace, Task::Keyspace) })
     }
 
     /// How many keys were removed since this was asked last.
@@ -323,7 +343,8 @@ impl Errand {
             return Next::Answer(Answer::Error(reply.to_vec()));
         }
         if self.databases == Databases::Asked {
-            self.databases = Databases::Told(databases(reply));
+            self.databases =
+                Databases::Told(databases(reply).map(|(database, _)| database).collect());
             return if self.database().is_some() { Next::Step } else { Next::Answer(Answer::Done) };
         }
         if !self.condemned.is_empty() {
@@ -385,7 +406,8 @@ impl Errand {
         if let Databases::Told(databases) = &mut self.databases
             && self.patterns.is_empty()
         {
-            databases.pop_front();
+            let counted = databases.pop_front().zip(Some(std::mem::take(&mut self.found)));
+            self.counts.extend(counted);
             if !databases.is_empty() {
                 self.patterns.clone_from(&self.all);
                 return Next::Step;
@@ -396,6 +418,9 @@ impl Errand {
             (true, Task::Size) => Next::Answer(Answer::Count(self.found)),
             (true, Task::Flush) => Next::Answer(Answer::Done),
             (true, Task::Random { .. }) => Next::Answer(Answer::Nothing),
+            (true, Task::Keyspace) => {
+                Next::Answer(Answer::Counts(std::mem::take(&mut self.counts)))
+            }
         }
     }
 }
@@ -425,14 +450,14 @@ impl<'a> Iterator for Strings<'a> {
     }
 }
 
-/// The databases that have keys, as INFO tells of them (`db0:keys=7,...`).
-fn databases(reply: &[u8]) -> VecDeque<u32> {
+/// The databases that have keys, and how many, as INFO tells of them (`db0:keys=7,...`).
+fn databases(reply: &[u8]) -> impl Iterator<Item = (u32, u64)> {
     let number = |line: &[u8]| {
-        let (number, _) =
+        let (number, rest) =
             std::str::from_utf8(line).ok()?.strip_prefix("db")?.split_once(":keys=")?;
-        number.parse().ok()
+        Some((number.parse().ok()?, rest.split(',').next()?.parse().ok()?))
     };
-    reply.split(|byte| *byte == b'\n').filter_map(number).collect()
+    reply.split(|byte| *byte == b'\n').filter_map(number)
 }
 
 /// An integer reply.

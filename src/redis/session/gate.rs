@@ -11,6 +11,7 @@ use std::task::Context;
 
 use tokio::time::Sleep;
 
+use super::information::{PutBy, Wanted};
 use super::{Closing, MailState, Session, Special, State};
 use crate::metrics::NamespaceMetrics;
 use crate::redis::backend::Key;
@@ -57,6 +58,8 @@ enum Rest {
 
 struct Running {
     errand: Errand,
+    /// The answer that waits for it.
+    put_by: Option<PutBy>,
     step: StepOf,
     /// What has come of the step's reply.
     reply: Vec<u8>,
@@ -157,6 +160,11 @@ impl Gate {
             Mode::Prefix => self.namespace().prefix(),
             Mode::Enforce => &[],
         }
+    }
+
+    fn run(&mut self, errand: Errand, put_by: Option<PutBy>) {
+        let (step, reply) = (StepOf::Due, Vec::new());
+        self.errand = Some(Box::new(Running { errand, put_by, step, reply }));
     }
 
     /// Whether a work of several steps goes on.
@@ -363,8 +371,7 @@ impl Session {
             Judgement::Refused(refusal) => self.refuse_at_gate(&refusal),
             Judgement::Errand(errand) => {
                 if let Some(gate) = &mut self.gate {
-                    gate.errand =
-                        Some(Box::new(Running { errand, step: StepOf::Due, reply: Vec::new() }));
+                    gate.run(errand, None);
                 }
                 self.upstream.metrics.requests.inc();
                 self.note_commands(1);
@@ -602,10 +609,28 @@ impl Session {
                 gate.errand = Some(running);
                 self.send_step(cx);
             }
-            Next::Answer(answer) => self.write_answer(answer),
+            Next::Answer(answer) => match (running.put_by, answer) {
+                (Some(put_by), Answer::Counts(counts)) => self.write_information(put_by, counts),
+                (Some(put_by), _) => self.write_information(put_by, Vec::new()),
+                (None, answer) => self.write_answer(answer),
+            },
         }
         cx.waker().wake_by_ref();
         mail.state
+    }
+
+    /// Whether the reply to INFO, which is all of the outbox, is put by until the namespace's keys are counted.
+    pub(super) fn count_keyspace(&mut self, cx: &Context<'_>, wanted: Wanted) -> bool {
+        let Some(gate) = &mut self.gate else { return false };
+        let counts = Errand::of_keyspace(&gate.realm.namespace, &self.out.bytes);
+        let Some(errand) = counts else { return false };
+        let reply = std::mem::take(&mut self.out.bytes);
+        gate.run(errand, Some(PutBy { reply, wanted }));
+        let counted = std::mem::take(&mut self.out.counted);
+        self.mailbox.note_taken(counted);
+        self.upstream.backlog.settle(counted);
+        cx.waker().wake_by_ref();
+        true
     }
 
     fn write_answer(&mut self, answer: Answer) {
@@ -618,6 +643,7 @@ impl Session {
                 out.extend_from_slice(&name);
                 out.extend_from_slice(b"\r\n");
             }
+            (Answer::Counts(_), _) => {}
             (Answer::Nothing, Proto::Resp2) => out.extend_from_slice(b"$-1\r\n"),
             (Answer::Nothing, Proto::Resp3) => out.extend_from_slice(b"_\r\n"),
             (Answer::Error(line), _) => out.extend_from_slice(&line),
