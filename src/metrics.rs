@@ -87,6 +87,9 @@ struct NamespaceFamilies {
     refusals: IntCounterVec,
     bytes: IntCounterVec,
     clients: IntGaugeVec,
+    pinned: IntGaugeVec,
+    waits: IntCounterVec,
+    flushed_keys: IntCounterVec,
     keys: IntGaugeVec,
     memory: IntGaugeVec,
 }
@@ -169,6 +172,13 @@ impl NamespaceFamilies {
                 &["direction"],
             )?,
             clients: gauge("tidegate_namespace_clients", help::NAMESPACE_CLIENTS)?,
+            pinned: gauge("tidegate_namespace_pinned", help::NAMESPACE_PINNED)?,
+            waits: counter("tidegate_namespace_waits_total", help::NAMESPACE_WAITS, &["limit"])?,
+            flushed_keys: counter(
+                "tidegate_namespace_flushed_keys_total",
+                help::NAMESPACE_FLUSHED,
+                &[],
+            )?,
             keys: gauge("tidegate_namespace_keys", help::NAMESPACE_KEYS)?,
             memory: gauge("tidegate_namespace_memory_bytes", help::NAMESPACE_MEMORY)?,
         })
@@ -216,6 +226,11 @@ mod help {
     pub(super) const NAMESPACE_REFUSALS: &str = "Redis commands refused in a namespace, by command and reason: key, channel, pattern (named something outside), command, script, read_only, size.";
     pub(super) const NAMESPACE_BYTES: &str = "Bytes carried for clients of a namespace, by direction (received or sent, as tidegate sees it).";
     pub(super) const NAMESPACE_CLIENTS: &str = "Clients of a namespace now.";
+    pub(super) const NAMESPACE_PINNED: &str =
+        "Clients of a namespace that keep a server connection for themselves now, or wait for one.";
+    pub(super) const NAMESPACE_WAITS: &str = "Times a client of a namespace had to wait for a limit of it: commands (commands_per_second) or pinned (pinned_limit).";
+    pub(super) const NAMESPACE_FLUSHED: &str =
+        "Keys of a namespace removed by FLUSHDB and FLUSHALL of its clients; grows while they run.";
     pub(super) const NAMESPACE_KEYS: &str =
         "Keys of a namespace, as estimated from a sample of the database's keys.";
     pub(super) const NAMESPACE_MEMORY: &str =
@@ -257,9 +272,15 @@ impl Metrics {
         let bytes = |direction: &str| {
             families.bytes.with_label_values(&[labels[0], pool, namespace, direction])
         };
+        let waits =
+            |limit: &str| families.waits.with_label_values(&[labels[0], pool, namespace, limit]);
         NamespaceMetrics {
             commands: families.commands.with_label_values(&labels),
             clients: families.clients.with_label_values(&labels),
+            pinned: families.pinned.with_label_values(&labels),
+            waits_commands: waits("commands"),
+            waits_pinned: waits("pinned"),
+            flushed_keys: families.flushed_keys.with_label_values(&labels),
             bytes_received: bytes("received"),
             bytes_sent: bytes("sent"),
             keys: families.keys.with_label_values(&labels),
@@ -289,6 +310,14 @@ pub struct NamespaceMetrics {
     pub commands: IntCounter,
     /// Its clients.
     pub clients: IntGauge,
+    /// Server connections that they keep for themselves.
+    pub pinned: IntGauge,
+    /// Waits for leave to send commands.
+    pub waits_commands: IntCounter,
+    /// Waits for leave to keep a connection.
+    pub waits_pinned: IntCounter,
+    /// Keys that its clients' flushes have removed.
+    pub flushed_keys: IntCounter,
     /// Bytes read from them.
     pub bytes_received: IntCounter,
     /// Bytes written to them.

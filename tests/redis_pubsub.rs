@@ -523,6 +523,25 @@ fn all_subscribers_are_counted() {
     assert_eq!(told[2], Value::bulk("v"));
 }
 
+/// What is subscribed to is kept, so that names have a bound, too; it is free again when they are given up.
+#[test]
+fn the_names_of_subscriptions_are_limited() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    let mut client = gate.redis_client();
+    let name = |number: usize| format!("{}{number}", "n".repeat(1_000_000));
+    for round in 0..2 {
+        for number in 0..67 {
+            let told = client.command(&["SUBSCRIBE", &name(number)]);
+            assert_eq!(told.words()[0], "subscribe", "{round} {number}");
+        }
+        let told = client.command(&["SUBSCRIBE", &name(67)]);
+        assert!(told.error().contains("64 MiB"), "{told:?}");
+        client.send(&encode(&["UNSUBSCRIBE"]));
+        (0..67).for_each(|_| assert_eq!(client.reply().words()[0], "unsubscribe"));
+    }
+}
+
 #[test]
 fn events_of_keys_are_heard() {
     let server = Redis::start();

@@ -77,6 +77,8 @@ pub enum Reason {
     /// MONITOR, PSYNC, CLIENT TRACKING, CLIENT REPLY OFF: the stream is no longer one reply per command,
     /// until the client leaves.
     Stream,
+    /// CLIENT TRACKING in a namespace, where what comes unasked is looked at: until it is off.
+    Tracking,
     /// Too large to hold in memory: until it is answered.
     Large,
     /// A database number that the server was not asked about yet: until answered.
@@ -97,7 +99,10 @@ impl Reason {
     /// Whether the hold may last long, whatever its client does.
     #[must_use]
     pub fn may_last(self) -> bool {
-        matches!(self, Self::Blocking | Self::Wait | Self::Subscription | Self::Stream)
+        matches!(
+            self,
+            Self::Blocking | Self::Wait | Self::Subscription | Self::Stream | Self::Tracking
+        )
     }
 
     /// The word for metrics and logs.
@@ -109,6 +114,7 @@ impl Reason {
             Self::Wait => "wait",
             Self::Subscription => "subscription",
             Self::Stream => "stream",
+            Self::Tracking => "tracking",
             Self::Large => "large",
             Self::Database => "database",
             Self::Kill => "kill",
@@ -338,6 +344,12 @@ pub fn step(name: &[u8]) -> Step {
         b"DISCARD" => Step::Discard,
         _ => Step::Other,
     }
+}
+
+/// Whether this is CLIENT TRACKING, on or off.
+#[must_use]
+pub fn is_tracking(words: &[&[u8]]) -> bool {
+    look_up(words).is_some_and(|command| command.name == "CLIENT|TRACKING")
 }
 
 /// Whether `name` gives up subscriptions.

@@ -301,6 +301,12 @@ impl Mailbox {
         }
     }
 
+    /// So many bytes that were taken wait for the client again.
+    pub fn note_kept(&self, bytes: usize) {
+        self.backlog.add(bytes);
+        self.came.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+    }
+
     /// Bytes that came and were not taken by the client.
     fn held(&self) -> usize {
         let came = self.came.load(Ordering::Relaxed);

@@ -23,6 +23,9 @@ use watch::{Ending, Watch};
 /// Between two attempts to subscribe anew.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Most bytes of what is subscribed to, all sessions together: each keeps its names.
+const NAME_BYTES: usize = 64 * 1024 * 1024;
+
 /// The name of a channel, or a pattern.
 pub type Name = Arc<[u8]>;
 
@@ -98,6 +101,8 @@ struct Inner {
     /// Whose state at the server may have to change.
     changed: VecDeque<(Kind, Name)>,
     subscriptions: usize,
+    /// Of the names of all subscriptions.
+    name_bytes: usize,
     task: Task,
 }
 
@@ -351,16 +356,12 @@ impl Hub {
     pub fn join(self: &Arc<Self>, kind: Kind, name: &Name, session: u64, letters: &Arc<Letters>) {
         letters.lock().unsettled += 1;
         let mut inner = self.lock();
-        if inner.subscriptions >= self.limit {
-            let text = format!(
-                "ERR tidegate: all clients together have {} subscriptions, which is redis.subscription_limit; \
-                 raise it, or use patterns",
-                self.limit
-            );
+        if let Some(text) = self.refusal_of_one_more(&inner, name) {
             drop(inner);
             return letters.settle(Some(&text.into()));
         }
         inner.subscriptions += 1;
+        inner.name_bytes += name.len();
         self.pool.metrics().subscriptions.inc();
         let topic = inner.topics[kind.place()].entry(Arc::clone(name)).or_default();
         let told = topic.stand == Stand::Subscribed;
@@ -392,7 +393,7 @@ impl Hub {
             return;
         }
         let deserted = topic.members.is_empty();
-        inner.subscriptions -= 1;
+        inner.forget(1, name.len());
         self.pool.metrics().subscriptions.dec();
         if deserted {
             inner.changed.push_back((kind, Arc::clone(name)));
@@ -439,6 +440,22 @@ impl Hub {
         }
     }
 
+    fn refusal_of_one_more(&self, inner: &Inner, name: &[u8]) -> Option<String> {
+        if inner.subscriptions >= self.limit {
+            return Some(format!(
+                "ERR tidegate: all clients together have {} subscriptions, which is redis.subscription_limit; \
+                 raise it, or use patterns",
+                self.limit
+            ));
+        }
+        let too_long = inner.name_bytes + name.len() > NAME_BYTES;
+        too_long.then(|| {
+            "ERR tidegate: what all clients together have subscribed to has names of more than 64 MiB; \
+             use shorter names, or patterns"
+                .to_owned()
+        })
+    }
+
     /// Ends the task if nothing is subscribed.
     fn close_if_idle(&self) -> bool {
         let mut inner = self.lock();
@@ -471,18 +488,18 @@ impl Hub {
             Standing::Told => false,
             Standing::Waits(begun) => begun.elapsed() >= since,
         };
-        let mut gone = 0;
-        for topic in inner.topics.iter_mut().flat_map(HashMap::values_mut) {
+        let (mut gone, mut bytes) = (0, 0);
+        for (name, topic) in inner.topics.iter_mut().flatten() {
             topic.members.retain(|_, member| {
                 if !late(member) {
                     return true;
                 }
                 member.letters.settle(Some(text));
-                gone += 1;
+                (gone, bytes) = (gone + 1, bytes + name.len());
                 false
             });
         }
-        inner.forget(gone);
+        inner.forget(gone, bytes);
         inner.start_over();
         self.pool.metrics().subscriptions.sub(i64::try_from(gone).unwrap_or(i64::MAX));
     }
@@ -561,7 +578,7 @@ impl Hub {
         if left == 0 {
             inner.topics[kind.place()].remove(name);
         }
-        inner.forget(gone);
+        inner.forget(gone, gone * name.len());
         self.pool.metrics().subscriptions.sub(i64::try_from(gone).unwrap_or(i64::MAX));
     }
 
@@ -642,8 +659,9 @@ impl Inner {
         }
     }
 
-    fn forget(&mut self, subscriptions: usize) {
+    fn forget(&mut self, subscriptions: usize, name_bytes: usize) {
         self.subscriptions = self.subscriptions.saturating_sub(subscriptions);
+        self.name_bytes = self.name_bytes.saturating_sub(name_bytes);
     }
 }
 

@@ -326,7 +326,7 @@ impl Session {
                     quiet && self.queue.is_none() && !at_work
                 }
                 State::Waiting(_) | State::Parked(_) => false,
-                State::Pinned(pinned, _) => pinned.is_endless(),
+                State::Pinned(pinned, _) => pinned.is_endless() || pinned.only_listens(),
             };
             if idle && self.out.bytes.is_empty() {
                 return Err(End("drain"));
@@ -368,7 +368,8 @@ impl Session {
     fn bound_inbox(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let partial = self.inbox.len() == self.scanner.length();
         let large = self.inbox.len() > self.upstream.limits.understood_frame_bytes;
-        if !(partial && large && matches!(self.state, State::Shared) && self.mailbox.is_quiet()) {
+        let ready = matches!(self.state, State::Shared) && !self.awaits_replies();
+        if !(partial && large && ready) {
             return Ok(());
         }
         if let Err(refusal) = self.large_form(&self.inbox) {
@@ -387,9 +388,30 @@ impl Session {
         Ok(())
     }
 
+    /// Whether something is on its way for the client, or will be sent for it.
+    fn awaits_replies(&self) -> bool {
+        !self.mailbox.is_quiet() || self.gate.as_ref().is_some_and(|gate| gate.runs_errand())
+    }
+
+    /// Whether no more can be read: what the inbox holds is too large, and can't go on yet.
+    pub(super) fn is_full(&self) -> bool {
+        self.inbox.len() > self.upstream.limits.understood_frame_bytes && self.awaits_replies()
+    }
+
     /// Carries as many whole commands of `bytes` as may go now, the first `seen` bytes of which were scanned before: how many bytes are
     /// done with.
     fn digest(&mut self, cx: &mut Context<'_>, bytes: &[u8], seen: usize) -> Result<usize, End> {
+        let used = self.digest_with_leave(cx, bytes, seen);
+        self.give_leave_back();
+        used
+    }
+
+    fn digest_with_leave(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        seen: usize,
+    ) -> Result<usize, End> {
         let mut begin = self.drop_rest(bytes);
         let (mut at, mut run) = (seen.max(begin), Run::default());
         while at < bytes.len() && self.closing == Closing::No {
@@ -420,7 +442,10 @@ impl Session {
             };
             if !matches!(form, Form::Other) {
                 if run.replies == 0 {
-                    (run.begin, run.room) = (begin, self.room());
+                    if !self.has_leave(cx) {
+                        return Ok(begin);
+                    }
+                    (run.begin, run.room) = (begin, self.room().min(self.commands_left()));
                 }
                 if run.replies >= run.room {
                     run.written.truncate(before);
@@ -430,7 +455,7 @@ impl Session {
                 continue;
             }
             let from = self.submit(cx, bytes, &mut run, begin);
-            if from != begin {
+            if from != begin || !self.has_leave(cx) {
                 return Ok(from);
             }
             if let Some((length, replies)) = self.transaction_here(command, &bytes[begin..]) {
@@ -439,6 +464,7 @@ impl Session {
                     return Ok(begin);
                 }
                 self.upstream.metrics.transactions.inc();
+                self.note_commands(replies);
                 at = begin + length;
                 begin = at;
                 continue;
@@ -494,9 +520,7 @@ impl Session {
         let work = Work { bytes, silent: 0, replies };
         match self.send(cx, work) {
             Submitted::Taken => {
-                if let Some(gate) = &self.gate {
-                    gate.metrics().commands.inc_by(u64::from(replies));
-                }
+                self.note_commands(replies);
                 begin
             }
             Submitted::Full | Submitted::Shut => from,
@@ -504,7 +528,10 @@ impl Session {
     }
 
     fn send(&mut self, cx: &Context<'_>, work: Work<'_>) -> Submitted {
-        let key = self.key();
+        self.send_to(cx, self.key(), work)
+    }
+
+    fn send_to(&mut self, cx: &Context<'_>, key: Key, work: Work<'_>) -> Submitted {
         let mut submitted = self.choose_lane(key).submit(cx, key, work, &self.mailbox);
         if submitted == Submitted::Shut && !self.mailbox.is_owed() {
             self.lane = None;
@@ -531,11 +558,16 @@ impl Session {
         lane
     }
 
+    /// Bytes of replies that the client has not taken.
+    pub(super) fn unread(&self) -> usize {
+        self.out.bytes.len() - self.out.at
+    }
+
     /// How many commands may go over the lane now.
     fn room(&self) -> u32 {
         let busy =
             self.amending.is_some() || self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
-        if busy || self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
+        if busy || self.unread() >= UNREAD_LIMIT {
             return 0;
         }
         let depth = u32::try_from(self.upstream.limits.pipeline_depth).unwrap_or(u32::MAX);
@@ -544,6 +576,10 @@ impl Session {
 
     /// An inline command, or one that does not go over the lane.
     fn special(&mut self, cx: &mut Context<'_>, command: &[u8], progress: Progress) -> Special {
+        // What the session answers by itself would pile up, too.
+        if self.unread() >= UNREAD_LIMIT {
+            return Special::Blocked;
+        }
         let inline;
         let mut words: Vec<&[u8]> = Vec::new();
         match progress {
@@ -562,7 +598,7 @@ impl Session {
                 }
             },
         }
-        let how = carriage(words.iter().copied());
+        let how = self.carriage_here(&words);
         match self.pass_gate(cx, &words, how) {
             Passed::AsIs => self.carry(cx, &words, how, Shape::Plain),
             Passed::As(words, shape) => {
@@ -587,6 +623,7 @@ impl Session {
         if carried.is_taken() {
             self.note_passed(words, shape, in_transaction);
         } else if let State::Parked(_) = self.state {
+            self.note_commands(1);
             self.await_shape(shape);
         }
         carried

@@ -17,7 +17,7 @@ impl Session {
     pub(super) fn watch_reading(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let waits = matches!(self.state, State::Shared)
             && !self.out.bytes.is_empty()
-            && self.inbox.len() > self.scanner.length();
+            && (self.inbox.len() > self.scanner.length() || self.is_full());
         if !waits {
             self.stuck = None;
             return Ok(());
@@ -118,7 +118,7 @@ impl Session {
         self.tail = mail.tail;
         self.out.counted = self.out.bytes.len();
         match self.amending.take() {
-            Some(Amending::Information(wanted)) => self.add_section(wanted),
+            Some(Amending::Information(wanted)) => self.add_section(cx, wanted),
             Some(Amending::Subscribers(question)) => self.recount(cx, question),
             None => {}
         }
@@ -146,7 +146,8 @@ impl Session {
         }
         let unseen = self.inbox.len() > self.scanner.length();
         let willing = match &self.state {
-            State::Shared => !unseen,
+            // The beginning of a large command waits for what is owed.
+            State::Shared => !unseen && !self.is_full(),
             State::Waiting(_) => false,
             // Read on behind a command that blocks: only so is the client's end seen.
             State::Parked(_) => !unseen || self.inbox.len() < READ_AHEAD,
@@ -233,7 +234,7 @@ impl Session {
         let late = patience.as_mut().poll(cx).is_ready();
         let unseen = self.inbox.len() > self.scanner.length();
         let more = unseen || !all_read;
-        let owed = !self.mailbox.is_quiet() || !self.out.bytes.is_empty();
+        let owed = self.awaits_replies() || !self.out.bytes.is_empty();
         let pending = owed
             || match &self.state {
                 State::Shared => more,

@@ -10,7 +10,7 @@ use tokio::time::Sleep;
 
 use super::{Closing, End, Moved, Passed, Purpose, Session, Shape, Special, State};
 use crate::redis::backend::Key;
-use crate::redis::command::{Carriage, Reason, Word, carriage};
+use crate::redis::command::{Carriage, Reason, Word};
 use crate::redis::greeting::write_error;
 use crate::redis::namespace::Refusal;
 use crate::redis::pinned::{Decision, Hold, Inflow, Loss, PINNED_BUFFER, Pinned};
@@ -185,7 +185,7 @@ impl Session {
         let inbox = std::mem::take(&mut self.inbox);
         let (mut at, mut begin) = (self.scanner.length(), 0);
         let mut moved = Moved::No;
-        while at < inbox.len() && self.closing == Closing::No {
+        while at < inbox.len() && self.closing == Closing::No && self.unread() < PINNED_BUFFER {
             let depth = self.upstream.limits.pipeline_depth;
             let limits = self.request_limits();
             let State::Pinned(pinned, slow) = &mut self.state else { break };
@@ -226,7 +226,11 @@ impl Session {
             if progress == Progress::Partial && !large {
                 break;
             }
-            match self.offer(cx, &inbox[begin..at], progress) {
+            let offered = match self.has_leave(cx) {
+                true => self.offer(cx, &inbox[begin..at], progress),
+                false => Offered::Kept,
+            };
+            match offered {
                 Offered::Taken => {
                     (begin, moved) = (at, Moved::Yes);
                     if progress == Progress::Partial {
@@ -242,6 +246,7 @@ impl Session {
         }
         self.inbox = inbox;
         self.consume_pinned(begin);
+        self.give_leave_back();
         Ok(moved)
     }
 
@@ -278,7 +283,7 @@ impl Session {
                 }
             },
         }
-        let how = carriage(words.iter().copied());
+        let how = self.carriage_here(&words);
         let large;
         if progress == Progress::Partial {
             let (begins, behind) = match self.large_form(raw) {
