@@ -99,6 +99,9 @@ struct NamespaceFamilies {
     refusals: IntCounterVec,
     bytes: IntCounterVec,
     clients: IntGaugeVec,
+    pinned: IntGaugeVec,
+    waits: IntCounterVec,
+    flushed_keys: IntCounterVec,
     keys: IntGaugeVec,
     memory: IntGaugeVec,
 }
@@ -188,6 +191,13 @@ impl NamespaceFamilies {
                 &["direction"],
             )?,
             clients: gauge("tidegate_namespace_clients", help::NAMESPACE_CLIENTS)?,
+            pinned: gauge("tidegate_namespace_pinned", help::NAMESPACE_PINNED)?,
+            waits: counter("tidegate_namespace_waits_total", help::NAMESPACE_WAITS, &["limit"])?,
+            flushed_keys: counter(
+                "tidegate_namespace_flushed_keys_total",
+                help::NAMESPACE_FLUSHED,
+                &[],
+            )?,
             keys: gauge("tidegate_namespace_keys", help::NAMESPACE_KEYS)?,
             memory: gauge("tidegate_namespace_memory_bytes", help::NAMESPACE_MEMORY)?,
         })
@@ -234,9 +244,15 @@ impl Metrics {
         let bytes = |direction: &str| {
             families.bytes.with_label_values(&[labels[0], pool, namespace, direction])
         };
+        let waits =
+            |limit: &str| families.waits.with_label_values(&[labels[0], pool, namespace, limit]);
         NamespaceMetrics {
             commands: families.commands.with_label_values(&labels),
             clients: families.clients.with_label_values(&labels),
+            pinned: families.pinned.with_label_values(&labels),
+            waits_commands: waits("commands"),
+            waits_pinned: waits("pinned"),
+            flushed_keys: families.flushed_keys.with_label_values(&labels),
             bytes_received: bytes("received"),
             bytes_sent: bytes("sent"),
             keys: families.keys.with_label_values(&labels),
@@ -266,6 +282,14 @@ pub struct NamespaceMetrics {
     pub commands: IntCounter,
     /// Its clients.
     pub clients: IntGauge,
+    /// Server connections that they keep for themselves.
+    pub pinned: IntGauge,
+    /// Waits for leave to send commands.
+    pub waits_commands: IntCounter,
+    /// Waits for leave to keep a connection.
+    pub waits_pinned: IntCounter,
+    /// Keys that its clients' flushes have removed.
+    pub flushed_keys: IntCounter,
     /// Bytes read from them.
     pub bytes_received: IntCounter,
     /// Bytes written to them.

@@ -49,6 +49,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "redis::mailbox",
             "redis::pinned",
             "redis::plan",
+            "redis::unblock",
             "redis::upstream",
             "redis::view",
         ],

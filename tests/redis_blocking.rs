@@ -625,6 +625,29 @@ fn a_value_of_another_type_disturbs_nobody() {
     assert_eq!(waiters[0].reply().words(), ["a", "x"]);
 }
 
+/// Who comes to a key of another type is told so, though others wait for it since before it was.
+#[test]
+fn who_comes_to_a_value_of_another_type_is_refused() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    let mut direct = server.direct();
+    let [mut waiter, mut client] = [gate.redis_client(), gate.redis_client()];
+    waiter.send(&words("BLPOP a 0"));
+    blocked_on_server(&mut direct, 1);
+    direct.command(&["SET", "a", "text"]);
+    for line in ["BLPOP a 0", "BLPOP b a 0", "BRPOP a 0", "BLMPOP 0 2 b a LEFT", "BLPOP a b 1"] {
+        let asked = Instant::now();
+        client.send(&words(line));
+        let told = client.reply();
+        assert!(told.error().starts_with("WRONGTYPE "), "{line}: {told:?}");
+        assert!(millis(asked.elapsed()) < 500.0, "{line}: {:?}", asked.elapsed());
+        assert_eq!(client.command(&["PING"]), Value::simple("PONG"));
+    }
+    direct.command(&["DEL", "a"]);
+    direct.command(&["RPUSH", "a", "x"]);
+    assert_eq!(waiter.reply().words(), ["a", "x"]);
+}
+
 /// Who waits already does not learn that the server takes no writes for a while.
 #[test]
 fn a_server_that_takes_no_writes_for_a_while_is_waited_for() {
@@ -799,6 +822,24 @@ fn who_reads_streams_waits_no_longer_than_it_wanted() {
         direct.command(&["DEL", "s"]);
         direct.command(&["XGROUP", "CREATE", "s", "g", "$", "MKSTREAM"]);
     }
+}
+
+/// The time in which it waited for a connection counts.
+#[test]
+fn who_reads_streams_waits_for_what_is_left_of_its_time() {
+    let server = Redis::start();
+    let gate = before(&server, 2);
+    let mut direct = server.direct();
+    let [mut holder, mut client] = [gate.redis_client(), gate.redis_client()];
+    holder.send(&words("XREAD BLOCK 400 STREAMS other $"));
+    blocked_on_server(&mut direct, 1);
+    let asked = Instant::now();
+    client.send(&words("XREAD BLOCK 700 STREAMS s $"));
+    assert_eq!(holder.reply(), Value::Null);
+    blocked_on_server(&mut direct, 1);
+    assert_eq!(client.reply(), Value::Null);
+    let time = millis(asked.elapsed());
+    assert!((690.0..1000.0).contains(&time), "{time} ms");
 }
 
 #[test]

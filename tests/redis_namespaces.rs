@@ -379,6 +379,10 @@ fn messages_are_for_the_namespace_they_are_from() {
     stage.client("cache").command(&["SET", "cache:k", "1"]);
     assert_eq!(cache.reply().words(), ["message", "__keyevent@0__:set", "cache:k"]);
     assert_eq!(publisher.command(&["PUBSUB", "CHANNELS"]).words(), ["news"]);
+    let mut second = stage.client("queue");
+    second.command(&["SUBSCRIBE", "news"]);
+    let counts = publisher.command(&["PUBSUB", "NUMSUB", "news", "none"]).words();
+    assert_eq!(counts, ["news", "2", "none", "0"]);
     // UNSUBSCRIBE without words names the client's own.
     let left = queue.command(&["UNSUBSCRIBE"]).words();
     let other = queue.reply().words();
@@ -464,8 +468,28 @@ fn a_list_of_the_whole_database_is_one_of_the_namespace() {
     assert_eq!(page[1].words().len(), 10);
     assert_eq!(cache.command(&["DBSIZE"]), Value::Integer(501));
     let info = cache.command(&["INFO"]).text();
-    assert!(info.contains("# Tidegate") && !info.contains("db0:keys"), "{info}");
+    assert!(info.contains("# Tidegate") && info.contains("db0:keys=501,"), "{info}");
+    direct.command(&["SELECT", "2"]);
+    direct.command(&["SET", "queue:a", "x"]);
+    direct.command(&["SELECT", "0"]);
+    for mut client in [stage.client("cache"), stage.modern("cache")] {
+        let told = client.pipeline(&[&["INFO", "keyspace"], &["GET", "cache:7"]]);
+        let shown = told[0].text();
+        assert!(shown.contains("db0:keys=501,") && !shown.contains("db2:"), "{shown}");
+        assert_eq!(told[1], Value::bulk("x"));
+    }
+    // Of more keys than are counted each time nothing is told.
+    for some in (0..20_000).collect::<Vec<_>>().chunks(1_000) {
+        let names: Vec<String> = some.iter().map(|number| format!("other:{number}")).collect();
+        let mut words = vec!["MSET"];
+        names.iter().for_each(|name| words.extend([&name[..], "x"]));
+        direct.command(&words);
+    }
     assert!(!cache.command(&["INFO", "keyspace"]).text().contains("db0:"));
+    direct.command(&["EVAL", "for i=0,19999 do redis.call('UNLINK', 'other:'..i) end", "0"]);
+    direct.command(&["SELECT", "2"]);
+    direct.command(&["FLUSHDB"]);
+    direct.command(&["SELECT", "0"]);
     assert_eq!(cache.command(&["FLUSHDB", "ASYNC"]), ok());
     assert_eq!(direct.command(&["DBSIZE"]), Value::Integer(501));
     assert_eq!(direct.command(&["EXISTS", "cache:7"]), Value::Integer(0));

@@ -5,7 +5,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use support::redis::Redis;
@@ -34,6 +34,31 @@ const CONVERSATIONS: &[&[&str]] = &[
         "PING",
     ],
     &["HELLO 3", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE", "UNSUBSCRIBE a b", "GET a"],
+    &[
+        "HELLO 3",
+        "SUBSCRIBE a",
+        "WATCH k",
+        "SUBSCRIBE b",
+        "UNSUBSCRIBE a",
+        "GET k",
+        "UNSUBSCRIBE",
+        "UNWATCH",
+        "SUBSCRIBE c",
+    ],
+    &[
+        "WATCH k",
+        "SUBSCRIBE a",
+        "GET a",
+        "PING",
+        "MULTI",
+        "NOSUCH",
+        "UNSUBSCRIBE",
+        "MULTI",
+        "PING",
+        "EXEC",
+        "PING",
+    ],
+    &["WATCH k", "SUBSCRIBE a", "RESET", "GET a", "WATCH k", "PSUBSCRIBE a"],
 ];
 
 /// All that the peer answers to a conversation that ends with QUIT; HELLO's number of the connection is hidden.
@@ -61,7 +86,7 @@ fn transcript(port: u16, conversation: &[&str], piece_bytes: usize) -> String {
 #[test]
 fn words_about_subscriptions_bring_the_same_bytes_as_directly() {
     let server = Redis::start();
-    let gate = Setup::new().redis(&server).pool_size(2).wait_ms(5_000).start();
+    let gate = Setup::new().redis(&server).pool_size(3).wait_ms(5_000).start();
     for conversation in CONVERSATIONS {
         for piece_bytes in [10_000, 1] {
             let [direct, pooled] = [server.port(), gate.redis_port()].map(|port| {
@@ -220,6 +245,28 @@ fn subscriptions_outlive_their_connection() {
     gate.assert_alive();
 }
 
+/// A server that answers nothing but that it is busy does not end what was subscribed.
+#[test]
+fn subscriptions_outlive_a_busy_server() {
+    let server = Redis::start();
+    let mut gate = before(&server, 3);
+    let [mut old, mut new] = [gate.redis_client(), gate.redis_client()];
+    old.command(&["SUBSCRIBE", "a"]);
+    let mut direct = server.direct();
+    direct.command(&["CONFIG", "SET", "busy-reply-threshold", "1"]);
+    let busy = "local from = redis.call('TIME') repeat local now = redis.call('TIME') \
+                until (now[1] - from[1]) * 1000000 + now[2] - from[2] > 600000 return 'over'";
+    let told = direct.pipeline(&[&["CLIENT", "KILL", "TYPE", "pubsub"], &["EVAL", busy, "0"]]);
+    assert_eq!(told, [Value::Integer(1), Value::bulk("over")]);
+    eventually("it is subscribed anew", || {
+        (direct.command(&["PUBLISH", "a", "x"]) == Value::Integer(1)).then_some(())
+    });
+    assert_eq!(old.reply().words(), message("a", "x"));
+    assert_eq!(new.command(&["SUBSCRIBE", "a"]).words(), ["subscribe", "a", "1"]);
+    assert!(!gate.output().contains("disconnected a subscriber"));
+    gate.assert_alive();
+}
+
 /// While the server is away a subscription waits; a session that was subscribed before finds it again.
 #[test]
 fn subscriptions_outlive_their_server() {
@@ -283,6 +330,54 @@ fn a_subscriber_that_does_not_read_is_dropped_alone() {
     gate.assert_alive();
 }
 
+/// What lies here for all subscribers together is bounded, too, and is counted once however many it is for.
+#[test]
+fn subscribers_that_do_not_read_are_bounded_together() {
+    let server = Redis::start();
+    let lines = "reply_bytes_per_client = 100000000\nreply_bytes_total = 1000000";
+    let mut gate = with_settings(&server, lines);
+    let [mut slow, mut quick] = [gate.redis_client(), gate.redis_client()];
+    slow.command(&["SUBSCRIBE", "a"]);
+    quick.command(&["SUBSCRIBE", "a"]);
+    let text = "x".repeat(100_000);
+    let mut speaker = server.direct();
+    // What the kernel takes for it comes to a few megabytes.
+    for _ in 0..300 {
+        speaker.command(&["PUBLISH", "a", &text]);
+        assert_eq!(quick.reply().words()[2].len(), text.len());
+    }
+    eventually("it is sent away", || {
+        gate.output().contains("disconnected a subscriber").then_some(())
+    });
+    assert!(slow.closed());
+    speaker.command(&["PUBLISH", "a", "end"]);
+    assert_eq!(quick.reply().words(), message("a", "end"));
+    gate.assert_alive();
+}
+
+/// A SUBSCRIBE that is refused for one of its channels brings nothing of the others.
+#[test]
+fn who_is_refused_hears_nothing() {
+    let server = Redis::start();
+    let rules = ["ACL", "SETUSER", "default", "resetchannels", "&open*"];
+    assert_eq!(server.direct().command(&rules), Value::simple("OK"));
+    let gate = before(&server, 3);
+    let [mut keeper, mut client] = [gate.redis_client(), gate.redis_client()];
+    keeper.command(&["SUBSCRIBE", "open"]);
+    client.command(&["SUBSCRIBE", "open2"]);
+    // While the server is busy, both the question and the message come to it.
+    let busy = "local from = redis.call('TIME') repeat local now = redis.call('TIME') \
+                until (now[1] - from[1]) * 1000000 + now[2] - from[2] > 200000";
+    let [mut direct, mut speaker] = [server.direct(), server.direct()];
+    direct.send(&encode(&["EVAL", busy, "0"]));
+    std::thread::sleep(Duration::from_millis(50));
+    client.send(&encode(&["SUBSCRIBE", "open", "secret"]));
+    speaker.send(&encode(&["PUBLISH", "open", "x"]));
+    assert_eq!(keeper.reply().words(), message("open", "x"));
+    assert!(client.reply().error().starts_with("NOPERM"));
+    assert_eq!(client.command(&["PING"]).words(), ["pong", ""]);
+}
+
 /// Messages stand between replies, however large those are, and both keep their order.
 #[test]
 fn messages_and_replies_do_not_break_into_each_other() {
@@ -292,12 +387,17 @@ fn messages_and_replies_do_not_break_into_each_other() {
     client.command(&["HELLO", "3"]);
     client.command(&["SET", "large", &"v".repeat(300_000)]);
     client.command(&["SUBSCRIBE", "a"]);
-    let done = AtomicBool::new(false);
+    let (done, heard_of) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         let speaker = scope.spawn(|| {
             let mut speaker = server.direct();
-            let mut said = 0;
-            while !done.load(Ordering::Relaxed) {
+            let (mut said, began) = (0, Instant::now());
+            while !done.load(Ordering::Relaxed) && began.elapsed() < DEADLINE {
+                // On a slow machine it must not be cut for what it can't read in time.
+                if said > heard_of.load(Ordering::Relaxed) + 1_000 {
+                    std::thread::yield_now();
+                    continue;
+                }
                 speaker.command(&["PUBLISH", "a", &format!("{said} {}", "m".repeat(2_000))]);
                 said += 1;
             }
@@ -311,6 +411,7 @@ fn messages_and_replies_do_not_break_into_each_other() {
                         let text = words[2].text();
                         assert!(text.starts_with(&format!("{heard} m")) && text.len() > 2_000);
                         heard += 1;
+                        heard_of.store(heard, Ordering::Relaxed);
                     }
                     reply => break reply,
                 }
@@ -381,6 +482,64 @@ fn subscriptions_are_limited() {
     assert_eq!(other.command(&["PSUBSCRIBE", "d*"]).words(), ["psubscribe", "d*", "1"]);
     one.command(&["UNSUBSCRIBE", "a"]);
     assert_eq!(other.command(&["SUBSCRIBE", "a"]).words(), ["subscribe", "a", "2"]);
+}
+
+/// Everybody who is subscribed is counted, here and elsewhere, as soon as they were told, and no longer.
+#[test]
+fn all_subscribers_are_counted() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    let mut elsewhere = server.direct();
+    elsewhere.command(&["SUBSCRIBE", "b"]);
+    elsewhere.command(&["SSUBSCRIBE", "s"]);
+    let mut asker = gate.redis_client();
+    let mut count = |words: &[&str], expected: &[&str]| {
+        assert_eq!(asker.command(&[&["PUBSUB"], words].concat()).words(), expected, "{words:?}");
+    };
+    count(&["NUMSUB", "a", "b"], &["a", "0", "b", "1"]);
+    count(&["NUMSUB"], &[]);
+    let mut subscribers: Vec<_> = (0..5).map(|_| gate.redis_client()).collect();
+    for _ in 0..20 {
+        for subscriber in &mut subscribers {
+            subscriber.command(&["SUBSCRIBE", "a"]);
+            subscriber.command(&["SSUBSCRIBE", "s"]);
+        }
+        subscribers[0].command(&["SUBSCRIBE", "b"]);
+        count(&["NUMSUB", "a", "b", "c", "a"], &["a", "5", "b", "2", "c", "0", "a", "5"]);
+        count(&["shardnumsub", "s", "a"], &["s", "6", "a", "0"]);
+        subscribers[0].command(&["UNSUBSCRIBE", "b"]);
+        count(&["numsub", "b"], &["b", "1"]);
+        for (left, subscriber) in (0..5).rev().zip(&mut subscribers) {
+            subscriber.command(&["UNSUBSCRIBE", "a"]);
+            subscriber.command(&["SUNSUBSCRIBE", "s"]);
+            count(&["NUMSUB", "a"], &["a", &left.to_string()]);
+            let others = (left + 1).to_string();
+            count(&["SHARDNUMSUB", "s"], &["s", &others]);
+        }
+        count(&["NUMSUB", "a"], &["a", "0"]);
+    }
+    let told = asker.pipeline(&[&["SET", "k", "v"], &["PUBSUB", "NUMSUB", "b"], &["GET", "k"]]);
+    assert_eq!(told[1].words(), ["b", "1"]);
+    assert_eq!(told[2], Value::bulk("v"));
+}
+
+/// What is subscribed to is kept, so that names have a bound, too; it is free again when they are given up.
+#[test]
+fn the_names_of_subscriptions_are_limited() {
+    let server = Redis::start();
+    let gate = before(&server, 3);
+    let mut client = gate.redis_client();
+    let name = |number: usize| format!("{}{number}", "n".repeat(1_000_000));
+    for round in 0..2 {
+        for number in 0..67 {
+            let told = client.command(&["SUBSCRIBE", &name(number)]);
+            assert_eq!(told.words()[0], "subscribe", "{round} {number}");
+        }
+        let told = client.command(&["SUBSCRIBE", &name(67)]);
+        assert!(told.error().contains("64 MiB"), "{told:?}");
+        client.send(&encode(&["UNSUBSCRIBE"]));
+        (0..67).for_each(|_| assert_eq!(client.reply().words()[0], "unsubscribe"));
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use attacks::{Attack, attack};
 use chance::Chance;
-use support::redis::Redis;
+use support::redis::{Redis, Version};
 use support::resp::{Connection, Value, encode};
 use support::tidegate::{Setup, Tidegate};
 
@@ -47,8 +47,8 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(mode: &'static str) -> Self {
-        let server = Redis::start();
+    fn new(mode: &'static str, version: Version) -> Self {
+        let server = Redis::of(version);
         let file = tempfile::NamedTempFile::new().unwrap();
         let text = format!(
             "[redis]\nnamespace = \"cache\"\n[[redis.namespaces]]\nname = \"cache\"\nmode = \"{mode}\"\n\
@@ -217,17 +217,21 @@ fn number(variable: &str) -> Option<usize> {
     Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value}: give a number")))
 }
 
-fn assault(test: usize, mode: &'static str) {
-    let wanted = number("TIDEGATE_ATTACKS").unwrap_or(ATTACKS) / TESTS + 1;
+/// This test's share of them.
+fn share() -> usize {
+    number("TIDEGATE_ATTACKS").unwrap_or(ATTACKS) / TESTS + 1
+}
+
+fn assault(test: usize, mode: &'static str, version: Version, wanted: usize) {
     let seed = number("TIDEGATE_RANDOM_SEED").unwrap_or(0);
-    let mut stage = Stage::new(mode);
+    let mut stage = Stage::new(mode, version);
     let mut done = 0;
     while done < wanted {
         let mut chance =
             Chance::new(u64::try_from(seed * 1_000_000_007 + test * 100_000_007 + done).unwrap());
         let batch: Vec<Attack> = (0..BATCH).map(|_| attack(&mut chance)).collect();
         if let Err(breach) = stage.run(&batch) {
-            panic!("{}", report(mode, batch, &breach));
+            panic!("{}", report((mode, version), batch, &breach));
         }
         done += batch.len();
     }
@@ -240,8 +244,8 @@ fn assault(test: usize, mode: &'static str) {
 }
 
 /// The fewest attacks of the batch that breach a stage of their own.
-fn report(mode: &'static str, batch: Vec<Attack>, breach: &str) -> String {
-    let fails = |attacks: &[Attack]| Stage::new(mode).run(attacks).err();
+fn report((mode, version): (&'static str, Version), batch: Vec<Attack>, breach: &str) -> String {
+    let fails = |attacks: &[Attack]| Stage::new(mode, version).run(attacks).err();
     let mut short = batch;
     let mut last = breach.to_owned();
     let begun = Instant::now();
@@ -261,23 +265,30 @@ fn report(mode: &'static str, batch: Vec<Attack>, breach: &str) -> String {
 
 #[test]
 fn who_says_full_names_gets_no_further() {
-    assault(1, "enforce");
+    assault(1, "enforce", Version::Systems, share());
 }
 
 #[test]
 fn who_knows_of_no_names_gets_no_further() {
-    assault(2, "prefix");
+    assault(2, "prefix", Version::Systems, share());
 }
 
 #[test]
 fn a_second_one_in_another_order_gets_no_further() {
-    assault(3, "enforce");
+    assault(3, "enforce", Version::Systems, share());
+}
+
+/// Beyond the shares of all, on a server that knows more commands: fewer of them.
+#[test]
+fn nobody_gets_further_on_a_newer_server() {
+    assault(4, "enforce", Version::Newest, share() / 6);
+    assault(5, "prefix", Version::Newest, share() / 6);
 }
 
 /// The attacks are ones: without a namespace they do harm.
 #[test]
 fn without_a_namespace_they_do_harm() {
-    let mut stage = Stage::new("enforce");
+    let mut stage = Stage::new("enforce", Version::Systems);
     let harmless = |stage: &Stage, words: &[&str]| {
         let mut direct = stage.server.direct();
         direct.command(words);

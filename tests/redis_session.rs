@@ -113,6 +113,19 @@ fn words_about_the_connection_bring_the_same_bytes_as_directly() {
     }
 }
 
+/// Newer servers have modules of their own.
+#[test]
+fn every_servers_hello_is_told_as_it_is() {
+    for server in Redis::each() {
+        let gate = before(&server);
+        for conversation in [["HELLO 2", "HELLO 3"], ["HELLO 3", "HELLO"]] {
+            let [direct, pooled] = [server.port(), gate.redis_port()]
+                .map(|port| transcript(port, &conversation, 10_000));
+            assert_eq!(pooled, direct, "{conversation:?}");
+        }
+    }
+}
+
 #[test]
 fn what_a_transaction_says_about_the_connection_stays_with_its_client() {
     let server = Redis::start();

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use chance::Chance;
 use side::Side;
-use support::redis::Redis;
+use support::redis::{Redis, Version};
 use support::tidegate::{Setup, Tidegate};
 use words::{APART, Command, Place};
 
@@ -60,9 +60,19 @@ struct Stage {
     place: Place,
 }
 
+/// What a test is about.
+#[derive(Debug, Clone, Copy)]
+struct Profile {
+    pool_size: usize,
+    sessions: usize,
+    place: Place,
+    version: Version,
+}
+
 impl Stage {
-    fn new(pool_size: usize, sessions: usize, place: Place) -> Self {
-        let servers = [Redis::start(), Redis::start()];
+    fn new(profile: Profile) -> Self {
+        let Profile { pool_size, sessions, place, version } = profile;
+        let servers = [Redis::of(version), Redis::of(version)];
         for server in &servers {
             // As long as they are, hashes keep their order.
             let longest = ["hash-max-listpack-value", "400000"];
@@ -178,14 +188,20 @@ fn number(variable: &str) -> Option<u64> {
 
 /// Runs this test's share of the commands; stops at the first script that differs.
 fn compare(test: u64, pool_size: usize, sessions: usize) {
-    compare_in(Place::Alone, test, pool_size, sessions);
+    let (place, version) = (Place::Alone, Version::Systems);
+    compare_in(Profile { pool_size, sessions, place, version }, test, share());
 }
 
-fn compare_in(place: Place, test: u64, pool_size: usize, sessions: usize) {
+/// This test's.
+fn share() -> u64 {
+    number("TIDEGATE_RANDOM_COMMANDS").unwrap_or(COMMANDS) / TESTS + 1
+}
+
+fn compare_in(profile: Profile, test: u64, wanted: u64) {
+    let Profile { pool_size, sessions, place, .. } = profile;
     // One for the lane, one for those who wait for elements, one for whatever else needs one.
     let holds = (pool_size - pool_size / 4).saturating_sub(2);
-    let mut stage = Stage::new(pool_size, sessions, place);
-    let wanted = number("TIDEGATE_RANDOM_COMMANDS").unwrap_or(COMMANDS) / TESTS + 1;
+    let mut stage = Stage::new(profile);
     let mut seed = number("TIDEGATE_RANDOM_SEED").unwrap_or(0) * 1_000_000_000 + test * 10_000_000;
     let (mut done, mut most) = (0, 0);
     while done < wanted {
@@ -194,9 +210,7 @@ fn compare_in(place: Place, test: u64, pool_size: usize, sessions: usize) {
         let look = seed.is_multiple_of(25);
         match stage.run(&script).and_then(|count| stage.tidy(look).map(|()| count)) {
             Ok(count) => done += count,
-            Err(difference) => {
-                panic!("{}", report(seed, script, &difference, (pool_size, sessions, place)))
-            }
+            Err(difference) => panic!("{}", report(seed, script, &difference, profile)),
         }
         assert!(
             place == Place::Alone || stage.is_filled(),
@@ -231,15 +245,10 @@ fn script(seed: u64, sessions: usize, holds: usize, place: Place) -> Vec<Step> {
 }
 
 /// The script made short, over fresh servers.
-fn report(
-    seed: u64,
-    script: Vec<Step>,
-    first: &str,
-    (pool_size, sessions, place): (usize, usize, Place),
-) -> String {
+fn report(seed: u64, script: Vec<Step>, first: &str, profile: Profile) -> String {
     let started = Instant::now();
     let fails = |script: &[Step]| {
-        let mut stage = Stage::new(pool_size, sessions, place);
+        let mut stage = Stage::new(profile);
         started.elapsed() < SHRINK_TIME && stage.run(script).and_then(|_| stage.tidy(true)).is_err()
     };
     let mut short = script;
@@ -273,7 +282,7 @@ fn report(
             size /= 2;
         }
     }
-    let last = Stage::new(pool_size, sessions, place).run(&short).err();
+    let last = Stage::new(profile).run(&short).err();
     let mut text = format!("seed {seed}: {first}\nshort:\n");
     for step in &short {
         writeln!(text, "  session {} in pieces of {}:", step.session, step.piece_bytes).unwrap();
@@ -313,12 +322,24 @@ fn ten_sessions_over_six_connections() {
 }
 
 /// A client in a namespace of a full server is answered as one that has an empty server for itself.
+fn compare_in_a_namespace(test: u64, pool_size: usize, sessions: usize) {
+    let (place, version) = (Place::Namespace, Version::Systems);
+    compare_in(Profile { pool_size, sessions, place, version }, test, share());
+}
+
 #[test]
 fn eight_sessions_in_a_namespace() {
-    compare_in(Place::Namespace, 7, 4, 8);
+    compare_in_a_namespace(7, 4, 8);
 }
 
 #[test]
 fn nine_sessions_in_a_namespace_over_eight_connections() {
-    compare_in(Place::Namespace, 8, 8, 9);
+    compare_in_a_namespace(8, 8, 9);
+}
+
+/// Beyond the shares of all: fewer of them.
+#[test]
+fn seven_sessions_in_a_namespace_of_a_newer_server() {
+    let (place, version) = (Place::Namespace, Version::Newest);
+    compare_in(Profile { pool_size: 5, sessions: 7, place, version }, 9, share() / 3);
 }

@@ -36,6 +36,8 @@ pub(super) const NAMESPACE_KEYS: &[&str] = &[
     "scripts",
     "value_bytes",
     "client_limit",
+    "pinned_limit",
+    "commands_per_second",
     "variable",
     "url",
 ];

@@ -9,6 +9,7 @@ use crate::redis::namespace::{Mode, Namespace, Rights, ScriptRule};
 /// Longest value of a namespace's own, when it doesn't say: as long as Redis takes.
 const VALUE_BYTES: usize = 512 * 1024 * 1024;
 const CLIENTS: usize = 1_000_000;
+const COMMANDS: usize = 1_000_000_000;
 
 /// Gives each namespace to the listener of its upstream, and the wrapped command a variable for it.
 pub(super) fn resolve(
@@ -143,6 +144,9 @@ fn settings(
         password,
         origin,
         client_limit: count(namespace.entry("client_limit"), CLIENTS)?,
+        pinned_limit: bound(namespace.entry("pinned_limit"), CLIENTS)?,
+        commands_per_second: bound(namespace.entry("commands_per_second"), COMMANDS)?
+            .and_then(|rate| u32::try_from(rate).ok()),
         namespace: Namespace {
             name: name.into_boxed_str(),
             mode,
@@ -244,6 +248,11 @@ fn count(entry: Option<&Entry>, default: usize) -> Result<usize, ConfigError> {
     let Some(entry) = entry else { return Ok(default) };
     let number = entry.text.parse().ok().filter(|number| (1..=default).contains(number));
     number.ok_or_else(|| entry.wrong(format!("must be a whole number from 1 to {default}")))
+}
+
+/// A bound that there need not be.
+fn bound(entry: Option<&Entry>, most: usize) -> Result<Option<usize>, ConfigError> {
+    entry.map(|entry| count(Some(entry), most)).transpose()
 }
 
 fn choice<T: Copy>(

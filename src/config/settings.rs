@@ -404,6 +404,10 @@ pub struct NamespaceSettings {
     pub origin: PasswordOrigin,
     /// Most clients at once.
     pub client_limit: usize,
+    /// Most connections that its clients keep for themselves at once, if there is a bound.
+    pub pinned_limit: Option<usize>,
+    /// Most commands of all its clients together, if there is a bound.
+    pub commands_per_second: Option<u32>,
 }
 
 /// Where a namespace's password comes from.

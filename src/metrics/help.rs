@@ -57,3 +57,8 @@ pub(super) const WAITING: &str = "Seconds that clients waited for a server conne
 pub(super) const SATURATED: &str = "Seconds during which a client waited and no connection could be had or opened. Its rate is the part of the time during which the pool was exhausted; a burst between two scrapes shows.";
 pub(super) const OLDEST_WAIT: &str = "Seconds that the client at the head of the queue has waited.";
 pub(super) const EXHAUSTION: &str = "Seconds until all connections are in use at once if their use goes on growing as it did in the last minutes; +Inf while it doesn't grow.";
+pub(super) const NAMESPACE_PINNED: &str =
+    "Clients of a namespace that keep a server connection for themselves now, or wait for one.";
+pub(super) const NAMESPACE_WAITS: &str = "Times a client of a namespace had to wait for a limit of it: commands (commands_per_second) or pinned (pinned_limit).";
+pub(super) const NAMESPACE_FLUSHED: &str =
+    "Keys of a namespace removed by FLUSHDB and FLUSHALL of its clients; grows while they run.";

@@ -98,7 +98,8 @@ impl RedisConnect {
                     let role = if facts.role == "master" { Role::Master } else { Role::Replica };
                     self.facts.learn(facts);
                     self.load_scripts(&mut stream).await?;
-                    return Ok(RedisBackend { stream, key: Key::FRESH, role });
+                    let id = login.id();
+                    return Ok(RedisBackend { stream, key: Key::FRESH, role, id });
                 }
                 Step::Failed(refusal) => return Err(refused(refusal.code, refusal.message)),
             }
@@ -175,6 +176,8 @@ pub struct RedisBackend {
     pub key: Key,
     /// What the server was when the connection was opened.
     pub role: Role,
+    /// Its number at the server, if that has told it.
+    pub id: Option<u64>,
 }
 
 /// What a server is.

@@ -6,9 +6,10 @@
 //! or the call is ended and made anew with its keys: so nothing that comes between is missed.
 
 mod ask;
+mod check;
 mod shift;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,8 @@ use super::mailbox::Backlog;
 use super::pop::{Catch, Class, KeyName, Kind, Pop};
 use super::roster::{Roster, Ticket};
 use crate::pool::{Checkout, CheckoutError, CheckoutErrorKind, Lease};
+pub(in crate::redis) use ask::ask_here;
+use check::Check;
 use shift::{Ending, Shift};
 
 /// Most keys that one call waits for; who would bring more waits on a backend of its own.
@@ -90,6 +93,8 @@ struct Station {
     way: Way,
     /// Those who have waited long enough, and what they are told when no call is running that may still bring them something.
     leaving: Vec<(Ticket, Outcome)>,
+    /// Who waits for a key without having tried it.
+    untried: BTreeMap<Ticket, Vec<KeyName>>,
     work: Work,
     /// Of the task that waits for them.
     task: Option<Waker>,
@@ -247,7 +252,7 @@ impl Stations {
             return Unblocked::Nobody;
         };
         let Some(station) = inner.stations.get_mut(&spot) else { return Unblocked::Nobody };
-        if !matches!(station.seats.get(&ticket), Some(Place::Waiting(_))) {
+        if !station.is_waiting(ticket) {
             return Unblocked::Nobody;
         }
         station.give_up(ticket, outcome);
@@ -256,11 +261,12 @@ impl Stations {
 
     /// A station's task: takes a connection while somebody waits.
     async fn serve(self: Arc<Self>, spot: Arc<Spot>) {
+        let mut check = Check::default();
         while poll_fn(|cx| self.poll_needed(cx, &spot)).await.is_some() {
             match self.checkout(&spot).await {
                 None => {}
                 Some(Ok(lease)) => {
-                    let shift = Shift::new(Arc::clone(&self), Arc::clone(&spot), lease);
+                    let shift = Shift::new(Arc::clone(&self), Arc::clone(&spot), lease, &mut check);
                     if let Ending::Lost { reason, elements } = shift.run().await {
                         self.note_loss(&spot, &reason, elements);
                         tokio::time::sleep(PAUSE).await;
@@ -446,6 +452,7 @@ impl Station {
             offers: VecDeque::new(),
             way,
             leaving: Vec::new(),
+            untried: BTreeMap::new(),
             work: Work::Off,
             task: None,
         }
@@ -465,8 +472,17 @@ impl Station {
         }
     }
 
-    fn serve(&mut self, ticket: Ticket, outcome: Outcome) {
+    fn leave(&mut self, ticket: Ticket) {
         self.roster.leave(ticket);
+        self.untried.remove(&ticket);
+    }
+
+    fn is_waiting(&self, ticket: Ticket) -> bool {
+        matches!(self.seats.get(&ticket), Some(Place::Waiting(_)))
+    }
+
+    fn serve(&mut self, ticket: Ticket, outcome: Outcome) {
+        self.leave(ticket);
         let place = self.seats.insert(ticket, Place::Served(outcome));
         if let Some(Place::Waiting(Some(session))) = place {
             session.wake();
@@ -475,7 +491,7 @@ impl Station {
 
     /// Somebody waits no longer than until the call is over: what that brings is still theirs, as the server has it.
     fn give_up(&mut self, ticket: Ticket, outcome: Outcome) {
-        if !matches!(self.seats.get(&ticket), Some(Place::Waiting(_))) {
+        if !self.is_waiting(ticket) {
             return;
         }
         match self.work {
@@ -488,7 +504,7 @@ impl Station {
     /// No call is running: whoever has given up is told so.
     fn dismiss(&mut self) {
         for (ticket, outcome) in std::mem::take(&mut self.leaving) {
-            if matches!(self.seats.get(&ticket), Some(Place::Waiting(_))) {
+            if self.is_waiting(ticket) {
                 self.serve(ticket, outcome);
             }
         }
@@ -502,6 +518,21 @@ impl Station {
 }
 
 impl Seat {
+    /// For these keys others waited already, so the session has not asked the server for what is there: if that is of another type, it
+    /// is to be told so.
+    pub fn has_not_tried(&self, keys: &[KeyName]) {
+        if keys.is_empty() {
+            return;
+        }
+        let note = |station: &mut Station| {
+            if station.is_waiting(self.ticket) {
+                station.untried.insert(self.ticket, keys.to_vec());
+                station.wake();
+            }
+        };
+        self.stations.look(&self.spot, note);
+    }
+
     /// The session has waited long enough; [`Seat::poll_outcome`] tells when it is over.
     pub fn give_up(&self) {
         let leave = |station: &mut Station| station.give_up(self.ticket, Outcome::Nothing);
@@ -546,7 +577,7 @@ impl Drop for Seat {
             inner.clients.remove(&self.client);
             self.stations.pool.metrics().parked.dec();
             let leave = |station: &mut Station| {
-                station.roster.leave(self.ticket);
+                station.leave(self.ticket);
                 station.wake();
                 station.seats.remove(&self.ticket)
             };

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::greeting::{Identity, Subscriptions};
 use super::mailbox::Mailbox;
+use super::unblock::Wait;
 
 /// All of them, by their numbers.
 #[derive(Debug, Default)]
@@ -21,6 +22,8 @@ struct Card {
     subscriptions: Subscriptions,
     born: Instant,
     mailbox: Arc<Mailbox>,
+    /// Where it waits for the server on a connection of its own, if it ever did.
+    wait: Option<Arc<Wait>>,
 }
 
 /// Which clients CLIENT LIST or CLIENT KILL means; every condition must hold.
@@ -158,6 +161,7 @@ impl Clients {
             subscriptions: Subscriptions::default(),
             born: Instant::now(),
             mailbox: Arc::clone(mailbox),
+            wait: None,
         };
         self.lock().insert(identity.id, card);
     }
@@ -168,6 +172,19 @@ impl Clients {
             card.identity.clone_from(identity);
             card.subscriptions = subscriptions;
         }
+    }
+
+    /// Where the client with the number `id` waits for the server.
+    pub fn note_wait(&self, id: u64, wait: &Arc<Wait>) {
+        if let Some(card) = self.lock().get_mut(&id) {
+            card.wait = Some(Arc::clone(wait));
+        }
+    }
+
+    /// Where the client with the number `id` waits for the server, if it ever did.
+    #[must_use]
+    pub fn wait_of(&self, id: u64) -> Option<Arc<Wait>> {
+        self.lock().get(&id).and_then(|card| card.wait.clone())
     }
 
     /// Whether the client with the number `id` is of the same namespace as `own`, or `own` is of none.

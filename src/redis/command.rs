@@ -77,6 +77,8 @@ pub enum Reason {
     /// MONITOR, PSYNC, CLIENT TRACKING, CLIENT REPLY OFF: the stream is no longer one reply per command,
     /// until the client leaves.
     Stream,
+    /// CLIENT TRACKING in a namespace, where what comes unasked is looked at: until it is off.
+    Tracking,
     /// Too large to hold in memory: until it is answered.
     Large,
     /// A database number that the server was not asked about yet: until answered.
@@ -97,7 +99,10 @@ impl Reason {
     /// Whether the hold may last long, whatever its client does.
     #[must_use]
     pub fn may_last(self) -> bool {
-        matches!(self, Self::Blocking | Self::Wait | Self::Subscription | Self::Stream)
+        matches!(
+            self,
+            Self::Blocking | Self::Wait | Self::Subscription | Self::Stream | Self::Tracking
+        )
     }
 
     /// The word for metrics and logs.
@@ -109,6 +114,7 @@ impl Reason {
             Self::Wait => "wait",
             Self::Subscription => "subscription",
             Self::Stream => "stream",
+            Self::Tracking => "tracking",
             Self::Large => "large",
             Self::Database => "database",
             Self::Kill => "kill",
@@ -137,8 +143,8 @@ pub enum Step {
 /// Longest name in the table, bytes.
 const NAME_LIMIT: usize = 32;
 
-const UNBLOCK: &str = "ERR tidegate: CLIENT UNBLOCK names a connection of the server, which is shared here; \
-     send it over a direct connection";
+const UNBLOCK: &str = "ERR tidegate: CLIENT UNBLOCK can't stand inside MULTI, nor in a pool of one connection; \
+     send it before the transaction or behind it, and set redis.pool_size to 2 or more";
 
 /// Upper-case copy of a name, or of two with a bar between; empty when it is too long to be any of the table.
 struct Upper {
@@ -280,6 +286,14 @@ fn client(subcommand: &[u8], value: Option<&[u8]>) -> Carriage {
 /// is not understood.
 #[must_use]
 pub fn read_at_once<'a>(words: &[&'a [u8]]) -> Option<(Duration, Vec<&'a [u8]>)> {
+    let (at, time) = place_of_time(words)?;
+    Some((time, [words.get(..at.checked_sub(1)?)?, words.get(at + 1..)?].concat()))
+}
+
+/// Which word of an XREAD or XREADGROUP tells in milliseconds how long it waits, and how long that is. `None` if it waits for ever,
+/// or is not understood.
+#[must_use]
+pub fn place_of_time(words: &[&[u8]]) -> Option<(usize, Duration)> {
     let says = |at: usize, text: &str| {
         words.get(at).is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()))
     };
@@ -293,7 +307,7 @@ pub fn read_at_once<'a>(words: &[&'a [u8]]) -> Option<(Duration, Vec<&'a [u8]>)>
     while !says(at, "STREAMS") {
         at += match (says(at, "BLOCK"), says(at, "COUNT"), says(at, "NOACK")) {
             (true, ..) if found.is_none() => {
-                found = Some((at, milliseconds(words.get(at + 1)?)?));
+                found = Some((at + 1, milliseconds(words.get(at + 1)?)?));
                 2
             }
             (_, true, _) => 2,
@@ -301,8 +315,7 @@ pub fn read_at_once<'a>(words: &[&'a [u8]]) -> Option<(Duration, Vec<&'a [u8]>)>
             _ => return None,
         };
     }
-    let (at, time) = found.filter(|(_, time)| !time.is_zero())?;
-    Some((time, [words.get(..at)?, words.get(at + 2..)?].concat()))
+    found.filter(|(_, time)| !time.is_zero())
 }
 
 fn milliseconds(word: &[u8]) -> Option<Duration> {
@@ -331,6 +344,12 @@ pub fn step(name: &[u8]) -> Step {
         b"DISCARD" => Step::Discard,
         _ => Step::Other,
     }
+}
+
+/// Whether this is CLIENT TRACKING, on or off.
+#[must_use]
+pub fn is_tracking(words: &[&[u8]]) -> bool {
+    look_up(words).is_some_and(|command| command.name == "CLIENT|TRACKING")
 }
 
 /// Whether `name` gives up subscriptions.

@@ -133,6 +133,13 @@ pub struct ServerFacts {
     pub proto: Proto,
     /// The highest database number that it accepted so far.
     pub known_db: u32,
+    /// What it says of its modules, in RESP2 and in RESP3.
+    pub modules: [Box<[u8]>; 2],
+}
+
+impl ServerFacts {
+    /// [`ServerFacts::modules`] of a server that has none.
+    pub const NO_MODULES: [&[u8]; 2] = [b"*0\r\n"; 2];
 }
 
 impl Default for ServerFacts {
@@ -145,6 +152,7 @@ impl Default for ServerFacts {
             role: "master".into(),
             proto: Proto::Resp2,
             known_db: 0,
+            modules: Self::NO_MODULES.map(Box::from),
         }
     }
 }
@@ -374,7 +382,11 @@ impl Identity {
         pair("mode", &facts.mode);
         pair("role", &facts.role);
         write_bulk(b"modules", out);
-        out.extend_from_slice(b"*0\r\n");
+        let [resp2, resp3] = &facts.modules;
+        out.extend_from_slice(match self.proto {
+            Proto::Resp2 => resp2,
+            Proto::Resp3 => resp3,
+        });
     }
 
     fn auth(&mut self, arguments: &[&[u8]], access: Access<'_>, out: &mut Vec<u8>) {
@@ -565,6 +577,7 @@ mod tests {
             role: "master".into(),
             proto: Proto::Resp3,
             known_db: 0,
+            modules: ServerFacts::NO_MODULES.map(Box::from),
         }
     }
 

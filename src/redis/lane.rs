@@ -52,6 +52,26 @@ pub struct Part {
     pub begins: usize,
     /// How many connections have been lost under it.
     pub tries: u8,
+    /// What becomes of it when its connection is lost.
+    pub fate: Fate,
+}
+
+/// What becomes of commands that could not be sent before their connection was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// They go over the next one.
+    Carried,
+    /// They mean something on this one's server only.
+    Here,
+}
+
+/// What those are told whose commands were for a connection that is lost.
+const UNSENT: &str = "ERR tidegate: the connection to the Redis server was lost before this command was sent; try again";
+
+/// Whether a reply says that its command was not sent.
+#[must_use]
+pub fn is_unsent(reply: &[u8]) -> bool {
+    reply.get(1..).is_some_and(|line| line.starts_with(UNSENT.as_bytes()))
 }
 
 /// Whole commands to be sent.
@@ -98,6 +118,15 @@ struct Inner {
     retries: u32,
     life: Life,
     door: Door,
+    link: Link,
+}
+
+/// Whether the lane is at work on a connection.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    #[default]
+    Down,
+    Up,
 }
 
 /// Of a spare lane.
@@ -126,18 +155,26 @@ pub enum Submitted {
     Taken,
     /// Too much waits already; the session is woken when there is room.
     Full,
-    /// A spare lane has no connection any more.
+    /// A spare lane, or one whose connection is wanted and no other, has none now.
     Shut,
+}
+
+impl Batch {
+    fn is_for(&self, fate: Fate) -> bool {
+        self.parts.iter().any(|part| part.fate == fate)
+    }
 }
 
 impl Inner {
     /// Adds a session's commands behind all that it has here: a session has one key while anything of its is owed, so only batches
     /// of other keys may be overtaken.
-    fn append(&mut self, key: Key, work: Work<'_>, mailbox: &Arc<Mailbox>) {
+    fn append(&mut self, key: Key, work: Work<'_>, mailbox: &Arc<Mailbox>, fate: Fate) {
         let Work { bytes, silent, replies } = work;
         self.pending_bytes += bytes.len();
-        // What was put back stands before what has come since, which may be of the same key.
-        let at = match self.batches.iter().rposition(|batch| batch.key == key) {
+        // What was put back stands before what has come since, which may be of the same key. What has another fate stands apart.
+        let takes = |batch: &Batch| batch.key == key && batch.is_for(Fate::Carried);
+        let at = match self.batches.iter().rposition(|batch| fate == Fate::Carried && takes(batch))
+        {
             Some(at) => at,
             None => {
                 self.batches.push_back(Batch { key, bytes: Vec::new(), parts: Vec::new() });
@@ -146,7 +183,7 @@ impl Inner {
         };
         let batch = &mut self.batches[at];
         let begins = batch.bytes.len();
-        let part = Part { mailbox: Arc::clone(mailbox), silent, replies, begins, tries: 0 };
+        let part = Part { mailbox: Arc::clone(mailbox), silent, replies, begins, tries: 0, fate };
         batch.bytes.extend_from_slice(bytes);
         batch.parts.push(part);
     }
@@ -154,6 +191,16 @@ impl Inner {
     fn put_back(&mut self, batch: Batch) {
         self.pending_bytes += batch.bytes.len();
         self.batches.push_front(batch);
+    }
+
+    /// Takes out what was for the connection that is lost.
+    fn take_stranded(&mut self) -> Vec<Batch> {
+        let all = std::mem::take(&mut self.batches);
+        let (stranded, rest): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|one| one.is_for(Fate::Here));
+        self.batches = rest.into();
+        self.pending_bytes -= stranded.iter().map(|batch| batch.bytes.len()).sum::<usize>();
+        stranded
     }
 }
 
@@ -199,8 +246,23 @@ impl Lane {
         work: Work<'_>,
         mailbox: &Arc<Mailbox>,
     ) -> Submitted {
+        self.submit_as(cx, key, work, mailbox, Fate::Carried)
+    }
+
+    /// As [`Lane::submit`], for commands with this fate.
+    pub fn submit_as(
+        &self,
+        cx: &Context<'_>,
+        key: Key,
+        work: Work<'_>,
+        mailbox: &Arc<Mailbox>,
+        fate: Fate,
+    ) -> Submitted {
         let mut inner = self.lock();
         if self.is_spare() && inner.door != Door::Open {
+            return Submitted::Shut;
+        }
+        if fate == Fate::Here && inner.link == Link::Down {
             return Submitted::Shut;
         }
         if inner.pending_bytes > PENDING_LIMIT {
@@ -211,7 +273,7 @@ impl Lane {
             return Submitted::Full;
         }
         mailbox.owe(work.replies);
-        inner.append(key, work, mailbox);
+        inner.append(key, work, mailbox, fate);
         if let Some(task) = inner.task.take() {
             task.wake();
         }
@@ -323,11 +385,25 @@ impl Lane {
             self.put_back(batch);
             match self.checkout().await {
                 Ok(lease) => {
+                    self.lock().link = Link::Up;
                     let ending = LaneRun::new(Arc::clone(&self), lease).await;
+                    self.strand();
                     self.after(&ending);
                 }
                 Err(error) => self.fail_all(&format!("ERR tidegate: {error}")),
             }
+        }
+    }
+
+    /// The connection is gone, and with it what was for its server only.
+    fn strand(&self) {
+        let stranded = {
+            let mut inner = self.lock();
+            inner.link = Link::Down;
+            inner.take_stranded()
+        };
+        for part in stranded.into_iter().flat_map(|batch| batch.parts) {
+            fail(&part.mailbox, part.replies, UNSENT);
         }
     }
 
@@ -417,7 +493,8 @@ mod tests {
         let (key, other) = (Key::FRESH, Key { db: 1, ..Key::FRESH });
         let mut inner = Inner::default();
         let say = |inner: &mut Inner, key, bytes: &[u8]| {
-            inner.append(key, Work { bytes, silent: 0, replies: 1 }, &mailbox);
+            let work = Work { bytes, silent: 0, replies: 1 };
+            inner.append(key, work, &mailbox, Fate::Carried);
         };
         say(&mut inner, key, b"1");
         let on_its_way = inner.batches.pop_front().unwrap();
@@ -428,5 +505,18 @@ mod tests {
         let all = inner.batches.iter().filter(|batch| batch.key == key);
         let all: Vec<u8> = all.flat_map(|batch| batch.bytes.iter().copied()).collect();
         assert_eq!(all, b"123");
+    }
+
+    #[test]
+    fn what_is_for_one_connection_stands_apart_and_goes_with_it() {
+        let mailbox = Arc::new(Mailbox::new(Arc::default()));
+        let mut inner = Inner::default();
+        for (bytes, fate) in [(b"1", Fate::Carried), (b"x", Fate::Here), (b"2", Fate::Carried)] {
+            inner.append(Key::FRESH, Work { bytes, silent: 0, replies: 1 }, &mailbox, fate);
+        }
+        let stranded = inner.take_stranded();
+        assert_eq!(stranded.iter().map(|batch| &batch.bytes[..]).collect::<Vec<_>>(), [b"x"]);
+        assert_eq!(inner.batches.iter().map(|batch| &batch.bytes[..]).collect::<Vec<_>>(), [b"12"]);
+        assert_eq!(inner.pending_bytes, 2);
     }
 }

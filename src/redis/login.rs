@@ -9,8 +9,10 @@ use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 
 use super::greeting::{Proto, ServerFacts};
 
-/// Longest answer during a login, bytes: bounds redis-protocol's recursion too.
-pub const LOGIN_REPLY_LIMIT: usize = 4096;
+/// Longest answer during a login, bytes: a server with many modules says much of them.
+pub const LOGIN_REPLY_LIMIT: usize = 16 * 1024;
+/// Most arrays in it: bounds redis-protocol's recursion.
+const ARRAY_LIMIT: usize = 256;
 /// The name our connections bear in the server's CLIENT LIST.
 const CLIENT_NAME: &str = "tidegate";
 
@@ -47,6 +49,7 @@ pub struct Login<'a> {
     user: Option<&'a str>,
     password: Option<&'a str>,
     state: State,
+    id: Option<u64>,
 }
 
 impl<'a> Login<'a> {
@@ -58,19 +61,31 @@ impl<'a> Login<'a> {
             words.extend(["AUTH", user.unwrap_or("default"), password]);
         }
         words.extend(["SETNAME", CLIENT_NAME]);
-        (Self { user, password, state: State::Hello }, command(&words))
+        (Self { user, password, state: State::Hello, id: None }, command(&words))
+    }
+
+    /// The connection's number at the server, if that has told it.
+    #[must_use]
+    pub fn id(&self) -> Option<u64> {
+        self.id
     }
 
     /// Takes one whole reply.
     pub fn take(&mut self, reply: &[u8]) -> Step {
+        if reply.len() > LOGIN_REPLY_LIMIT || arrays(reply) > ARRAY_LIMIT {
+            return refuse("ERR the server's answer to the login is too long");
+        }
         let frame = match resp2::decode::decode(reply) {
-            Ok(Some((frame, _length))) if reply.len() <= LOGIN_REPLY_LIMIT => frame,
+            Ok(Some((frame, _length))) => frame,
             _ => {
                 return refuse("ERR the server answered the login with something that is not RESP");
             }
         };
         match (&self.state, frame) {
-            (State::Hello, OwnedFrame::Array(items)) => self.ping(facts(&items)),
+            (State::Hello, OwnedFrame::Array(items)) => {
+                self.id = number(&items);
+                self.ping(facts(&items))
+            }
             (State::Hello, OwnedFrame::Error(error)) if is_too_old(&error) => self.fall_back(),
             (State::Auth, OwnedFrame::SimpleString(_)) => self.ping(old_facts()),
             (State::Ping(facts), OwnedFrame::SimpleString(_)) => Step::Done(facts.clone()),
@@ -128,12 +143,32 @@ fn old_facts() -> ServerFacts {
         role: "master".into(),
         proto: Proto::Resp2,
         known_db: 0,
+        modules: ServerFacts::NO_MODULES.map(Box::from),
+    }
+}
+
+/// How many arrays begin in a reply, at most.
+fn arrays(reply: &[u8]) -> usize {
+    reply.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"*")).count()
+}
+
+fn number(items: &[OwnedFrame]) -> Option<u64> {
+    let is_id = |pair: &&[OwnedFrame]| text(&pair[0]).is_some_and(|key| key == "id");
+    match items.chunks_exact(2).find(is_id) {
+        Some([_, OwnedFrame::Integer(id)]) => u64::try_from(*id).ok(),
+        _ => None,
     }
 }
 
 fn facts(items: &[OwnedFrame]) -> ServerFacts {
     let mut facts = ServerFacts { proto: Proto::Resp3, ..old_facts() };
     for pair in items.chunks_exact(2) {
+        if text(&pair[0]).is_some_and(|key| key == "modules") {
+            let told = [Proto::Resp2, Proto::Resp3].map(|proto| modules(&pair[1], proto));
+            if let [Some(resp2), Some(resp3)] = told {
+                facts.modules = [resp2.into(), resp3.into()];
+            }
+        }
         let (Some(key), Some(value)) = (text(&pair[0]), text(&pair[1])) else { continue };
         match key.as_str() {
             "server" => facts.server = value,
@@ -144,6 +179,47 @@ fn facts(items: &[OwnedFrame]) -> ServerFacts {
         }
     }
     facts
+}
+
+/// What the server says of its modules, as it says it in this protocol: in RESP3 each one is a map. `None` if it isn't understood.
+fn modules(frame: &OwnedFrame, proto: Proto) -> Option<Vec<u8>> {
+    let OwnedFrame::Array(modules) = frame else { return None };
+    let mut out = format!("*{}\r\n", modules.len()).into_bytes();
+    for module in modules {
+        let OwnedFrame::Array(words) = module else { return None };
+        let header = match proto {
+            Proto::Resp2 => format!("*{}\r\n", words.len()),
+            Proto::Resp3 => format!("%{}\r\n", words.len() / 2),
+        };
+        out.extend_from_slice(header.as_bytes());
+        for word in words {
+            match word {
+                OwnedFrame::Array(words) => {
+                    out.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
+                    words.iter().try_for_each(|word| write_plain(word, &mut out))?;
+                }
+                word => write_plain(word, &mut out)?,
+            }
+        }
+    }
+    Some(out)
+}
+
+fn write_plain(frame: &OwnedFrame, out: &mut Vec<u8>) -> Option<()> {
+    match frame {
+        OwnedFrame::BulkString(bytes) => {
+            out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+            out.extend_from_slice(bytes);
+        }
+        OwnedFrame::SimpleString(bytes) => {
+            out.push(b'+');
+            out.extend_from_slice(bytes);
+        }
+        OwnedFrame::Integer(number) => out.extend_from_slice(format!(":{number}").as_bytes()),
+        OwnedFrame::Array(_) | OwnedFrame::Error(_) | OwnedFrame::Null => return None,
+    }
+    out.extend_from_slice(b"\r\n");
+    Some(())
 }
 
 fn text(frame: &OwnedFrame) -> Option<String> {
@@ -171,10 +247,32 @@ mod tests {
         let Step::Done(facts) = login.clone().take(b"+PONG\r\n") else { panic!("not done") };
         assert_eq!((facts.server.as_str(), facts.version.as_str()), ("valkey", "8.0.1"));
         assert_eq!(facts.proto, Proto::Resp3);
+        assert_eq!((login.id(), facts.modules[1].as_ref()), (None, &b"*0\r\n"[..]));
         let no_ping = b"-NOPERM this user has no permissions to run the 'ping' command\r\n";
         assert_eq!(login.clone().take(no_ping), Step::Done(facts));
         let loading = login.take(b"-LOADING Redis is loading the dataset in memory\r\n");
         assert!(matches!(loading, Step::Failed(refusal) if refusal.code == "LOADING"));
+    }
+
+    #[test]
+    fn modules_are_told_in_either_protocol() {
+        let (mut login, _) = Login::begin(None, None);
+        let module = "$4\r\nname\r\n$1\r\nx\r\n$3\r\nver\r\n:1\r\n$4\r\nargs\r\n*1\r\n+a\r\n";
+        let reply = format!("*4\r\n$2\r\nid\r\n:7\r\n$7\r\nmodules\r\n*1\r\n*6\r\n{module}");
+        login.take(reply.as_bytes());
+        let Step::Done(facts) = login.take(b"+PONG\r\n") else { panic!("not done") };
+        assert_eq!(login.id(), Some(7));
+        let told = facts.modules.map(|told| String::from_utf8(told.into()).unwrap());
+        assert_eq!(
+            told,
+            ["*", "%"].map(|kind| {
+                let count = if kind == "*" { 6 } else { 3 };
+                format!("*1\r\n{kind}{count}\r\n{module}")
+            })
+        );
+        let (mut login, _) = Login::begin(None, None);
+        let deep = "*1\r\n".repeat(ARRAY_LIMIT + 1) + ":1\r\n";
+        assert!(matches!(login.take(deep.as_bytes()), Step::Failed(_)));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 pub struct Backlog(AtomicUsize);
 
 impl Backlog {
-    fn add(&self, bytes: usize) {
+    /// `bytes` lie here from now on.
+    pub fn add(&self, bytes: usize) {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -42,7 +43,8 @@ pub struct MailLimits {
 
 impl MailLimits {
     /// Whether a client that holds so many bytes is to get no more now.
-    fn are_reached(self, held: usize, total: usize) -> bool {
+    #[must_use]
+    pub fn are_reached(self, held: usize, total: usize) -> bool {
         held >= self.client_bytes || (total > self.total_bytes && held > INNOCENT_BYTES)
     }
 
@@ -297,6 +299,12 @@ impl Mailbox {
         {
             lane.wake();
         }
+    }
+
+    /// So many bytes that were taken wait for the client again.
+    pub fn note_kept(&self, bytes: usize) {
+        self.backlog.add(bytes);
+        self.came.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Bytes that came and were not taken by the client.

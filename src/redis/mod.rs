@@ -25,6 +25,7 @@ pub mod scripts;
 pub mod service;
 pub mod session;
 pub mod transaction;
+pub mod unblock;
 pub mod upstream;
 mod view;
 pub mod wire;

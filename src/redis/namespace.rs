@@ -8,8 +8,10 @@ mod frequent;
 mod glob;
 mod policy;
 mod scripts;
+mod tracking;
 mod whole;
 
+pub mod pace;
 pub mod replies;
 pub mod sandbox;
 
@@ -19,8 +21,8 @@ use std::collections::BTreeSet;
 use super::command::{Access, Command, Named, Touch, Way, look_up, names};
 use super::wire::Arguments;
 pub use frequent::Frequent;
-use policy::{Policy, Whole, policy};
-pub use whole::{Answer, Errand, Next};
+use policy::{Policy, Reach, Whole, policy};
+pub use whole::{Answer, Errand, Next, Zeal};
 
 use replies::Shape;
 
@@ -171,6 +173,7 @@ impl Namespace {
                 Err(self.refusal(Some(command), words, Ground::Command, policy::SCRIPTS))
             }
             Policy::Whole(whole) => self.whole(command, whole, words),
+            Policy::Tracking => self.track(command, words),
         }
     }
 
@@ -184,7 +187,9 @@ impl Namespace {
         let words: Vec<&[u8]> = arguments.by_ref().take(2).collect();
         let behind = command.len() - arguments.rest().len();
         let known = look_up(&words).filter(|command| command.names_its_second_word_only());
-        let (Some(known), [name, _]) = (known, &words[..]) else {
+        // Without what ends it the name can't be told from what it would become.
+        let ends = !arguments.rest().is_empty();
+        let (Some(known), [name, _], true) = (known, &words[..], ends) else {
             let why = "is too long for tidegate to tell what it names";
             return Err(self.refusal(look_up(&words), &words, Ground::Command, why));
         };

@@ -9,10 +9,12 @@ use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
 
 use super::backend::{Key, RedisConnect};
-use super::command::{Carriage, Reason, Step, Word, is_unsubscribe, step};
+use super::command::{Carriage, Reason, Step, Word, is_tracking, is_unsubscribe, step};
 use super::greeting::{Proto, write_error};
+use super::namespace::replies::ReplyFilter;
 use super::transaction::{Outcome, OwnCommand, Queue, Transaction, UNKNOWN_COMMAND};
-use super::wire::{Reply, ReplyScanner, write_command};
+use super::upstream::Place;
+use super::wire::{Reply, ReplyError, ReplyScanner, write_command};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
 use head::{Head, MessageKind};
@@ -43,6 +45,8 @@ pub enum Hold {
     Fencing,
     /// Bytes of which nothing is known: ends with the connection.
     Stream,
+    /// The server tells of keys that have changed: ends with CLIENT TRACKING OFF.
+    Tracking,
 }
 
 /// A reply that will come.
@@ -77,6 +81,8 @@ enum Meaning {
     Exec,
     /// Of DISCARD or UNWATCH.
     Ends,
+    /// Of the CLIENT TRACKING that began the hold.
+    Tracks,
 }
 
 /// What to do with a command of the session that holds the backend.
@@ -150,6 +156,29 @@ pub struct Pinned {
     own: VecDeque<OwnCommand>,
     /// The request bytes now on their way.
     pub inflow: Inflow,
+    /// Leave of the session's namespace.
+    _place: Option<Place>,
+    /// What comes unasked is read.
+    tracking: Option<Tracking>,
+}
+
+/// Reads what the server tells of keys that have changed.
+struct Tracking {
+    /// Keys are shown without this.
+    prefix: Box<[u8]>,
+    push: Option<ReplyFilter>,
+}
+
+impl Tracking {
+    fn pass(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<(), ReplyError> {
+        let fresh = || ReplyFilter::of_invalidation(&self.prefix);
+        let push = self.push.get_or_insert_with(fresh);
+        push.advance(piece, out)?;
+        if push.is_done() {
+            self.push = None;
+        }
+        Ok(())
+    }
 }
 
 impl Pinned {
@@ -157,7 +186,7 @@ impl Pinned {
     /// transaction, if it is inside one.
     #[must_use]
     pub fn new(
-        mut lease: Lease<RedisConnect>,
+        (mut lease, place): (Lease<RedisConnect>, Option<Place>),
         reason: Reason,
         key: Key,
         queue: Option<Box<Queue>>,
@@ -184,13 +213,42 @@ impl Pinned {
             outcome: None,
             own: VecDeque::new(),
             inflow: Inflow::Whole,
+            _place: place,
+            tracking: None,
         }
+    }
+
+    /// The client will be told of keys that have changed, by their names without `prefix`.
+    pub fn track(&mut self, prefix: &[u8]) {
+        self.tracking = Some(Tracking { prefix: prefix.into(), push: None });
+    }
+
+    /// What follows a transaction.
+    fn rest(&self) -> Hold {
+        if self.tracking.is_some() { Hold::Tracking } else { Hold::Ending }
+    }
+
+    /// Whether it is only held for what the server may tell.
+    #[must_use]
+    pub fn only_listens(&self) -> bool {
+        self.hold == Hold::Tracking && self.expects.is_empty() && self.requests.is_empty()
     }
 
     /// Why it is held.
     #[must_use]
     pub fn hold(&self) -> Hold {
         self.hold
+    }
+
+    /// The connection's number at the server.
+    #[must_use]
+    pub fn id(&self) -> Option<u64> {
+        self.lease.id
+    }
+
+    /// The connection can't be anybody else's any more.
+    pub fn spoil(&mut self) {
+        self.condition = Condition::Spoilt;
     }
 
     /// Takes back what was queued of the transaction, if none of it was sent yet.
@@ -241,6 +299,7 @@ impl Pinned {
         match self.hold {
             Hold::Preparing(_) | Hold::First(_) | Hold::Once => self.reason.ends_soon(),
             Hold::Ending => true,
+            Hold::Tracking => more_is_here || !self.expects.is_empty(),
             Hold::Watching | Hold::Queueing => more_is_here,
             Hold::Subscribed | Hold::Fencing | Hold::Stream => false,
         }
@@ -285,7 +344,8 @@ impl Pinned {
     pub fn take(&mut self, words: &[&[u8]], carriage: Carriage, bytes: &[u8]) -> Decision {
         let name = words.first().copied().unwrap_or_default();
         // Behind a WATCH that is refused the session goes on over its lane.
-        if self.expects.contains(&Expect::Relay(Meaning::Began)) {
+        let begins = [Meaning::Began, Meaning::Tracks].map(Expect::Relay);
+        if self.expects.iter().any(|expect| begins.contains(expect)) {
             return Decision::Wait;
         }
         match self.hold {
@@ -299,6 +359,7 @@ impl Pinned {
             Hold::Queueing => self.take_queueing(name, words, carriage, bytes),
             Hold::Subscribed => self.take_subscribed(name, words, carriage, bytes),
             Hold::Stream => self.stream(bytes),
+            Hold::Tracking => self.take_tracking(name, words, carriage, bytes),
         }
     }
 
@@ -381,6 +442,10 @@ impl Pinned {
                 self.take_subscribed(name, words, Carriage::Pinned(reason), bytes)
             }
             Reason::Stream => self.stream(bytes),
+            Reason::Tracking => {
+                self.condition = Condition::Spoilt;
+                self.relay(bytes, Some(Expect::Relay(Meaning::Tracks)), Hold::Tracking)
+            }
             Reason::Database => self.run_own(Word::Select, words, bytes, Hold::Once),
             Reason::Wait => {
                 // WAIT is about the connection's own last write. The session's writes went over a lane, before this one,
@@ -415,7 +480,7 @@ impl Pinned {
         let [plain, ends] = [Meaning::Plain, Meaning::Ends].map(|one| Some(Expect::Relay(one)));
         match (step(name), carriage) {
             (Step::Multi, _) if words.len() == 1 => self.relay(bytes, plain, Hold::Queueing),
-            (Step::Unwatch, _) if words.len() == 1 => self.relay(bytes, ends, Hold::Ending),
+            (Step::Unwatch, _) if words.len() == 1 => self.relay(bytes, ends, self.rest()),
             (_, Carriage::Session(word @ (Word::Select | Word::Hello))) => {
                 self.run_own(word, words, bytes, Hold::Watching)
             }
@@ -444,9 +509,9 @@ impl Pinned {
     ) -> Decision {
         match (step(name), carriage) {
             // With more words it ends the transaction, too.
-            (Step::Exec, _) => self.relay(bytes, Some(Expect::Relay(Meaning::Exec)), Hold::Ending),
+            (Step::Exec, _) => self.relay(bytes, Some(Expect::Relay(Meaning::Exec)), self.rest()),
             (Step::Discard, _) if words.len() == 1 => {
-                self.relay(bytes, Some(Expect::Relay(Meaning::Ends)), Hold::Ending)
+                self.relay(bytes, Some(Expect::Relay(Meaning::Ends)), self.rest())
             }
             (_, Carriage::Session(Word::Reset | Word::Quit)) => match carriage {
                 Carriage::Session(word) => self.answer(word),
@@ -466,6 +531,28 @@ impl Pinned {
                 self.queue(bytes)
             }
             _ => self.queue(bytes),
+        }
+    }
+
+    /// Its namespace lets nothing through that changes what comes unasked.
+    fn take_tracking(
+        &mut self,
+        name: &[u8],
+        words: &[&[u8]],
+        carriage: Carriage,
+        bytes: &[u8],
+    ) -> Decision {
+        let [began, ends] = [Meaning::Began, Meaning::Ends].map(|one| Some(Expect::Relay(one)));
+        match (step(name), carriage) {
+            (Step::Multi, _) if words.len() == 1 => self.relay(bytes, began, Hold::Queueing),
+            (Step::Watch, _) if words.len() > 1 => self.relay(bytes, began, Hold::Watching),
+            (_, Carriage::Session(word @ (Word::Select | Word::Hello))) => {
+                self.run_own(word, words, bytes, Hold::Tracking)
+            }
+            (_, Carriage::Session(word)) => self.answer(word),
+            (_, Carriage::Refused(text)) => self.refuse(text),
+            (_, Carriage::Lane) if is_tracking(words) => self.relay(bytes, ends, Hold::Ending),
+            _ => self.plain(bytes),
         }
     }
 
@@ -604,6 +691,10 @@ impl Pinned {
         out: &mut Vec<u8>,
         settle: &mut Settle<'_>,
     ) -> Result<(), Loss> {
+        if let Some(tracking) = self.tracking.as_mut().filter(|_| self.replies.is_push()) {
+            let read = tracking.pass(piece, out);
+            return read.map_err(|error| Loss::Broken(error.to_string()));
+        }
         let of_exec = self.expects.front() == Some(&Expect::Relay(Meaning::Exec));
         let Some(outcome) = self.outcome.as_mut().filter(|_| of_exec && !self.replies.is_push())
         else {
@@ -735,14 +826,20 @@ impl Pinned {
         let failed = self.replies.first() == b'-';
         match meaning {
             Meaning::Plain => {}
-            Meaning::Began if failed => self.hold = Hold::Ending,
-            Meaning::Began => {}
+            Meaning::Began if failed => self.hold = self.rest(),
+            Meaning::Tracks if failed => self.hold = Hold::Ending,
+            Meaning::Began | Meaning::Tracks => {}
             Meaning::Queued if !failed => self.transaction.queued(),
             Meaning::Queued => {}
             Meaning::QueuedOwn if failed => self.transaction.refused_own(),
             Meaning::QueuedOwn => self.transaction.queued_own(),
             // What was to end goes on, perhaps.
-            Meaning::Ends if failed => self.condition = Condition::Spoilt,
+            Meaning::Ends if failed => {
+                self.condition = Condition::Spoilt;
+                if self.tracking.is_some() {
+                    self.hold = Hold::Tracking;
+                }
+            }
             Meaning::Ends => {}
             Meaning::Exec => {
                 self.outcome = None;

@@ -15,11 +15,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backend::RedisPool;
+use super::mailbox::{Backlog, MailLimits};
+use super::wire::Arguments;
 use crate::pool::{Checkout, CheckoutErrorKind};
 use watch::{Ending, Watch};
 
 /// Between two attempts to subscribe anew.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Most bytes of what is subscribed to, all sessions together: each keeps its names.
+const NAME_BYTES: usize = 64 * 1024 * 1024;
 
 /// The name of a channel, or a pattern.
 pub type Name = Arc<[u8]>;
@@ -84,8 +89,9 @@ pub struct Hub {
     pool: Arc<RedisPool>,
     /// Most subscriptions of all sessions.
     limit: usize,
-    /// Most bytes that wait for one session.
-    letter_bytes: usize,
+    /// How much may wait for one session, and for all.
+    mail: MailLimits,
+    backlog: Arc<Backlog>,
     inner: Mutex<Inner>,
 }
 
@@ -95,6 +101,8 @@ struct Inner {
     /// Whose state at the server may have to change.
     changed: VecDeque<(Kind, Name)>,
     subscriptions: usize,
+    /// Of the names of all subscriptions.
+    name_bytes: usize,
     task: Task,
 }
 
@@ -136,16 +144,49 @@ enum Standing {
     Waits(Instant),
 }
 
+/// A message as the server sent it. However many it is for it lies here once, and is counted once.
+#[derive(Debug)]
+pub struct Message {
+    frame: Vec<u8>,
+    backlog: Arc<Backlog>,
+}
+
+impl Message {
+    fn new(frame: Vec<u8>, backlog: &Arc<Backlog>) -> Arc<Self> {
+        backlog.add(frame.len());
+        Arc::new(Self { frame, backlog: Arc::clone(backlog) })
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn frame(&self) -> &[u8] {
+        &self.frame
+    }
+
+    fn is_of(&self, kind: Kind, names: &[Name]) -> bool {
+        let mut words = Arguments::new(&self.frame);
+        words.next() == Some(kind.message().as_bytes())
+            && words.next().is_some_and(|name| names.iter().any(|one| **one == *name))
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        self.backlog.settle(self.frame.len());
+    }
+}
+
 /// What comes for one session.
 #[derive(Debug)]
 pub struct Letters {
-    limit: usize,
+    limits: MailLimits,
+    backlog: Arc<Backlog>,
     inner: Mutex<Post>,
 }
 
 #[derive(Debug, Default)]
 struct Post {
-    messages: VecDeque<Arc<[u8]>>,
+    messages: VecDeque<Arc<Message>>,
     bytes: usize,
     overflow: Overflow,
     /// Subscriptions that the server has not confirmed.
@@ -161,6 +202,40 @@ enum Overflow {
     Yes,
 }
 
+/// How this hub, with so many sessions, stands to a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// The server counts it as one subscriber.
+    Counted(usize),
+    /// It does not count it.
+    Absent(usize),
+    /// Nobody can tell.
+    Moving(usize),
+}
+
+impl Presence {
+    /// The server's count with all sessions in it.
+    #[must_use]
+    pub fn correct(self, count: u64) -> u64 {
+        let (hub, sessions) = match self {
+            Self::Counted(sessions) => (1, sessions),
+            Self::Absent(sessions) => (0, sessions),
+            // If somebody is counted, it is the hub more often than not.
+            Self::Moving(sessions) => (1, sessions),
+        };
+        count.saturating_sub(hub).saturating_add(u64::try_from(sessions).unwrap_or(u64::MAX))
+    }
+
+    /// Whether it was the same all the time, if this was before and `later` is now.
+    #[must_use]
+    pub fn is_as_steady_as(self, later: Self) -> bool {
+        matches!(
+            (self, later),
+            (Self::Counted(_), Self::Counted(_)) | (Self::Absent(_), Self::Absent(_))
+        )
+    }
+}
+
 /// What became of a SUBSCRIBE.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
@@ -171,25 +246,35 @@ pub enum Settled {
 }
 
 impl Letters {
-    fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, inner: Mutex::default() })
+    fn new(limits: MailLimits, backlog: Arc<Backlog>) -> Arc<Self> {
+        Arc::new(Self { limits, backlog, inner: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Post> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, message: &Arc<[u8]>) {
+    fn push(&self, message: &Arc<Message>) {
         let mut inner = self.lock();
+        let length = message.frame.len();
+        let full = inner.bytes + length > self.limits.client_bytes
+            || self.limits.are_reached(inner.bytes, self.backlog.bytes());
         // One message may be longer than what may wait.
-        if !inner.messages.is_empty() && inner.bytes + message.len() > self.limit {
+        if full && !inner.messages.is_empty() {
             inner.overflow = Overflow::Yes;
         }
         if inner.overflow == Overflow::No {
-            inner.bytes += message.len();
+            inner.bytes += length;
             inner.messages.push_back(Arc::clone(message));
         }
         wake(&inner);
+    }
+
+    /// What has come of these is not for the session: it was told that it has not subscribed to them.
+    pub fn forget(&self, kind: Kind, names: &[Name]) {
+        let mut inner = self.lock();
+        inner.messages.retain(|message| !message.is_of(kind, names));
+        inner.bytes = inner.messages.iter().map(|message| message.frame.len()).sum();
     }
 
     fn settle(&self, refusal: Option<&Arc<str>>) {
@@ -224,11 +309,11 @@ impl Letters {
     }
 
     /// The next message; the task is woken when there is one.
-    pub fn poll_next(&self, cx: &Context<'_>) -> Poll<Arc<[u8]>> {
+    pub fn poll_next(&self, cx: &Context<'_>) -> Poll<Arc<Message>> {
         let mut inner = self.lock();
         match inner.messages.pop_front() {
             Some(message) => {
-                inner.bytes -= message.len();
+                inner.bytes -= message.frame.len();
                 Poll::Ready(message)
             }
             None => {
@@ -248,8 +333,13 @@ fn wake(inner: &Post) {
 impl Hub {
     /// Without a connection, until somebody subscribes.
     #[must_use]
-    pub fn new(pool: Arc<RedisPool>, limit: usize, letter_bytes: usize) -> Arc<Self> {
-        Arc::new(Self { pool, limit, letter_bytes, inner: Mutex::default() })
+    pub fn new(
+        pool: Arc<RedisPool>,
+        limit: usize,
+        mail: MailLimits,
+        backlog: Arc<Backlog>,
+    ) -> Arc<Self> {
+        Arc::new(Self { pool, limit, mail, backlog, inner: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -259,23 +349,19 @@ impl Hub {
     /// A box for a session.
     #[must_use]
     pub fn letters(&self) -> Arc<Letters> {
-        Letters::new(self.letter_bytes)
+        Letters::new(self.mail, Arc::clone(&self.backlog))
     }
 
     /// A session subscribes; [`Letters::poll_settled`] tells when the server has confirmed it.
     pub fn join(self: &Arc<Self>, kind: Kind, name: &Name, session: u64, letters: &Arc<Letters>) {
         letters.lock().unsettled += 1;
         let mut inner = self.lock();
-        if inner.subscriptions >= self.limit {
-            let text = format!(
-                "ERR tidegate: all clients together have {} subscriptions, which is redis.subscription_limit; \
-                 raise it, or use patterns",
-                self.limit
-            );
+        if let Some(text) = self.refusal_of_one_more(&inner, name) {
             drop(inner);
             return letters.settle(Some(&text.into()));
         }
         inner.subscriptions += 1;
+        inner.name_bytes += name.len();
         self.pool.metrics().subscriptions.inc();
         let topic = inner.topics[kind.place()].entry(Arc::clone(name)).or_default();
         let told = topic.stand == Stand::Subscribed;
@@ -307,7 +393,7 @@ impl Hub {
             return;
         }
         let deserted = topic.members.is_empty();
-        inner.subscriptions -= 1;
+        inner.forget(1, name.len());
         self.pool.metrics().subscriptions.dec();
         if deserted {
             inner.changed.push_back((kind, Arc::clone(name)));
@@ -315,14 +401,20 @@ impl Hub {
         }
     }
 
-    /// How many sessions have subscribed to a channel, if the server counts this hub among its subscribers.
+    /// Whether the server counts this hub among a channel's subscribers, and how many sessions that stands for.
     #[must_use]
-    pub fn members(&self, kind: Kind, name: &[u8]) -> Option<usize> {
+    pub fn presence(&self, kind: Kind, name: &[u8]) -> Presence {
         let inner = self.lock();
-        let topic = inner.topics[kind.place()].get(name)?;
-        let counted = topic.stand == Stand::Subscribed;
+        let Some(topic) = inner.topics[kind.place()].get(name) else { return Presence::Absent(0) };
         let told = |member: &&Member| member.standing == Standing::Told;
-        counted.then(|| topic.members.values().filter(told).count())
+        let sessions = topic.members.values().filter(told).count();
+        match (topic.stand, topic.members.is_empty()) {
+            (Stand::Subscribed, false) => Presence::Counted(sessions),
+            (Stand::Absent, _) => Presence::Absent(sessions),
+            (Stand::Asked | Stand::Leaving, _) | (Stand::Subscribed, true) => {
+                Presence::Moving(sessions)
+            }
+        }
     }
 
     async fn serve(self: Arc<Self>) {
@@ -348,6 +440,22 @@ impl Hub {
         }
     }
 
+    fn refusal_of_one_more(&self, inner: &Inner, name: &[u8]) -> Option<String> {
+        if inner.subscriptions >= self.limit {
+            return Some(format!(
+                "ERR tidegate: all clients together have {} subscriptions, which is redis.subscription_limit; \
+                 raise it, or use patterns",
+                self.limit
+            ));
+        }
+        let too_long = inner.name_bytes + name.len() > NAME_BYTES;
+        too_long.then(|| {
+            "ERR tidegate: what all clients together have subscribed to has names of more than 64 MiB; \
+             use shorter names, or patterns"
+                .to_owned()
+        })
+    }
+
     /// Ends the task if nothing is subscribed.
     fn close_if_idle(&self) -> bool {
         let mut inner = self.lock();
@@ -362,17 +470,6 @@ impl Hub {
 
     /// The connection is lost: everything must be asked for again, over the next one.
     fn lost(&self, reason: &str) {
-        {
-            let mut inner = self.lock();
-            inner.changed.clear();
-            for kind in Kind::ALL {
-                let topics = &mut inner.topics[kind.place()];
-                topics.retain(|_, topic| !topic.members.is_empty());
-                topics.values_mut().for_each(|topic| topic.stand = Stand::Absent);
-                let names: Vec<Name> = topics.keys().cloned().collect();
-                inner.changed.extend(names.into_iter().map(|name| (kind, name)));
-            }
-        }
         self.pool.metrics().subscription_losses.inc();
         tracing::warn!(
             pool = self.pool.settings().name,
@@ -384,25 +481,26 @@ impl Hub {
         self.refuse_waiting(self.pool.settings().wait, &text.into());
     }
 
-    /// Tells those who have waited for so long that they are not subscribed.
+    /// There is no connection: tells those who have waited for so long that they are not subscribed; all others' wishes stand.
     fn refuse_waiting(&self, since: Duration, text: &Arc<str>) {
         let mut inner = self.lock();
         let late = |member: &Member| match member.standing {
             Standing::Told => false,
             Standing::Waits(begun) => begun.elapsed() >= since,
         };
-        let mut gone = 0;
-        for topic in inner.topics.iter_mut().flat_map(HashMap::values_mut) {
+        let (mut gone, mut bytes) = (0, 0);
+        for (name, topic) in inner.topics.iter_mut().flatten() {
             topic.members.retain(|_, member| {
                 if !late(member) {
                     return true;
                 }
                 member.letters.settle(Some(text));
-                gone += 1;
+                (gone, bytes) = (gone + 1, bytes + name.len());
                 false
             });
         }
-        inner.forget(gone);
+        inner.forget(gone, bytes);
+        inner.start_over();
         self.pool.metrics().subscriptions.sub(i64::try_from(gone).unwrap_or(i64::MAX));
     }
 
@@ -458,30 +556,51 @@ impl Hub {
         inner.changed.push_back((kind, Arc::clone(name)));
     }
 
-    /// The server has refused a subscription.
-    fn refused(&self, kind: Kind, name: &Name, text: &Arc<str>) {
+    /// The server has refused a subscription, for good or for now. Then those who were told that they are subscribed wait for it.
+    fn refused(&self, kind: Kind, name: &Name, text: &Arc<str>, refusal: Refusal) {
         let mut inner = self.lock();
-        let Some(topic) = inner.topics[kind.place()].remove(name) else { return };
-        for member in topic.members.values() {
-            match member.standing {
+        let Some(topic) = inner.topics[kind.place()].get_mut(name) else { return };
+        topic.stand = Stand::Absent;
+        let before = topic.members.len();
+        topic.members.retain(|_, member| match (member.standing, refusal) {
+            (Standing::Told, Refusal::Passing) => true,
+            (Standing::Told, Refusal::Lasting) => {
                 // It believes that it is subscribed: only a new connection tells it otherwise.
-                Standing::Told => member.letters.cut(),
-                Standing::Waits(_) => member.letters.settle(Some(text)),
+                member.letters.cut();
+                false
             }
+            (Standing::Waits(_), _) => {
+                member.letters.settle(Some(text));
+                false
+            }
+        });
+        let (left, gone) = (topic.members.len(), before - topic.members.len());
+        if left == 0 {
+            inner.topics[kind.place()].remove(name);
         }
-        inner.forget(topic.members.len());
-        let gone = i64::try_from(topic.members.len()).unwrap_or(i64::MAX);
-        self.pool.metrics().subscriptions.sub(gone);
+        inner.forget(gone, gone * name.len());
+        self.pool.metrics().subscriptions.sub(i64::try_from(gone).unwrap_or(i64::MAX));
+    }
+
+    /// What the server has refused for a while is asked for again.
+    fn ask_again(&self) {
+        let mut inner = self.lock();
+        let Inner { topics, changed, .. } = &mut *inner;
+        for kind in Kind::ALL {
+            let absent =
+                topics[kind.place()].iter().filter(|(_, topic)| topic.stand == Stand::Absent);
+            changed.extend(absent.map(|(name, _)| (kind, Arc::clone(name))));
+        }
     }
 
     /// A message has come.
     fn publish(&self, kind: Kind, name: &[u8], frame: Vec<u8>) {
         let inner = self.lock();
         let Some(topic) = inner.topics[kind.place()].get(name) else { return };
-        let frame: Arc<[u8]> = frame.into();
+        let message = Message::new(frame, &self.backlog);
         for member in topic.members.values() {
             if member.standing == Standing::Told {
-                member.letters.push(&frame);
+                member.letters.push(&message);
             }
         }
     }
@@ -500,9 +619,36 @@ enum Change {
     Leave,
 }
 
+/// Whether a refusal is the last word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Lasting,
+    /// The server does something else now.
+    Passing,
+}
+
+impl Refusal {
+    fn of(text: &str) -> Self {
+        let passing = ["BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN"];
+        let code = text.split(' ').next().unwrap_or_default();
+        if passing.contains(&code) { Self::Passing } else { Self::Lasting }
+    }
+}
+
 impl Inner {
     fn is_idle(&self) -> bool {
         self.topics.iter().flat_map(HashMap::values).all(|topic| topic.members.is_empty())
+    }
+
+    /// Without a connection nothing is subscribed at the server: what somebody wants is to be asked for, and nothing else.
+    fn start_over(&mut self) {
+        self.changed.clear();
+        for kind in Kind::ALL {
+            let topics = &mut self.topics[kind.place()];
+            topics.retain(|_, topic| !topic.members.is_empty());
+            topics.values_mut().for_each(|topic| topic.stand = Stand::Absent);
+            self.changed.extend(topics.keys().map(|name| (kind, Arc::clone(name))));
+        }
     }
 
     fn wake(&mut self) {
@@ -513,7 +659,82 @@ impl Inner {
         }
     }
 
-    fn forget(&mut self, subscriptions: usize) {
+    fn forget(&mut self, subscriptions: usize, name_bytes: usize) {
         self.subscriptions = self.subscriptions.saturating_sub(subscriptions);
+        self.name_bytes = self.name_bytes.saturating_sub(name_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: MailLimits =
+        MailLimits { client_bytes: 1_000_000, total_bytes: 200_000, stall: Duration::ZERO };
+
+    fn message(channel: &str, length: usize, backlog: &Arc<Backlog>) -> Arc<Message> {
+        let mut frame = Vec::new();
+        let payload = "x".repeat(length);
+        crate::redis::wire::write_command(&["message", channel, &payload], &mut frame);
+        Message::new(frame, backlog)
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_was_asked_for_in_vain() {
+        let mut inner = Inner::default();
+        for n in 0..100 {
+            let name: Name = format!("c{n}").into_bytes().into();
+            let topic = Topic { stand: Stand::Asked, ..Topic::default() };
+            inner.topics[n % 3].insert(Arc::clone(&name), topic);
+            inner.changed.extend([(Kind::ALL[n % 3], Arc::clone(&name)), (Kind::ALL[n % 3], name)]);
+        }
+        let letters = Letters::new(LIMITS, Arc::default());
+        let kept = inner.topics[0].values_mut().next().unwrap();
+        kept.members.insert(1, Member { letters, standing: Standing::Told });
+        inner.start_over();
+        assert_eq!(inner.topics.each_ref().map(HashMap::len), [1, 0, 0]);
+        assert_eq!(inner.changed.len(), 1);
+        assert!(inner.topics[0].values().all(|topic| topic.stand == Stand::Absent));
+    }
+
+    #[test]
+    fn a_message_for_many_is_counted_once_and_until_nobody_has_it() {
+        let backlog = Arc::<Backlog>::default();
+        let boxes = [(); 3].map(|()| Letters::new(LIMITS, Arc::clone(&backlog)));
+        let said = message("c", 1_000, &backlog);
+        let length = said.frame().len();
+        boxes.iter().for_each(|letters| letters.push(&said));
+        drop(said);
+        assert_eq!(backlog.bytes(), length);
+        drop(boxes);
+        assert_eq!(backlog.bytes(), 0);
+    }
+
+    #[test]
+    fn when_all_together_have_too_much_who_has_much_is_cut() {
+        let backlog = Arc::<Backlog>::default();
+        let [slow, quick] = [(); 2].map(|()| Letters::new(LIMITS, Arc::clone(&backlog)));
+        for _ in 0..2 {
+            slow.push(&message("c", 90_000, &backlog));
+        }
+        quick.push(&message("c", 90_000, &backlog));
+        assert!(!slow.are_flooded() && !quick.are_flooded());
+        slow.push(&message("c", 1, &backlog));
+        assert!(slow.are_flooded() && !quick.are_flooded());
+    }
+
+    #[test]
+    fn what_is_forgotten_is_of_one_kind_and_name() {
+        let backlog = Arc::<Backlog>::default();
+        let letters = Letters::new(LIMITS, Arc::clone(&backlog));
+        for channel in ["a", "b", "a"] {
+            letters.push(&message(channel, 1, &backlog));
+        }
+        letters.forget(Kind::Shard, &[Name::from(&b"b"[..])]);
+        letters.forget(Kind::Channel, &[Name::from(&b"a"[..])]);
+        let left =
+            letters.lock().messages.iter().map(|one| one.frame().to_vec()).collect::<Vec<_>>();
+        assert_eq!(left.len(), 1);
+        assert_eq!(letters.lock().bytes, left[0].len());
     }
 }

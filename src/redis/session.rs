@@ -6,6 +6,7 @@
 //! buffer.
 
 mod client;
+mod counted;
 mod farewell;
 mod gate;
 mod information;
@@ -14,6 +15,7 @@ mod parked;
 mod pinned;
 mod queued;
 mod subscribed;
+mod unblock;
 mod waiting;
 
 use std::pin::Pin;
@@ -21,7 +23,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use prometheus::IntGauge;
-use tokio::time::Sleep;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep};
 
 use super::backend::Key;
 use super::command::{Carriage, Reason, Step, Word, carriage, step};
@@ -31,6 +34,7 @@ use super::mailbox::{MailState, Mailbox, Size, Tail};
 use super::namespace::replies::Shape;
 use super::pinned::Pinned;
 use super::transaction::Queue;
+use super::unblock::Wait;
 use super::upstream::Upstream;
 use super::wire::{
     Arguments, Progress, RequestError, RequestLimits, RequestScanner, split_inline, write_command,
@@ -74,11 +78,17 @@ pub struct Session {
     gate: Option<Box<Gate>>,
     /// The transaction that has begun here.
     queue: Option<Box<Queue>>,
-    /// The reply to INFO is owed, and something may be added to it; until then nothing else is carried.
-    amending: Option<information::Wanted>,
+    /// A reply is owed that is not the client's as it comes; until then nothing else is carried.
+    amending: Option<Amending>,
     /// How what was taken from the mailbox ends.
     tail: Tail,
     subscribed: Option<Box<Subscribed>>,
+    /// Where it waits for the server on a connection of its own, if it ever did.
+    wait: Option<Arc<Wait>>,
+    /// When the command that waits on a connection of its own first asked for one.
+    wants_since: Option<Instant>,
+    /// The server's answer to its CLIENT UNBLOCK is awaited.
+    unblocking: Option<oneshot::Receiver<Vec<u8>>>,
     pub(super) closing: Closing,
     sending: Sending,
     /// Until when the client must read on; runs while its commands wait because it doesn't.
@@ -99,6 +109,14 @@ enum Presence {
     Active,
     /// It waits for a connection of its own.
     Waiting,
+}
+
+/// What is to be done about a reply when it is here whole.
+enum Amending {
+    /// INFO's: something may be added.
+    Information(information::Wanted),
+    /// Subscribers are counted in it.
+    Subscribers(Box<counted::Question>),
 }
 
 /// Replies on their way to the client.
@@ -211,6 +229,9 @@ impl Session {
             amending: None,
             tail: Tail::Whole,
             subscribed: None,
+            wait: None,
+            wants_since: None,
+            unblocking: None,
             closing: Closing::No,
             sending: Sending::Open,
             stuck: None,
@@ -305,7 +326,7 @@ impl Session {
                     quiet && self.queue.is_none() && !at_work
                 }
                 State::Waiting(_) | State::Parked(_) => false,
-                State::Pinned(pinned, _) => pinned.is_endless(),
+                State::Pinned(pinned, _) => pinned.is_endless() || pinned.only_listens(),
             };
             if idle && self.out.bytes.is_empty() {
                 return Err(End("drain"));
@@ -347,7 +368,8 @@ impl Session {
     fn bound_inbox(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let partial = self.inbox.len() == self.scanner.length();
         let large = self.inbox.len() > self.upstream.limits.understood_frame_bytes;
-        if !(partial && large && matches!(self.state, State::Shared) && self.mailbox.is_quiet()) {
+        let ready = matches!(self.state, State::Shared) && !self.awaits_replies();
+        if !(partial && large && ready) {
             return Ok(());
         }
         if let Err(refusal) = self.large_form(&self.inbox) {
@@ -366,9 +388,30 @@ impl Session {
         Ok(())
     }
 
+    /// Whether something is on its way for the client, or will be sent for it.
+    fn awaits_replies(&self) -> bool {
+        !self.mailbox.is_quiet() || self.gate.as_ref().is_some_and(|gate| gate.runs_errand())
+    }
+
+    /// Whether no more can be read: what the inbox holds is too large, and can't go on yet.
+    pub(super) fn is_full(&self) -> bool {
+        self.inbox.len() > self.upstream.limits.understood_frame_bytes && self.awaits_replies()
+    }
+
     /// Carries as many whole commands of `bytes` as may go now, the first `seen` bytes of which were scanned before: how many bytes are
     /// done with.
     fn digest(&mut self, cx: &mut Context<'_>, bytes: &[u8], seen: usize) -> Result<usize, End> {
+        let used = self.digest_with_leave(cx, bytes, seen);
+        self.give_leave_back();
+        used
+    }
+
+    fn digest_with_leave(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        seen: usize,
+    ) -> Result<usize, End> {
         let mut begin = self.drop_rest(bytes);
         let (mut at, mut run) = (seen.max(begin), Run::default());
         while at < bytes.len() && self.closing == Closing::No {
@@ -399,7 +442,10 @@ impl Session {
             };
             if !matches!(form, Form::Other) {
                 if run.replies == 0 {
-                    (run.begin, run.room) = (begin, self.room());
+                    if !self.has_leave(cx) {
+                        return Ok(begin);
+                    }
+                    (run.begin, run.room) = (begin, self.room().min(self.commands_left()));
                 }
                 if run.replies >= run.room {
                     run.written.truncate(before);
@@ -409,7 +455,7 @@ impl Session {
                 continue;
             }
             let from = self.submit(cx, bytes, &mut run, begin);
-            if from != begin {
+            if from != begin || !self.has_leave(cx) {
                 return Ok(from);
             }
             if let Some((length, replies)) = self.transaction_here(command, &bytes[begin..]) {
@@ -418,6 +464,7 @@ impl Session {
                     return Ok(begin);
                 }
                 self.upstream.metrics.transactions.inc();
+                self.note_commands(replies);
                 at = begin + length;
                 begin = at;
                 continue;
@@ -458,7 +505,7 @@ impl Session {
             // What the server gets may be another one.
             Remark::Script if self.gate.is_some() => return false,
             Remark::Script => self.upstream.scripts.note(words),
-            Remark::Information => return false,
+            Remark::Information | Remark::Subscribers => return false,
         }
         true
     }
@@ -473,9 +520,7 @@ impl Session {
         let work = Work { bytes, silent: 0, replies };
         match self.send(cx, work) {
             Submitted::Taken => {
-                if let Some(gate) = &self.gate {
-                    gate.metrics().commands.inc_by(u64::from(replies));
-                }
+                self.note_commands(replies);
                 begin
             }
             Submitted::Full | Submitted::Shut => from,
@@ -483,7 +528,10 @@ impl Session {
     }
 
     fn send(&mut self, cx: &Context<'_>, work: Work<'_>) -> Submitted {
-        let key = self.key();
+        self.send_to(cx, self.key(), work)
+    }
+
+    fn send_to(&mut self, cx: &Context<'_>, key: Key, work: Work<'_>) -> Submitted {
         let mut submitted = self.choose_lane(key).submit(cx, key, work, &self.mailbox);
         if submitted == Submitted::Shut && !self.mailbox.is_owed() {
             self.lane = None;
@@ -510,11 +558,16 @@ impl Session {
         lane
     }
 
+    /// Bytes of replies that the client has not taken.
+    pub(super) fn unread(&self) -> usize {
+        self.out.bytes.len() - self.out.at
+    }
+
     /// How many commands may go over the lane now.
     fn room(&self) -> u32 {
         let busy =
             self.amending.is_some() || self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
-        if busy || self.out.bytes.len() - self.out.at >= UNREAD_LIMIT {
+        if busy || self.unread() >= UNREAD_LIMIT {
             return 0;
         }
         let depth = u32::try_from(self.upstream.limits.pipeline_depth).unwrap_or(u32::MAX);
@@ -523,6 +576,10 @@ impl Session {
 
     /// An inline command, or one that does not go over the lane.
     fn special(&mut self, cx: &mut Context<'_>, command: &[u8], progress: Progress) -> Special {
+        // What the session answers by itself would pile up, too.
+        if self.unread() >= UNREAD_LIMIT {
+            return Special::Blocked;
+        }
         let inline;
         let mut words: Vec<&[u8]> = Vec::new();
         match progress {
@@ -541,7 +598,7 @@ impl Session {
                 }
             },
         }
-        let how = carriage(words.iter().copied());
+        let how = self.carriage_here(&words);
         match self.pass_gate(cx, &words, how) {
             Passed::AsIs => self.carry(cx, &words, how, Shape::Plain),
             Passed::As(words, shape) => {
@@ -566,6 +623,7 @@ impl Session {
         if carried.is_taken() {
             self.note_passed(words, shape, in_transaction);
         } else if let State::Parked(_) = self.state {
+            self.note_commands(1);
             self.await_shape(shape);
         }
         carried
@@ -573,10 +631,15 @@ impl Session {
 
     fn carry_words(&mut self, cx: &mut Context<'_>, words: &[&[u8]], how: Carriage) -> Special {
         let free = self.is_free();
-        if how == Carriage::Lane && free && remark(words.iter().copied()) == Remark::Information {
-            return if self.mailbox.is_quiet() { self.inform(cx, words) } else { Special::Blocked };
-        }
         if how == Carriage::Lane && free {
+            match remark(words.iter().copied()) {
+                Remark::Information | Remark::Subscribers if !self.mailbox.is_quiet() => {
+                    return Special::Blocked;
+                }
+                Remark::Information => return self.inform(cx, words),
+                Remark::Subscribers => return self.count_subscribers(cx, words),
+                Remark::None | Remark::Script => {}
+            }
             self.upstream.scripts.note(words.iter().copied());
             let mut bytes = Vec::new();
             write_command(words, &mut bytes);
@@ -709,6 +772,8 @@ enum Remark {
     Script,
     /// INFO: its reply is added to.
     Information,
+    /// PUBSUB NUMSUB: who is subscribed here is counted, too.
+    Subscribers,
 }
 
 /// Asked of each command: most are told by their first letter.
@@ -717,6 +782,9 @@ fn remark<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> Remark {
     match (name.first(), name.len()) {
         (Some(b'E' | b'e'), 4 | 7) | (Some(b'S' | b's'), 6) => Remark::Script,
         (Some(b'I' | b'i'), 4) if name.eq_ignore_ascii_case(b"INFO") => Remark::Information,
+        (Some(b'P' | b'p'), 6) if name.eq_ignore_ascii_case(b"PUBSUB") => {
+            counted::remark(words.next().unwrap_or_default())
+        }
         _ => Remark::None,
     }
 }

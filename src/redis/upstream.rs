@@ -2,6 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::IntGauge;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::backend::{FactsCell, Key, RedisConnect, RedisPool};
 use super::blocking::Stations;
@@ -10,6 +15,7 @@ use super::greeting::{Access, Door, Main};
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
 use super::namespace::Namespace;
+use super::namespace::pace::{Leave, Pace};
 use super::namespace::sandbox::Sandbox;
 use super::pubsub::Hub;
 use super::scripts::Scripts;
@@ -36,7 +42,25 @@ pub struct Realm {
     pub sandbox: Sandbox,
     /// What is counted of it.
     pub metrics: NamespaceMetrics,
+    /// How fast its clients may send commands, if there is a bound.
+    pub pace: Option<Pace>,
+    /// Places for those who keep a connection, if there is a bound.
+    pub places: Option<Arc<Semaphore>>,
     client_limit: usize,
+    began: Instant,
+}
+
+/// Leave to keep a connection. Gone with it.
+#[derive(Debug)]
+pub struct Place {
+    _permit: Option<OwnedSemaphorePermit>,
+    pinned: IntGauge,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.pinned.dec();
+    }
 }
 
 impl Realm {
@@ -45,7 +69,39 @@ impl Realm {
     pub fn new(settings: &NamespaceSettings, metrics: NamespaceMetrics) -> Arc<Self> {
         let namespace = settings.namespace.clone();
         let sandbox = Sandbox::new(&namespace);
-        Arc::new(Self { namespace, sandbox, metrics, client_limit: settings.client_limit })
+        Arc::new(Self {
+            namespace,
+            sandbox,
+            metrics,
+            pace: settings.commands_per_second.map(Pace::new),
+            places: settings.pinned_limit.map(|limit| Arc::new(Semaphore::new(limit))),
+            client_limit: settings.client_limit,
+            began: Instant::now(),
+        })
+    }
+
+    /// Leave for commands now.
+    #[must_use]
+    pub fn leave(&self) -> Option<Leave> {
+        self.pace.as_ref().map(|pace| pace.take(self.began.elapsed()))
+    }
+
+    /// The place that a permit stands for.
+    #[must_use]
+    pub fn place(&self, permit: Option<OwnedSemaphorePermit>) -> Place {
+        self.metrics.pinned.inc();
+        Place { _permit: permit, pinned: self.metrics.pinned.clone() }
+    }
+
+    /// What a client is told that has waited in vain for a place.
+    #[must_use]
+    pub fn refusal_of_place(&self, waited: Duration) -> String {
+        format!(
+            "ERR tidegate: no connection of its own for this client after {} ms: the clients of namespace '{}' keep as \
+             many as they may; raise redis.namespaces.pinned_limit, or hold them for less time",
+            waited.as_millis(),
+            self.namespace.name
+        )
     }
 
     /// What one client too many is told.
@@ -90,6 +146,8 @@ pub struct Upstream {
     pub scripts: Arc<Scripts>,
     /// Replies that lie here unread.
     pub backlog: Arc<Backlog>,
+    /// Longest wait for a connection.
+    pub wait: Duration,
     /// Bounds of each session.
     pub limits: RedisLimits,
     /// Counters, resolved once.
@@ -147,7 +205,7 @@ impl Upstream {
         let stations = (size > 1).then(|| Stations::new(Arc::clone(&holds), Arc::clone(&backlog)));
         let limits = &settings.limits;
         let hub = (size > 1).then(|| {
-            Hub::new(Arc::clone(&holds), limits.subscription_limit, limits.reply_bytes_per_client)
+            Hub::new(Arc::clone(&holds), limits.subscription_limit, mail, Arc::clone(&backlog))
         });
         Ok(Self {
             config: Arc::clone(config),
@@ -166,6 +224,7 @@ impl Upstream {
             clients: Clients::default(),
             scripts,
             backlog,
+            wait: settings.wait,
             limits: settings.limits.clone(),
             metrics,
             next_id: AtomicU64::new(1),

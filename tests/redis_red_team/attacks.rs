@@ -238,7 +238,7 @@ const SCRIPTS: &[&str] = &[
 ];
 
 pub fn attack(chance: &mut Chance) -> Attack {
-    let commands = match chance.weighted(&[(1, 0), (1, 1), (1, 2), (7, 3)]) {
+    let commands = match chance.weighted(&[(1, 0), (1, 1), (1, 2), (7, 3), (1, 4)]) {
         0 => vec![words(&["MULTI"]), command(chance), command(chance), words(&["EXEC"])],
         1 => vec![
             words(&["WATCH", chance.pick(OWN)]),
@@ -247,6 +247,15 @@ pub fn attack(chance: &mut Chance) -> Attack {
             words(&["EXEC"]),
             words(&["UNWATCH"]),
         ],
+        4 => {
+            let mut on = words(&["CLIENT", "TRACKING", "ON"]);
+            match chance.below(3) {
+                0 => {}
+                1 => on.extend(words(&["BCAST"])),
+                _ => on.extend(words(&["BCAST", "PREFIX", chance.pick(THEIRS)])),
+            }
+            vec![words(&["HELLO", "3"]), on, command(chance), command(chance), command(chance)]
+        }
         2 => (0..2 + chance.below(4)).map(|_| command(chance)).collect(),
         _ => vec![command(chance)],
     };

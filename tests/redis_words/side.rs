@@ -1,6 +1,6 @@
 //! One of the two sides: its sessions, and what they are answered.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
 use super::Step;
@@ -40,7 +40,7 @@ impl Side {
         if replies.len() < step.commands.len() {
             *session = open(self.port);
         }
-        replies.into_iter().map(without_id).map(without_sha).collect()
+        replies.into_iter().map(without_id).map(without_modules).map(without_sha).collect()
     }
 }
 
@@ -53,7 +53,7 @@ fn open(port: u16) -> BufReader<TcpStream> {
 }
 
 /// The bytes of the next frame, whatever it holds; `None` at the end of the connection.
-fn frame(from: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
+fn frame(from: &mut impl BufRead) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut open = 1_usize;
     while open > 0 {
@@ -105,4 +105,18 @@ fn without_id(reply: Vec<u8>) -> Vec<u8> {
     }
     hidden.extend_from_slice(rest);
     hidden
+}
+
+/// HELLO tells of modules, which tidegate does not.
+fn without_modules(mut reply: Vec<u8>) -> Vec<u8> {
+    const MODULES: &[u8] = b"$7\r\nmodules\r\n";
+    let mut from = 0;
+    while let Some(at) = reply[from..].windows(MODULES.len()).position(|window| window == MODULES) {
+        let begins = from + at + MODULES.len();
+        let mut behind = &reply[begins..];
+        let Some(value) = frame(&mut behind) else { return reply };
+        reply.drain(begins..begins + value.len());
+        from = begins;
+    }
+    reply
 }

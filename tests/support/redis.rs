@@ -12,6 +12,8 @@ use super::resp::{Connection, Value};
 use super::{eventually, ports};
 
 pub const PASSWORD: &str = "redis-secret";
+/// The system's server.
+const SYSTEMS: &str = "redis-server";
 
 pub struct Redis {
     directory: TempDir,
@@ -22,7 +24,24 @@ pub struct Redis {
     server: Option<Process>,
 }
 
+/// Which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// The system's.
+    Systems,
+    /// The newest one there is: what bin/setup brings.
+    Newest,
+}
+
 impl Redis {
+    pub fn of(version: Version) -> Self {
+        let newest = newer().filter(|_| version == Version::Newest);
+        let program = newest.unwrap_or_else(|| PathBuf::from(SYSTEMS));
+        let mut server = Self { program, ..Self::stopped() };
+        server.resume();
+        server
+    }
+
     pub fn start() -> Self {
         Self::started(None)
     }
@@ -42,11 +61,7 @@ impl Redis {
     /// A server of each version there is: the system's, and the newer one that bin/setup brings.
     pub fn each() -> Vec<Self> {
         let mut servers = vec![Self::start()];
-        servers.extend(newer().map(|program| {
-            let mut server = Self { program, ..Self::stopped() };
-            server.resume();
-            server
-        }));
+        servers.extend(newer().map(|_program| Self::of(Version::Newest)));
         servers
     }
 
@@ -54,7 +69,7 @@ impl Redis {
     pub fn stopped() -> Self {
         let directory =
             tempfile::Builder::new().prefix("tidegate-redis-").tempdir().expect("a temp dir");
-        let program = PathBuf::from("redis-server");
+        let program = PathBuf::from(SYSTEMS);
         let (port, arguments) = (ports::free(), Vec::new());
         Self { directory, port, password: None, program, arguments, server: None }
     }

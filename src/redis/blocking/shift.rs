@@ -13,7 +13,8 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
-use super::ask::ask;
+use super::ask::{ask, ask_here};
+use super::check::Check;
 use super::{Elements, Outcome, PAUSE, Spot, Stations, Way, Wish, Work};
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
@@ -59,7 +60,7 @@ pub(super) enum Ending {
 struct Loss(String);
 
 /// A station's turn on one connection.
-pub(super) struct Shift {
+pub(super) struct Shift<'a> {
     stations: Arc<Stations>,
     spot: Arc<Spot>,
     lease: Lease<RedisConnect>,
@@ -67,6 +68,7 @@ pub(super) struct Shift {
     interrupt: Interrupt,
     /// Keys that hold values of another type: they can't be in the call.
     others: HashSet<KeyName>,
+    check: &'a mut Check,
 }
 
 /// How a running call is ended.
@@ -111,15 +113,17 @@ impl Interrupt {
             Asking::No => {
                 Self::stale(self.turn_ends, stations, spot).await;
                 let Some(way) = stations.way(spot) else { return };
-                let mut bytes = Vec::new();
-                match &self.request {
+                let (mut bytes, backlog) = (Vec::new(), Arc::clone(&stations.backlog));
+                self.state = match &self.request {
                     Request::Unblock(id) => {
                         write_command(&[b"CLIENT".as_slice(), b"UNBLOCK", id], &mut bytes);
+                        Asking::Asked(Box::pin(ask_here(way, bytes, backlog)))
                     }
-                    Request::Wake => write_command(&["PING"], &mut bytes),
-                }
-                let backlog = Arc::clone(&stations.backlog);
-                self.state = Asking::Asked(Box::pin(ask(way, bytes, backlog)));
+                    Request::Wake => {
+                        write_command(&["PING"], &mut bytes);
+                        Asking::Asked(Box::pin(ask(way, bytes, backlog)))
+                    }
+                };
             }
             Asking::Asked(reply) => {
                 let reply = reply.await;
@@ -180,16 +184,17 @@ impl Stations {
         self.pool.waiters() > self.patient.load(Ordering::Relaxed)
     }
 
-    fn way(&self, spot: &Spot) -> Option<Way> {
+    pub(super) fn way(&self, spot: &Spot) -> Option<Way> {
         self.look(spot, |station| station.way.clone())
     }
 }
 
-impl Shift {
+impl<'a> Shift<'a> {
     pub(super) fn new(
         stations: Arc<Stations>,
         spot: Arc<Spot>,
         mut lease: Lease<RedisConnect>,
+        check: &'a mut Check,
     ) -> Self {
         lease.pin("blocking");
         let _since = lease.turn(crate::metrics::Phase::Pinned);
@@ -201,7 +206,7 @@ impl Shift {
             turn_ends: Instant::now() + TURN,
         };
         let incoming = Incoming::default();
-        Self { stations, spot, lease, incoming, interrupt, others: HashSet::new() }
+        Self { stations, spot, lease, incoming, interrupt, others: HashSet::new(), check }
     }
 
     /// Works until nobody waits, or the connection's time is over.
@@ -283,9 +288,7 @@ impl Shift {
             Request::Wake => SLICE,
         };
         if keys.is_empty() {
-            let stale = poll_fn(|cx| self.stations.poll_stale(cx, &self.spot));
-            // Either way it is looked at again.
-            let _stale = timeout(wait, stale).await;
+            self.wait_without_call(Instant::now() + wait).await;
             self.stations.end_call(&self.spot, None);
             return Ok(());
         }
@@ -308,12 +311,24 @@ impl Shift {
         }
     }
 
+    /// There is no key that can be asked for now; soon it is looked at again.
+    async fn wait_without_call(&mut self, ends: Instant) {
+        loop {
+            tokio::select! {
+                () = poll_fn(|cx| self.stations.poll_stale(cx, &self.spot)) => return,
+                () = self.check.step(&self.stations, &self.spot) => {}
+                () = sleep_until(ends) => return,
+            }
+        }
+    }
+
     async fn answer(&mut self, deadline: Instant) -> Result<Vec<u8>, Loss> {
         loop {
             tokio::select! {
                 biased;
                 reply = self.incoming.reply(&mut self.lease.stream) => return reply.map_err(Loss),
                 () = self.interrupt.step(&self.stations, &self.spot) => {}
+                () = self.check.step(&self.stations, &self.spot) => {}
                 () = sleep_until(deadline) => {
                     return Err(Loss("the server does not answer".into()));
                 }

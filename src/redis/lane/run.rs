@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
 use super::loss::{Behind, Sent, Share, TRIES, is_of_the_server, judge};
-use super::{Batch, Lane, Part, fail};
+use super::{Batch, Fate, Lane, Part, UNSENT, fail};
 use crate::net::with_read_buffer;
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect, Role};
@@ -55,6 +55,7 @@ enum Creditor {
 struct Piece {
     silent: u32,
     tries: u8,
+    fate: Fate,
 }
 
 /// The connection's way from one key to another.
@@ -221,9 +222,9 @@ impl LaneRun {
         }
         for part in batch.parts {
             let begins = self.sent_before + u64::try_from(part.begins).unwrap_or(0);
-            let Part { silent, tries, .. } = part;
+            let Part { silent, tries, fate, .. } = part;
             self.exchange.owe(Debt { creditor: Creditor::Nobody, replies: silent, begins });
-            let creditor = Creditor::Session(part.mailbox, Piece { silent, tries });
+            let creditor = Creditor::Session(part.mailbox, Piece { silent, tries, fate });
             self.exchange.owe(Debt { creditor, replies: part.replies, begins });
         }
         self.out = batch.bytes;
@@ -395,7 +396,8 @@ impl LaneRun {
             if begins < next {
                 (ends, next) = (next, begins);
             }
-            let Creditor::Session(mailbox, Piece { silent, tries }) = creditor else { continue };
+            let Creditor::Session(mailbox, piece) = creditor else { continue };
+            let Piece { silent, tries, .. } = piece;
             let known = wrote.iter().any(|one| Arc::ptr_eq(one, &mailbox));
             let behind = if known { Behind::Written } else { Behind::Nothing };
             let share = Share { begins, ends, silent, replies, tries };
@@ -403,18 +405,22 @@ impl LaneRun {
             if verdict.errors > 0 && !known {
                 wrote.push(Arc::clone(&mailbox));
             }
-            verdicts.push((mailbox, tries, verdict));
+            verdicts.push((mailbox, piece, verdict));
         }
         let mut errors = 0;
-        for (mailbox, tries, verdict) in verdicts.into_iter().rev() {
+        for (mailbox, Piece { tries, fate, .. }, verdict) in verdicts.into_iter().rev() {
             if verdict.errors > 0 {
                 fail(&mailbox, verdict.errors, LOST);
                 errors += verdict.errors;
             }
             let Some((bytes, silent, replies)) = verdict.again else { continue };
+            if fate == Fate::Here {
+                fail(&mailbox, replies, UNSENT);
+                continue;
+            }
             let begins = batch.bytes.len();
             batch.bytes.extend_from_slice(bytes);
-            batch.parts.push(Part { mailbox, silent, replies, begins, tries: tries + 1 });
+            batch.parts.push(Part { mailbox, silent, replies, begins, tries: tries + 1, fate });
         }
         (errors, batch)
     }

@@ -33,6 +33,9 @@ pub(super) fn fits(pattern: &[u8], name: &[u8]) -> bool {
     loop {
         if pattern.get(at) == Some(&b'*') {
             at += 1;
+            if at == pattern.len() {
+                return true;
+            }
             again = Some((at, place));
             continue;
         }

@@ -11,6 +11,8 @@ pub(super) enum Policy {
     Names,
     /// It is about the whole database, of which the namespace is shown.
     Whole(Whole),
+    /// It has the client told of changes.
+    Tracking,
     /// It runs a script, or is about scripts.
     Script,
     /// It calls a function, of which nobody knows what it touches.
@@ -26,8 +28,15 @@ pub(super) enum Whole {
     Scan,
     RandomKey,
     Size,
-    Flush,
+    Flush(Reach),
     Channels,
+}
+
+/// Which databases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    One,
+    All,
 }
 
 const SERVER: &str = "is about the whole server";
@@ -38,6 +47,8 @@ pub(super) const SCRIPTS: &str = "runs or changes code that tidegate can't see t
 /// Without keys or channels, and harmless.
 const KEYLESS: &[&str] = &[
     "AUTH",
+    // About the client's own tracking; on a connection of others it is an error.
+    "CLIENT|CACHING",
     "CLIENT|GETNAME",
     "CLIENT|GETREDIR",
     "CLIENT|ID",
@@ -47,7 +58,6 @@ const KEYLESS: &[&str] = &[
     "CLIENT|NO-EVICT",
     "CLIENT|SETINFO",
     "CLIENT|SETNAME",
-    "CLIENT|TRACKINGINFO",
     "CLIENT|UNBLOCK",
     "DISCARD",
     "ECHO",
@@ -91,7 +101,8 @@ pub(super) fn policy(command: &Command, words: &[&[u8]]) -> Policy {
         "SCAN" => Policy::Whole(Whole::Scan),
         "RANDOMKEY" => Policy::Whole(Whole::RandomKey),
         "DBSIZE" => Policy::Whole(Whole::Size),
-        "FLUSHDB" | "FLUSHALL" => Policy::Whole(Whole::Flush),
+        "FLUSHDB" => Policy::Whole(Whole::Flush(Reach::One)),
+        "FLUSHALL" => Policy::Whole(Whole::Flush(Reach::All)),
         "PUBSUB|CHANNELS" | "PUBSUB|SHARDCHANNELS" => Policy::Whole(Whole::Channels),
         "COPY" if words.iter().skip(3).any(|word| word.eq_ignore_ascii_case(b"DB")) => {
             Policy::Refused(OTHER_DATABASE)
@@ -100,6 +111,8 @@ pub(super) fn policy(command: &Command, words: &[&[u8]]) -> Policy {
         "MIGRATE" => Policy::Refused("sends keys to another server"),
         "CLIENT|REPLY" if says(2, "ON") => Policy::Keyless,
         "CLIENT|TRACKING" if says(2, "OFF") => Policy::Keyless,
+        "CLIENT|TRACKINGINFO" => Policy::Names,
+        "CLIENT|TRACKING" if command.takes(words.len()) => Policy::Tracking,
         "CONFIG|GET" if words.iter().skip(2).all(|word| is_open(word)) => Policy::Keyless,
         // The server says that a word is missing.
         _ if words.len() == 1 && command.flags.has(Flags::CONTAINER) => Policy::Keyless,

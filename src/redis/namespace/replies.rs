@@ -16,8 +16,8 @@ const CHOSEN_BYTES: usize = 8 * 1024 * 1024;
 const LINE_BYTES: usize = 64 * 1024;
 
 const TOO_MANY: &[u8] =
-    b"-ERR tidegate: the list would be longer than 8 MiB; use SCAN, or a pattern that begins with \
-    what the names begin with\r\n";
+    b"-ERR tidegate: the list would be longer than 8 MiB, or than redis.reply_bytes_total has room for; use SCAN, \
+    or a pattern that begins with what the names begin with\r\n";
 
 /// What in a reply must be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +65,23 @@ impl Choice {
 }
 
 impl Shape {
+    /// Whether it is a page of names.
+    #[must_use]
+    pub fn is_of_scan(&self) -> bool {
+        matches!(self, Self::Scan | Self::ChosenScan(_))
+    }
+
+    /// What it holds, in about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Chosen(choice) | Self::ChosenScan(choice) => choice.pattern.len(),
+            Self::Instead(reply) => reply.len(),
+            Self::Script(script) => script.sent.len(),
+            _ => 0,
+        }
+    }
+
     /// Of the reply to a command with names.
     #[must_use]
     pub(super) fn of(command: &str) -> Self {
@@ -73,6 +90,8 @@ impl Shape {
             | "BZMPOP" => Self::First,
             "XREAD" | "XREADGROUP" => Self::Streams,
             "PUBSUB|NUMSUB" | "PUBSUB|SHARDNUMSUB" => Self::Alternate,
+            // Behind flags and redirect, as pairs: the prefixes.
+            "CLIENT|TRACKINGINFO" => Self::Exec(vec![(5, Self::Names)]),
             "XPENDING"
             | "XCLAIM"
             | "XAUTOCLAIM"
@@ -95,10 +114,14 @@ impl Shape {
 #[derive(Debug)]
 pub struct ReplyFilter {
     prefix: Box<[u8]>,
+    /// Most bytes of names chosen from one list.
+    chosen_bytes: usize,
     levels: Vec<Level>,
     state: State,
     /// The reply's own shape, until it has begun.
     shape: Option<Shape>,
+    /// Names that the client was given.
+    names: usize,
 }
 
 /// An aggregate whose elements are looked at.
@@ -170,10 +193,30 @@ impl ReplyFilter {
     pub fn new(prefix: &[u8], shape: Shape) -> Self {
         Self {
             prefix: prefix.into(),
+            chosen_bytes: CHOSEN_BYTES,
             levels: Vec::new(),
             state: State::Between,
             shape: Some(shape),
+            names: 0,
         }
+    }
+
+    /// A filter for a push that tells of keys that have changed.
+    #[must_use]
+    pub fn of_invalidation(prefix: &[u8]) -> Self {
+        let state = State::Header(Due::Shaped(Shape::Scan), Vec::new());
+        Self { state, shape: None, ..Self::new(prefix, Shape::Plain) }
+    }
+
+    /// So much room there is now for names that are chosen: of a list that needs more the client is told that there is none.
+    pub fn make_room(&mut self, bytes: usize) {
+        self.chosen_bytes = bytes.min(CHOSEN_BYTES);
+    }
+
+    /// How many names the client was given.
+    #[must_use]
+    pub fn names(&self) -> usize {
+        self.names
     }
 
     /// Whether the whole reply has passed.
@@ -378,9 +421,10 @@ impl ReplyFilter {
 
     /// Whether a name is longer than all that may be chosen together; then there is no list.
     fn is_too_long(&mut self, length: u64) -> bool {
+        let most = self.chosen_bytes;
         match self.levels.last_mut() {
             Some(Level { inside: Inside::Chosen { kept, .. }, .. })
-                if usize::try_from(length).unwrap_or(usize::MAX) > CHOSEN_BYTES =>
+                if usize::try_from(length).unwrap_or(usize::MAX) > most =>
             {
                 *kept = Kept::TooMany;
                 true
@@ -429,10 +473,12 @@ impl ReplyFilter {
         {
             let name = &held[..held.len().saturating_sub(2)];
             if choice.takes(name) {
-                kept.add(&[format!("${length}\r\n").as_bytes(), held]);
+                self.names += 1;
+                kept.add(&[format!("${length}\r\n").as_bytes(), held], self.chosen_bytes);
             }
             return self.end_element(out);
         }
+        self.names += 1;
         let stripped = held.strip_prefix(&*self.prefix).unwrap_or(held);
         let gone = u64::try_from(held.len() - stripped.len()).unwrap_or(0);
         out.extend_from_slice(format!("${}\r\n", length - gone).as_bytes());
@@ -471,12 +517,12 @@ impl ReplyFilter {
 }
 
 impl Kept {
-    /// One element more.
-    fn add(&mut self, parts: &[&[u8]]) {
+    /// One element more, if there is room for it.
+    fn add(&mut self, parts: &[&[u8]], most: usize) {
         let Self::Some(count, bytes) = self else { return };
         *count += 1;
         parts.iter().for_each(|part| bytes.extend_from_slice(part));
-        if bytes.len() > CHOSEN_BYTES {
+        if bytes.len() > most {
             *self = Self::TooMany;
         }
     }
@@ -504,11 +550,14 @@ impl Level {
     }
 }
 
-/// An error's text without the prefix of the key that it names.
+/// An error's text without the prefix of the key that it names. A group is named in the same way, but is no key.
 fn without(line: &[u8], prefix: &[u8]) -> Vec<u8> {
-    let quoted = [b"'", prefix].concat();
-    match memchr::memmem::find(line, &quoted) {
-        Some(at) if !prefix.is_empty() => [&line[..=at], &line[at + quoted.len()..]].concat(),
+    let named = [&b"key '"[..], b"key name '"].into_iter().find_map(|begins| {
+        let named = [begins, prefix].concat();
+        memchr::memmem::find(line, &named).map(|at| (at + begins.len(), at + named.len()))
+    });
+    match named {
+        Some((from, to)) if !prefix.is_empty() => [&line[..from], &line[to..]].concat(),
         _ => line.to_vec(),
     }
 }
@@ -571,6 +620,28 @@ mod tests {
         );
         check(Shape::Scan, "*2\r\n$1\r\n0\r\n*0\r\n", "*2\r\n$1\r\n0\r\n*0\r\n");
         check(Shape::Plain, "*1\r\n$4\r\nns:a\r\n", "*1\r\n$4\r\nns:a\r\n");
+    }
+
+    #[test]
+    fn an_invalidation_names_keys_or_none() {
+        for (push, expected) in [
+            (
+                ">2\r\n$10\r\ninvalidate\r\n*2\r\n$4\r\nns:a\r\n$4\r\nns:b\r\n",
+                ">2\r\n$10\r\ninvalidate\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n",
+            ),
+            (">2\r\n$10\r\ninvalidate\r\n_\r\n", ">2\r\n$10\r\ninvalidate\r\n_\r\n"),
+            (">1\r\n$4\r\nns:a\r\n", ">1\r\n$4\r\nns:a\r\n"),
+        ] {
+            for piece in 1..=push.len() {
+                let mut filter = ReplyFilter::of_invalidation(b"ns:");
+                let mut out = Vec::new();
+                for bytes in push.as_bytes().chunks(piece) {
+                    filter.advance(bytes, &mut out).unwrap();
+                }
+                assert!(filter.is_done());
+                assert_eq!(String::from_utf8(out).unwrap(), expected);
+            }
+        }
     }
 
     #[test]
@@ -637,8 +708,8 @@ mod tests {
     fn a_long_line_passes_as_it_comes() {
         let rest = "x".repeat(200_000);
         for piece in [1_000, 65_536, 300_000] {
-            let told = through(&Shape::Streams, &format!("-ERR 'ns:s' {rest}\r\n"), piece);
-            assert!(told == format!("-ERR 's' {rest}\r\n"));
+            let told = through(&Shape::Streams, &format!("-ERR key 'ns:s' {rest}\r\n"), piece);
+            assert!(told == format!("-ERR key 's' {rest}\r\n"));
             let status = format!("+{rest}\r\n");
             assert!(through(&Shape::Streams, &status, piece) == status);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Change, Hub, Kind, Name};
+use super::{Change, Hub, Kind, Name, PAUSE, Refusal};
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
 use crate::redis::greeting::Proto;
@@ -43,6 +43,8 @@ pub(super) struct Watch {
     asked: VecDeque<Asked>,
     /// When the server was last heard.
     heard: Instant,
+    /// When it is asked again for what it has refused for a while.
+    again: Option<Instant>,
 }
 
 impl Watch {
@@ -50,7 +52,7 @@ impl Watch {
         lease.pin("subscription");
         let _since = lease.turn(crate::metrics::Phase::Pinned);
         let incoming = Incoming::default();
-        Self { hub, lease, incoming, asked: VecDeque::new(), heard: Instant::now() }
+        Self { hub, lease, incoming, asked: VecDeque::new(), heard: Instant::now(), again: None }
     }
 
     /// Works until nothing is subscribed, or the connection breaks.
@@ -81,6 +83,10 @@ impl Watch {
                 () = sleep_until(ends) => match what {
                     Due::Leave if hub.is_empty() => return Ok(()),
                     Due::Leave => {}
+                    Due::Again => {
+                        self.again = None;
+                        self.hub.ask_again();
+                    }
                     Due::Ping => self.ping().await?,
                     Due::Answer => return Err("the server does not answer".into()),
                 },
@@ -90,10 +96,11 @@ impl Watch {
 
     /// What is to be done next if nothing comes, and when.
     fn deadline(&self) -> (Instant, Due) {
-        match self.asked.is_empty() {
-            false => (self.heard + PATIENCE, Due::Answer),
-            true if self.hub.is_empty() => (Instant::now() + LINGER, Due::Leave),
-            true => (self.heard + SILENCE, Due::Ping),
+        match (self.asked.is_empty(), self.again) {
+            (false, _) => (self.heard + PATIENCE, Due::Answer),
+            (true, Some(again)) => (again, Due::Again),
+            (true, None) if self.hub.is_empty() => (Instant::now() + LINGER, Due::Leave),
+            (true, None) => (self.heard + SILENCE, Due::Ping),
         }
     }
 
@@ -168,7 +175,11 @@ impl Watch {
             (Some(Asked::Ping), _) => Ok(()),
             (Some(Asked::Change(kind, name, Change::Join)), Some(b'-')) => {
                 let text = String::from_utf8_lossy(&frame[1..]).trim().to_owned();
-                self.hub.refused(kind, &name, &text.into());
+                let refusal = Refusal::of(&text);
+                if refusal == Refusal::Passing {
+                    self.again = Some(Instant::now() + PAUSE);
+                }
+                self.hub.refused(kind, &name, &text.into(), refusal);
                 Ok(())
             }
             (Some(Asked::Change(kind, asked, change)), Some(b'*')) if *asked == *name => {
@@ -187,6 +198,8 @@ impl Watch {
 enum Due {
     /// Nothing is subscribed.
     Leave,
+    /// Something was refused for a while.
+    Again,
     /// Nothing was heard for long.
     Ping,
     /// The server owes an answer.

@@ -7,8 +7,8 @@ use std::time::Instant;
 use tokio::time::Sleep;
 
 use super::{
-    Closing, End, LOOK_AGAIN, MailState, Moved, Outbox, Purpose, READ_AHEAD, Sending, Session,
-    State,
+    Amending, Closing, End, LOOK_AGAIN, MailState, Moved, Outbox, Purpose, READ_AHEAD, Sending,
+    Session, State,
 };
 use crate::net::with_read_buffer;
 
@@ -17,7 +17,7 @@ impl Session {
     pub(super) fn watch_reading(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let waits = matches!(self.state, State::Shared)
             && !self.out.bytes.is_empty()
-            && self.inbox.len() > self.scanner.length();
+            && (self.inbox.len() > self.scanner.length() || self.is_full());
         if !waits {
             self.stuck = None;
             return Ok(());
@@ -39,9 +39,9 @@ impl Session {
     /// Takes replies from the mailbox and writes them.
     pub(super) fn flush(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         let at_work = self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
-        let mail = match self.amending {
+        let mail = match &self.amending {
             _ if at_work => self.run_errand(cx),
-            Some(wanted) if self.out.bytes.is_empty() => self.amend(cx, wanted),
+            Some(_) if self.out.bytes.is_empty() => self.amend(cx),
             _ => self.take_mail(cx),
         };
         self.look_at_replies();
@@ -109,6 +109,22 @@ impl Session {
         mail.state
     }
 
+    /// Takes the reply that is not the client's as it is, when it is here whole.
+    fn amend(&mut self, cx: &Context<'_>) -> MailState {
+        let mail = self.mailbox.poll_take_whole(cx, &mut self.out.bytes);
+        if mail.owed > 0 && mail.state == MailState::Open {
+            return mail.state;
+        }
+        self.tail = mail.tail;
+        self.out.counted = self.out.bytes.len();
+        match self.amending.take() {
+            Some(Amending::Information(wanted)) => self.add_section(cx, wanted),
+            Some(Amending::Subscribers(question)) => self.recount(cx, question),
+            None => {}
+        }
+        mail.state
+    }
+
     /// So many bytes more are with the client; what came by mail stands first.
     pub(super) fn note_written(&mut self, bytes: usize) {
         let mail_before = self.out.at.min(self.out.counted);
@@ -130,7 +146,8 @@ impl Session {
         }
         let unseen = self.inbox.len() > self.scanner.length();
         let willing = match &self.state {
-            State::Shared => !unseen,
+            // The beginning of a large command waits for what is owed.
+            State::Shared => !unseen && !self.is_full(),
             State::Waiting(_) => false,
             // Read on behind a command that blocks: only so is the client's end seen.
             State::Parked(_) => !unseen || self.inbox.len() < READ_AHEAD,
@@ -217,7 +234,7 @@ impl Session {
         let late = patience.as_mut().poll(cx).is_ready();
         let unseen = self.inbox.len() > self.scanner.length();
         let more = unseen || !all_read;
-        let owed = !self.mailbox.is_quiet() || !self.out.bytes.is_empty();
+        let owed = self.awaits_replies() || !self.out.bytes.is_empty();
         let pending = owed
             || match &self.state {
                 State::Shared => more,

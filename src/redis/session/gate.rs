@@ -4,18 +4,25 @@
 //! the reply has come whole. So the next reply is always the one that is meant.
 
 use std::borrow::Cow;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
 
+use tokio::time::Sleep;
+
+use super::information::{PutBy, Wanted};
 use super::{Closing, MailState, Session, Special, State};
 use crate::metrics::NamespaceMetrics;
-use crate::redis::command::{Carriage, Reason, Step, Word, look_up, step};
+use crate::redis::backend::Key;
+use crate::redis::command::{Carriage, Reason, Step, Word, carriage, is_tracking, look_up, step};
 use crate::redis::greeting::{Proto, Standing, write_error};
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::namespace::replies::{ReplyFilter, Shape};
 use crate::redis::namespace::{
-    Answer, Errand, Frequent, Ground, Judgement, Mode, Namespace, Next, Refusal,
+    Answer, Errand, Frequent, Ground, Judgement, Mode, Namespace, Next, Refusal, Zeal,
 };
+use crate::redis::pinned::Hold;
 use crate::redis::upstream::Realm;
 use crate::redis::wire::{Arguments, Progress, RequestScanner, write_command};
 
@@ -27,10 +34,17 @@ pub(in crate::redis) struct Gate {
     /// It has read the outbox up to here.
     seen: usize,
     errand: Option<Box<Running>>,
+    /// How much more SCAN looks at than the client says, and how much the one looks at whose reply is owed.
+    zeal: Zeal,
+    looks_at: usize,
     rest: Rest,
+    /// For so many commands there is leave, behind this delay.
+    leave: u32,
+    delay: Option<Pin<Box<Sleep>>>,
     /// Commands of the transaction, and which of their replies are to be looked at.
     queued: u64,
     shapes: Vec<(u64, Shape)>,
+    shape_bytes: usize,
 }
 
 /// What becomes of the rest of a command whose beginning is known.
@@ -44,6 +58,8 @@ enum Rest {
 
 struct Running {
     errand: Errand,
+    /// The answer that waits for it.
+    put_by: Option<PutBy>,
     step: StepOf,
     /// What has come of the step's reply.
     reply: Vec<u8>,
@@ -85,8 +101,13 @@ const FEW: usize = 16;
 
 /// Most bytes of a reply within a work of several steps: a thousand names.
 const PAGE_BYTES: usize = 64 * 1024 * 1024;
-/// Replies of one transaction that are to be looked at.
+/// Replies of one transaction that are to be looked at, and most bytes of what is kept for them.
 const SHAPES: usize = 10_000;
+const SHAPE_BYTES: usize = 4 * 1024 * 1024;
+
+const ANOTHER_USER: &str =
+    "can't make a client another user while it holds a connection; do it before";
+const WITHOUT_PUSHES: &str = "tells of changes in RESP3 only, in a namespace; say HELLO 3 before";
 
 const TOO_LONG: &str = "ERR tidegate: the names of this namespace are too long to be told or removed by the thousand; \
      use SCAN with a small COUNT; the connection is closed";
@@ -100,9 +121,14 @@ impl Gate {
             filter: None,
             seen: 0,
             errand: None,
+            zeal: Zeal::default(),
+            looks_at: 0,
             rest: Rest::Heard,
+            leave: 0,
+            delay: None,
             queued: 0,
             shapes: Vec::new(),
+            shape_bytes: 0,
         })
     }
 
@@ -117,6 +143,10 @@ impl Gate {
     fn judge<'a>(&self, words: &[&'a [u8]]) -> Judgement<'a> {
         match self.namespace().judge(words) {
             Judgement::Script => self.namespace().judge_script(words, &self.realm.sandbox),
+            Judgement::Becomes(mut becomes, shape) if shape.is_of_scan() => {
+                self.zeal.raise(&mut becomes);
+                Judgement::Becomes(becomes, shape)
+            }
             judgement => judgement,
         }
     }
@@ -132,9 +162,46 @@ impl Gate {
         }
     }
 
+    fn run(&mut self, errand: Errand, put_by: Option<PutBy>) {
+        let (step, reply) = (StepOf::Due, Vec::new());
+        self.errand = Some(Box::new(Running { errand, put_by, step, reply }));
+    }
+
     /// Whether a work of several steps goes on.
     pub(super) fn runs_errand(&self) -> bool {
         self.errand.is_some()
+    }
+
+    /// Whether a command may be sent now; if not, wakes when it may.
+    fn has_leave(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.leave == 0 {
+            let Some(leave) = self.realm.leave() else { return true };
+            self.leave = leave.commands;
+            if !leave.wait.is_zero() {
+                self.metrics().waits_commands.inc();
+                self.delay = Some(Box::pin(tokio::time::sleep(leave.wait)));
+            }
+        }
+        let over = |delay: &mut Pin<Box<Sleep>>| delay.as_mut().poll(cx).is_ready();
+        if self.delay.as_mut().is_none_or(over) {
+            self.delay = None;
+        }
+        self.delay.is_none()
+    }
+
+    /// So many commands were sent.
+    fn spend(&mut self, commands: u32) {
+        self.metrics().commands.inc_by(u64::from(commands));
+        if let Some(pace) = &self.realm.pace {
+            pace.overrun(commands.saturating_sub(self.leave));
+            self.leave = self.leave.saturating_sub(commands);
+        }
+    }
+
+    fn give_leave_back(&mut self) {
+        if let Some(pace) = &self.realm.pace {
+            pace.give_back(std::mem::take(&mut self.leave));
+        }
     }
 
     /// Everything that was to be read in the outbox is written.
@@ -142,19 +209,38 @@ impl Gate {
         self.seen = 0;
     }
 
-    fn has_room_for_shape(&self) -> bool {
-        self.shapes.len() < SHAPES
+    fn has_room_for_shape(&self, shape: &Shape) -> bool {
+        self.shapes.len() < SHAPES && self.shape_bytes + shape.bytes() <= SHAPE_BYTES
+    }
+
+    /// What is to be done about a reply in a transaction; `None`: it is one too many. An error's wording is worth no refusal.
+    fn shape_in_transaction(&self, shape: Shape) -> Option<Shape> {
+        match shape {
+            Shape::Plain => Some(Shape::Plain),
+            shape if self.has_room_for_shape(&shape) => Some(shape),
+            Shape::Script(_) => Some(Shape::Plain),
+            _ => None,
+        }
+    }
+
+    fn keep_shape(&mut self, shape: Shape) {
+        if shape != Shape::Plain {
+            self.shape_bytes += shape.bytes();
+            self.shapes.push((self.queued, shape));
+        }
+        self.queued += 1;
     }
 
     /// A transaction has begun or ended.
     fn forget_transaction(&mut self) -> Vec<(u64, Shape)> {
-        self.queued = 0;
+        (self.queued, self.shape_bytes) = (0, 0);
         std::mem::take(&mut self.shapes)
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
+        self.give_leave_back();
         self.realm.metrics.clients.dec();
     }
 }
@@ -230,7 +316,9 @@ impl Session {
     pub(super) fn passes_as_sent(&self, command: &[u8]) -> bool {
         let Some(gate) = &self.gate else { return true };
         let words: Vec<&[u8]> = Arguments::new(command).collect();
-        gate.namespace().mode == Mode::Enforce && gate.judge(&words) == Judgement::Passes
+        gate.namespace().mode == Mode::Enforce
+            && gate.judge(&words) == Judgement::Passes
+            && !is_of_connection(&words, carriage(words.iter().copied()))
     }
 
     /// A command that does not simply go over the lane comes to the gate.
@@ -246,23 +334,34 @@ impl Session {
         let Some(gate) = &self.gate else { return Passed::AsIs };
         let (quiet, in_transaction) = (self.mailbox.is_quiet(), self.queue.is_some());
         match gate.judge(words) {
+            Judgement::Becomes(..)
+                if how == Carriage::Pinned(Reason::Tracking)
+                    && self.identity.proto == Proto::Resp2 =>
+            {
+                if !quiet {
+                    return Passed::Waits;
+                }
+                self.refuse_at_gate(&refusal(words, WITHOUT_PUSHES))
+            }
+            // It will be told that it listens, and nothing else comes.
+            Judgement::Becomes(words, _) if self.listens_only() => Passed::As(words, Shape::Plain),
+            Judgement::Errand(_) if self.listens_only() => Passed::AsIs,
             _ if in_transaction && is_of_connection(words, how) => {
                 self.refuse_at_gate(&not_here(words))
             }
             Judgement::Errand(_) if in_transaction => self.refuse_at_gate(&not_here(words)),
-            Judgement::Becomes(_, shape)
-                if in_transaction && shape != Shape::Plain && !gate.has_room_for_shape() =>
-            {
-                self.refuse_at_gate(&too_many(words))
+            Judgement::Becomes(becomes, shape) if in_transaction => {
+                match gate.shape_in_transaction(shape) {
+                    Some(shape) => Passed::As(becomes, shape),
+                    None => self.refuse_at_gate(&too_many(words)),
+                }
             }
             Judgement::Passes => Passed::AsIs,
             // The wording of an error is not worth a round trip.
-            Judgement::Becomes(words, Shape::Script(_)) if !in_transaction && !quiet => {
+            Judgement::Becomes(words, Shape::Script(_)) if !quiet => {
                 Passed::As(words, Shape::Plain)
             }
-            Judgement::Becomes(words, shape)
-                if shape == Shape::Plain || in_transaction || quiet =>
-            {
+            Judgement::Becomes(words, shape) if shape == Shape::Plain || quiet => {
                 Passed::As(words, shape)
             }
             Judgement::Becomes(..) => Passed::Waits,
@@ -272,21 +371,60 @@ impl Session {
             Judgement::Refused(refusal) => self.refuse_at_gate(&refusal),
             Judgement::Errand(errand) => {
                 if let Some(gate) = &mut self.gate {
-                    gate.errand =
-                        Some(Box::new(Running { errand, step: StepOf::Due, reply: Vec::new() }));
+                    gate.run(errand, None);
                 }
                 self.upstream.metrics.requests.inc();
-                self.note_command();
+                self.note_commands(1);
                 self.send_step(cx);
                 Passed::Taken
             }
         }
     }
 
-    fn note_command(&self) {
-        if let Some(gate) = &self.gate {
-            gate.metrics().commands.inc();
+    pub(super) fn note_commands(&mut self, count: u32) {
+        if let Some(gate) = &mut self.gate {
+            gate.spend(count);
         }
+    }
+
+    /// Whether the namespace lets a command go now; if not, the session is woken when it does.
+    pub(super) fn has_leave(&mut self, cx: &mut Context<'_>) -> bool {
+        self.gate.as_mut().is_none_or(|gate| gate.has_leave(cx))
+    }
+
+    /// No more commands are sent in this turn. Who waits for leave keeps its place.
+    pub(super) fn give_leave_back(&mut self) {
+        if let Some(gate) = &mut self.gate
+            && gate.delay.is_none()
+        {
+            gate.give_leave_back();
+        }
+    }
+
+    /// For how many commands there is leave.
+    pub(super) fn commands_left(&self) -> u32 {
+        let paced = self.gate.as_ref().filter(|gate| gate.realm.pace.is_some());
+        paced.map_or(u32::MAX, |gate| gate.leave)
+    }
+
+    /// What the client's names begin with, and it does not know of.
+    pub(super) fn shown_without(&self) -> &[u8] {
+        self.gate.as_deref().map(Gate::prefix).unwrap_or_default()
+    }
+
+    /// How a command travels that is carried like this elsewhere.
+    pub(super) fn carriage_here(&self, words: &[&[u8]]) -> Carriage {
+        match carriage(words.iter().copied()) {
+            Carriage::Pinned(Reason::Stream) if self.gate.is_some() && is_tracking(words) => {
+                Carriage::Pinned(Reason::Tracking)
+            }
+            how => how,
+        }
+    }
+
+    /// The client's namespace, and what its clients share.
+    pub(super) fn realm(&self) -> Option<&Realm> {
+        self.gate.as_ref().map(|gate| &*gate.realm)
     }
 
     /// Answers with a refusal; inside a transaction EXEC fails behind it.
@@ -299,10 +437,10 @@ impl Session {
         Passed::Taken
     }
 
-    pub(super) fn count_refusal(&self, refusal: &Refusal) {
-        let Some(gate) = &self.gate else { return };
+    pub(super) fn count_refusal(&mut self, refusal: &Refusal) {
         self.upstream.metrics.requests.inc();
-        self.note_command();
+        self.note_commands(1);
+        let Some(gate) = &self.gate else { return };
         gate.metrics().refuse(refusal.command, refusal.ground.label());
         tracing::debug!(
             namespace = &*gate.namespace().name,
@@ -324,7 +462,7 @@ impl Session {
 
     /// What follows for the replies from a command that was taken with these words.
     pub(super) fn note_passed(&mut self, words: &[&[u8]], shape: Shape, in_transaction: bool) {
-        self.note_command();
+        self.note_commands(1);
         let Some(gate) = &mut self.gate else { return };
         match step(words.first().copied().unwrap_or_default()) {
             Step::Exec if in_transaction => {
@@ -337,12 +475,15 @@ impl Session {
             Step::Multi if in_transaction => {}
             Step::Multi | Step::Discard => drop(gate.forget_transaction()),
             Step::Other | Step::Unwatch if in_transaction => {
-                if shape != Shape::Plain {
-                    gate.shapes.push((gate.queued, shape));
-                }
-                gate.queued += 1;
+                gate.keep_shape(shape);
             }
-            _ => self.await_shape(shape),
+            _ => {
+                if shape.is_of_scan() {
+                    let mut words = words.iter().map(|word| Cow::Borrowed(*word)).collect();
+                    gate.looks_at = Zeal::default().raise(&mut words);
+                }
+                self.await_shape(shape);
+            }
         }
     }
 
@@ -378,6 +519,8 @@ impl Session {
         let Some(gate) = &mut self.gate else { return };
         let Some(filter) = &mut gate.filter else { return };
         let before = self.out.bytes.len();
+        let room = self.upstream.limits.reply_bytes_total;
+        filter.make_room(room.saturating_sub(self.upstream.backlog.bytes()));
         let raw = self.out.bytes.split_off(gate.seen.min(before));
         let read = filter.advance(&raw, &mut self.out.bytes);
         gate.seen = self.out.bytes.len();
@@ -387,6 +530,7 @@ impl Session {
             Err(_broken) => self.closing = Closing::AfterReplies,
         }
         if filter.is_done() {
+            gate.zeal.learn(std::mem::take(&mut gate.looks_at), filter.names());
             gate.filter = None;
         }
         // What has gone of what came by mail waits for the client no more.
@@ -395,6 +539,12 @@ impl Session {
         self.out.counted -= gone;
         self.mailbox.note_taken(gone);
         self.upstream.backlog.settle(gone);
+        // What the filter has kept until now waits for the client again.
+        let kept = self.out.bytes.len().saturating_sub(before);
+        if !matches!(self.state, State::Pinned(..)) {
+            self.out.counted += kept;
+            self.mailbox.note_kept(kept);
+        }
     }
 
     /// A reply that does not pass through the outbox.
@@ -414,8 +564,12 @@ impl Session {
         let Some(running) = &gate.errand else { return };
         let mut bytes = Vec::new();
         running.errand.write_step(&mut bytes);
+        let key = match running.errand.database() {
+            Some(db) => Key { db, ..self.key() },
+            None => self.key(),
+        };
         let work = Work { bytes: &bytes, silent: 0, replies: 1 };
-        let sent = self.send(cx, work) == Submitted::Taken;
+        let sent = self.send_to(cx, key, work) == Submitted::Taken;
         if sent
             && let Some(gate) = &mut self.gate
             && let Some(running) = &mut gate.errand
@@ -447,16 +601,36 @@ impl Session {
             gate.errand = Some(running);
             return mail.state;
         }
-        match running.errand.advance(&std::mem::take(&mut running.reply)) {
+        let next = running.errand.advance(&std::mem::take(&mut running.reply));
+        gate.metrics().flushed_keys.inc_by(running.errand.take_removed());
+        match next {
             Next::Step => {
                 running.step = StepOf::Due;
                 gate.errand = Some(running);
                 self.send_step(cx);
             }
-            Next::Answer(answer) => self.write_answer(answer),
+            Next::Answer(answer) => match (running.put_by, answer) {
+                (Some(put_by), Answer::Counts(counts)) => self.write_information(put_by, counts),
+                (Some(put_by), _) => self.write_information(put_by, Vec::new()),
+                (None, answer) => self.write_answer(answer),
+            },
         }
         cx.waker().wake_by_ref();
         mail.state
+    }
+
+    /// Whether the reply to INFO, which is all of the outbox, is put by until the namespace's keys are counted.
+    pub(super) fn count_keyspace(&mut self, cx: &Context<'_>, wanted: Wanted) -> bool {
+        let Some(gate) = &mut self.gate else { return false };
+        let counts = Errand::of_keyspace(&gate.realm.namespace, &self.out.bytes);
+        let Some(errand) = counts else { return false };
+        let reply = std::mem::take(&mut self.out.bytes);
+        gate.run(errand, Some(PutBy { reply, wanted }));
+        let counted = std::mem::take(&mut self.out.counted);
+        self.mailbox.note_taken(counted);
+        self.upstream.backlog.settle(counted);
+        cx.waker().wake_by_ref();
+        true
     }
 
     fn write_answer(&mut self, answer: Answer) {
@@ -469,6 +643,7 @@ impl Session {
                 out.extend_from_slice(&name);
                 out.extend_from_slice(b"\r\n");
             }
+            (Answer::Counts(_), _) => {}
             (Answer::Nothing, Proto::Resp2) => out.extend_from_slice(b"$-1\r\n"),
             (Answer::Nothing, Proto::Resp3) => out.extend_from_slice(b"_\r\n"),
             (Answer::Error(line), _) => out.extend_from_slice(&line),
@@ -483,30 +658,32 @@ impl Session {
         let Some(gate) = &self.gate else { return Passed::AsIs };
         let State::Pinned(pinned, _) = &self.state else { return Passed::Waits };
         let (queueing, alone) = (pinned.is_queueing(), pinned.unanswered() == Some(0));
-        let within = queueing || pinned.is_in_transaction();
+        let within = queueing || pinned.is_in_transaction() || pinned.hold() == Hold::Tracking;
         let exec = step(words.first().copied().unwrap_or_default()) == Step::Exec
             && !gate.shapes.is_empty();
         let refusal = match gate.judge(words) {
             Judgement::Refused(refusal) => refusal,
             Judgement::Errand(_) => not_here(words),
             // With WATCH alone the session still answers for itself.
+            _ if brings_user(words) => refusal(words, ANOTHER_USER),
             _ if is_of_connection(words, how)
                 && (queueing || (within && !matches!(how, Carriage::Session(_)))) =>
             {
                 not_here(words)
             }
-            Judgement::Becomes(_, shape)
-                if queueing && shape != Shape::Plain && !gate.has_room_for_shape() =>
-            {
-                too_many(words)
+            Judgement::Becomes(becomes, shape) if queueing => {
+                match gate.shape_in_transaction(shape) {
+                    Some(shape) => return Passed::As(becomes, shape),
+                    None => too_many(words),
+                }
             }
             Judgement::Passes if exec && !alone => return Passed::Waits,
             Judgement::Passes => return Passed::AsIs,
             Judgement::Script => return Passed::Waits,
-            Judgement::Becomes(words, Shape::Script(_)) if !queueing && !alone => {
+            Judgement::Becomes(words, Shape::Script(_)) if !alone => {
                 return Passed::As(words, Shape::Plain);
             }
-            Judgement::Becomes(_, shape) if shape != Shape::Plain && !queueing && !alone => {
+            Judgement::Becomes(_, shape) if shape != Shape::Plain && !alone => {
                 return Passed::Waits;
             }
             Judgement::Becomes(words, shape) => return Passed::As(words, shape),
@@ -573,7 +750,8 @@ impl Session {
 
 /// A command that needs the session to be outside of transactions.
 fn not_here(words: &[&[u8]]) -> Refusal {
-    let why = "can't stand in a transaction, or between WATCH and its end, in a namespace; send it by itself";
+    let why = "can't stand in a transaction, between WATCH and its end, or behind CLIENT TRACKING ON, in a namespace; send \
+               it by itself";
     refusal(words, why)
 }
 
@@ -591,13 +769,21 @@ fn refusal(words: &[&[u8]], why: &str) -> Refusal {
     Refusal { ground: Ground::Command, command, text }
 }
 
+/// HELLO as another user: the server would be asked, and not tidegate.
+fn brings_user(words: &[&[u8]]) -> bool {
+    let is = |word: &&[u8], text: &str| word.eq_ignore_ascii_case(text.as_bytes());
+    words.first().is_some_and(|name| is(name, "HELLO")) && words.iter().any(|word| is(word, "AUTH"))
+}
+
 /// Commands about the connection that the server would answer for the connection that is shared.
 fn is_of_connection(words: &[&[u8]], how: Carriage) -> bool {
     let is =
         |text: &str| words.first().is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()));
     match how {
         // Behind it nobody looks at what comes.
-        Carriage::Pinned(Reason::Subscription | Reason::Stream | Reason::Unknown) => true,
+        Carriage::Pinned(
+            Reason::Subscription | Reason::Stream | Reason::Tracking | Reason::Unknown,
+        ) => true,
         Carriage::Session(Word::Auth | Word::Info | Word::List | Word::Kill) => true,
         Carriage::Session(Word::Hello) => words.len() > 2,
         _ => is("INFO"),

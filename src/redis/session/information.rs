@@ -2,7 +2,7 @@
 
 use std::task::Context;
 
-use super::{MailState, Session, Special};
+use super::{Amending, Session, Special};
 use crate::metrics::PoolMetrics;
 use crate::redis::lane::{Submitted, Work};
 use crate::redis::wire::write_command;
@@ -12,6 +12,12 @@ use crate::redis::wire::write_command;
 pub(in crate::redis) enum Wanted {
     Yes,
     No,
+}
+
+/// The server's reply to INFO, while the namespace's keys are counted.
+pub(in crate::redis) struct PutBy {
+    pub(super) reply: Vec<u8>,
+    pub(super) wanted: Wanted,
 }
 
 /// What INFO asks for; a server says nothing to a section that it does not know.
@@ -43,13 +49,16 @@ fn section(metrics: &PoolMetrics) -> String {
 }
 
 /// The reply with the section behind it: a bulk or verbatim string; whatever else it is, it stays.
-fn amended(reply: &[u8], section: &str, keyspace: Keyspace) -> Option<Vec<u8>> {
+fn amended(reply: &[u8], section: &str, keyspace: &Keyspace) -> Option<Vec<u8>> {
     let end = memchr::memchr(b'\n', reply)? + 1;
     let kind = *reply.first().filter(|kind| matches!(kind, b'$' | b'='))?;
     let length: usize = std::str::from_utf8(reply.get(1..end - 2)?).ok()?.parse().ok()?;
     let body = reply.get(end..end + length)?;
-    let without = (keyspace == Keyspace::Hidden).then(|| without_keyspace(body));
-    let body = without.as_deref().unwrap_or(body);
+    let own = match keyspace {
+        Keyspace::Shown => None,
+        Keyspace::Of(counts) => Some(own_keyspace(body, counts)),
+    };
+    let body = own.as_deref().unwrap_or(body);
     let between = if body.len() > "txt:".len() { "\r\n" } else { "" };
     let mut whole = Vec::with_capacity(reply.len() + section.len() + 16);
     let between = if section.is_empty() { "" } else { between };
@@ -63,20 +72,35 @@ fn amended(reply: &[u8], section: &str, keyspace: Keyspace) -> Option<Vec<u8>> {
     Some(whole)
 }
 
-/// Whether the client may know how many keys there are in all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How many keys the client may be told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Keyspace {
+    /// All that there are.
     Shown,
-    Hidden,
+    /// So many in these databases; of others nothing.
+    Of(Vec<(u32, u64)>),
 }
 
-/// The lines without those that count the keys of a database (`db0:keys=...`).
-fn without_keyspace(body: &[u8]) -> Vec<u8> {
-    let counts = |line: &&[u8]| {
+/// The lines with those that count the keys of a database (`db0:keys=...`) for the namespace alone.
+fn own_keyspace(body: &[u8], counts: &[(u32, u64)]) -> Vec<u8> {
+    let is_of_database = |line: &[u8]| {
         line.strip_prefix(b"db").is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit))
     };
-    let lines = body.split_inclusive(|byte| *byte == b'\n').filter(|line| !counts(line));
-    lines.flatten().copied().collect()
+    let mut own = Vec::with_capacity(body.len());
+    for line in body.split_inclusive(|byte| *byte == b'\n') {
+        if !is_of_database(line) {
+            own.extend_from_slice(line);
+            continue;
+        }
+        let is_here = |(database, _): &&(u32, u64)| {
+            line.starts_with(format!("db{database}:keys=").as_bytes())
+        };
+        if let Some((database, keys)) = counts.iter().find(is_here).filter(|(_, keys)| *keys > 0) {
+            let line = format!("db{database}:keys={keys},expires=0,avg_ttl=0\r\n");
+            own.extend_from_slice(line.as_bytes());
+        }
+    }
+    own
 }
 
 impl Session {
@@ -90,27 +114,36 @@ impl Session {
             return Special::Blocked;
         }
         let changes = wanted == Wanted::Yes || self.gate.is_some();
-        self.amending = changes.then_some(wanted);
+        self.amending = changes.then_some(Amending::Information(wanted));
         Special::Taken
     }
 
-    /// Takes the reply to INFO, when it is here whole, and adds to it.
-    pub(super) fn amend(&mut self, cx: &Context<'_>, wanted: Wanted) -> MailState {
-        let mail = self.mailbox.poll_take_whole(cx, &mut self.out.bytes);
-        if mail.owed == 0 || mail.state != MailState::Open {
-            self.tail = mail.tail;
-            self.amending = None;
-            let text = match wanted {
-                Wanted::Yes => section(&self.upstream.metrics),
-                Wanted::No => String::new(),
-            };
-            let keyspace = if self.gate.is_some() { Keyspace::Hidden } else { Keyspace::Shown };
-            self.out.counted = self.out.bytes.len();
-            if let Some(whole) = amended(&self.out.bytes, &text, keyspace) {
-                self.out.bytes = whole;
-            }
+    /// Adds to the reply to INFO, which is here whole.
+    pub(super) fn add_section(&mut self, cx: &Context<'_>, wanted: Wanted) {
+        if self.count_keyspace(cx, wanted) {
+            return;
         }
-        mail.state
+        let keyspace = match self.gate {
+            Some(_) => Keyspace::Of(Vec::new()),
+            None => Keyspace::Shown,
+        };
+        let reply = std::mem::take(&mut self.out.bytes);
+        self.out.bytes = self.with_section(reply, wanted, &keyspace);
+    }
+
+    fn with_section(&self, reply: Vec<u8>, wanted: Wanted, keyspace: &Keyspace) -> Vec<u8> {
+        let text = match wanted {
+            Wanted::Yes => section(&self.upstream.metrics),
+            Wanted::No => String::new(),
+        };
+        amended(&reply, &text, keyspace).unwrap_or(reply)
+    }
+
+    /// The reply to INFO that was put by while keys were counted; without counts it has none.
+    pub(super) fn write_information(&mut self, put_by: PutBy, counts: Vec<(u32, u64)>) {
+        let PutBy { reply, wanted } = put_by;
+        let whole = self.with_section(reply, wanted, &Keyspace::Of(counts));
+        self.out.bytes.extend_from_slice(&whole);
     }
 }
 
@@ -120,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_section_stands_behind_the_servers() {
-        let told = |reply: &str| amended(reply.as_bytes(), "# T\r\nx:1\r\n", Keyspace::Shown);
+        let told = |reply: &str| amended(reply.as_bytes(), "# T\r\nx:1\r\n", &Keyspace::Shown);
         let text = |reply: &str| told(reply).map(|bytes| String::from_utf8(bytes).unwrap());
         assert_eq!(text("$5\r\na:1\r\n\r\n").unwrap(), "$17\r\na:1\r\n\r\n# T\r\nx:1\r\n\r\n");
         assert_eq!(text("$0\r\n\r\n").unwrap(), "$10\r\n# T\r\nx:1\r\n\r\n");
@@ -134,8 +167,15 @@ mod tests {
     fn a_namespace_is_not_told_how_many_keys_there_are() {
         let body = "# Keyspace\r\ndb0:keys=7,expires=0\r\ndb12:keys=1\r\ndbx:1\r\n";
         let reply = format!("${}\r\n{body}\r\n", body.len());
-        let told = amended(reply.as_bytes(), "", Keyspace::Hidden).unwrap();
-        assert_eq!(String::from_utf8(told).unwrap(), "$19\r\n# Keyspace\r\ndbx:1\r\n\r\n");
+        let told = |counts: &[(u32, u64)]| {
+            let told = amended(reply.as_bytes(), "", &Keyspace::Of(counts.to_vec())).unwrap();
+            String::from_utf8(told).unwrap()
+        };
+        assert_eq!(told(&[]), "$19\r\n# Keyspace\r\ndbx:1\r\n\r\n");
+        assert_eq!(
+            told(&[(0, 0), (1, 2), (12, 3)]),
+            "$52\r\n# Keyspace\r\ndb12:keys=3,expires=0,avg_ttl=0\r\ndbx:1\r\n\r\n"
+        );
     }
 
     #[test]

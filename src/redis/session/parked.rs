@@ -6,22 +6,19 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::{End, Moved, Purpose, Session, Special, State};
-use crate::redis::blocking::{Outcome, Seat, Stations, Terms, Unblocked, Way};
-use crate::redis::command::{Reason, read_at_once};
+use crate::redis::blocking::{Outcome, Seat, Stations, Terms, Way};
+use crate::redis::command::{Reason, place_of_time, read_at_once};
 use crate::redis::greeting::{ServerFacts, write_error};
 use crate::redis::lane::{Submitted, Work};
-use crate::redis::pop::{Catch, Head, Pop};
+use crate::redis::pop::{Catch, Head, KeyName, Pop};
 use crate::redis::roster::Ticket;
 use crate::redis::wire::{Arguments, Progress, RequestScanner, write_command};
 
-/// What the server says whose number is this one has ended the waiting.
-const UNBLOCKED: &str = "UNBLOCKED client unblocked via CLIENT UNBLOCK";
 /// An attempt's error with this beginning is ours, and says that it may have been applied.
 const OURS: &[u8] = b"-ERR tidegate: ";
 /// The first version that has LMPOP, BLMPOP, ZMPOP and BZMPOP.
@@ -29,10 +26,16 @@ const FIRST_VERSION: u32 = 7;
 
 /// What a session waits for, and how far it is.
 pub(in crate::redis) struct Parked {
+    waiter: Waiter,
+    stage: Stage,
+}
+
+struct Waiter {
     pop: Pop,
     /// Its place in the order of all: taken when it came, not when the attempt was answered.
     ticket: Ticket,
-    stage: Stage,
+    /// Keys that are no part of the attempt, because others wait for them already.
+    untried: Vec<KeyName>,
     /// Runs out when it has waited as long as it wanted.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -51,7 +54,7 @@ impl Parked {
     }
 
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
+        self.waiter.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
     }
 }
 
@@ -89,8 +92,7 @@ impl Session {
         if self.send(cx, work) != Submitted::Taken {
             return Moved::No;
         }
-        self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.state = State::Shared;
+        self.waits_no_more();
         self.scanner = RequestScanner::default();
         self.await_shape(shape);
         self.consume(used);
@@ -98,48 +100,79 @@ impl Session {
     }
 
     fn block_alone(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
+        self.wants_since = Some(Instant::now());
         self.hold(cx, Purpose::Hold(Reason::Blocking));
-        if let (State::Waiting(waiting), Some((time, _))) = (&mut self.state, read_at_once(words)) {
-            waiting.timer = Some(Box::pin(tokio::time::sleep(time)));
-        }
+        self.time_the_wait(words);
         Special::Blocked
+    }
+
+    /// The connection of the command in the inbox was lost before it was sent: it waits for another one, no longer than it wanted.
+    pub(super) fn hold_again(&mut self, cx: &mut Context<'_>, reason: Reason) {
+        self.hold(cx, Purpose::Again(reason));
+        let inbox = std::mem::take(&mut self.inbox);
+        let found = RequestScanner::default().advance(&inbox, self.request_limits());
+        if let Ok((used, Progress::Command)) = found {
+            let words: Vec<&[u8]> = Arguments::new(&inbox[..used]).collect();
+            self.time_the_wait(&words);
+        }
+        self.inbox = inbox;
+    }
+
+    fn time_the_wait(&mut self, words: &[&[u8]]) {
+        let (State::Waiting(waiting), Some((_, time))) = (&mut self.state, place_of_time(words))
+        else {
+            return;
+        };
+        let ends = self.wants_since.unwrap_or_else(Instant::now) + time;
+        waiting.timer = Some(Box::pin(tokio::time::sleep_until(ends)));
+    }
+
+    /// A read of streams that is to wait only for what is left of its time; `None` if that is all of it.
+    pub(super) fn with_time_left(&self, words: &[&[u8]]) -> Option<Vec<u8>> {
+        let (at, time) = place_of_time(words)?;
+        let gone = self.wants_since?.elapsed();
+        if gone.as_millis() == 0 {
+            return None;
+        }
+        // Nought would be for ever.
+        let left = time.saturating_sub(gone).as_millis().max(1).to_string();
+        let mut words = words.to_vec();
+        *words.get_mut(at)? = left.as_bytes();
+        let mut bytes = Vec::new();
+        write_command(&words, &mut bytes);
+        Some(bytes)
     }
 
     fn park(&mut self, cx: &mut Context<'_>, stations: &Arc<Stations>, pop: Pop) -> Special {
         let timer = pop.timeout.map(|time| Box::pin(tokio::time::sleep(time)));
         let free = stations.free_keys(self.identity.db, &pop);
-        let ticket = stations.ticket();
+        let untried = pop.keys.iter().filter(|key| !free.contains(*key)).cloned().collect();
+        let waiter = Waiter { pop, ticket: stations.ticket(), untried, timer };
         if free.is_empty() {
             self.upstream.metrics.requests.inc();
-            self.sit_down(cx, stations, ticket, pop, timer);
+            self.sit_down(cx, stations, waiter);
             return Special::Blocked;
         }
         let mut bytes = Vec::new();
-        pop.write_attempt(&free, &mut bytes);
+        waiter.pop.write_attempt(&free, &mut bytes);
         let work = Work { bytes: &bytes, silent: 0, replies: 1 };
         if self.room() == 0 || self.send(cx, work) != Submitted::Taken {
             return Special::Blocked;
         }
         let stage = Stage::Attempt(Vec::new());
-        self.state = State::Parked(Box::new(Parked { pop, ticket, stage, timer }));
+        self.state = State::Parked(Box::new(Parked { waiter, stage }));
         Special::Blocked
     }
 
     /// Takes a place at the station.
-    fn sit_down(
-        &mut self,
-        cx: &mut Context<'_>,
-        stations: &Arc<Stations>,
-        ticket: Ticket,
-        pop: Pop,
-        timer: Option<Pin<Box<Sleep>>>,
-    ) {
+    fn sit_down(&mut self, cx: &mut Context<'_>, stations: &Arc<Stations>, waiter: Waiter) {
         let key = self.key();
         let way = Way { lane: Arc::clone(self.upstream.lane(key)), key };
-        match stations.join(ticket, key.db, &pop, self.identity.id, &way) {
+        match stations.join(waiter.ticket, key.db, &waiter.pop, self.identity.id, &way) {
             Some(seat) => {
+                seat.has_not_tried(&waiter.untried);
                 let stage = Stage::Seated(seat);
-                self.state = State::Parked(Box::new(Parked { pop, ticket, stage, timer }));
+                self.state = State::Parked(Box::new(Parked { waiter, stage }));
             }
             None => self.hold(cx, Purpose::Hold(Reason::Blocking)),
         }
@@ -163,7 +196,7 @@ impl Session {
         self.upstream.backlog.settle(piece.len());
         self.mailbox.note_taken(piece.len());
         head.append(&mut piece);
-        let found = parked.pop.read_head(head);
+        let found = parked.waiter.pop.read_head(head);
         let head = std::mem::take(head);
         match found {
             Head::More if mail.owed > 0 => {
@@ -192,9 +225,8 @@ impl Session {
         let State::Parked(parked) = std::mem::replace(&mut self.state, State::Shared) else {
             return;
         };
-        let Parked { pop, ticket, timer, .. } = *parked;
         if let Some(stations) = self.upstream.stations.clone() {
-            self.sit_down(cx, &stations, ticket, pop, timer);
+            self.sit_down(cx, &stations, parked.waiter);
         }
     }
 
@@ -202,7 +234,7 @@ impl Session {
         let State::Parked(parked) = &mut self.state else { return Ok(Moved::No) };
         let late = parked.is_late(cx);
         if late {
-            parked.timer = None;
+            parked.waiter.timer = None;
         }
         let Stage::Seated(seat) = &parked.stage else { return Ok(Moved::No) };
         if late {
@@ -233,7 +265,7 @@ impl Session {
             return Err(End("the client is gone"));
         }
         let mut reply = Vec::new();
-        parked.pop.write_reply(&catch, self.identity.proto, &mut reply);
+        parked.waiter.pop.write_reply(&catch, self.identity.proto, &mut reply);
         let reply = self.look_at(reply);
         let State::Parked(parked) = &mut self.state else { return Ok(Moved::No) };
         let Stage::Seated(seat) = &parked.stage else { return Ok(Moved::No) };
@@ -255,7 +287,7 @@ impl Session {
     }
 
     /// Answers the command that waits in the inbox.
-    fn finish_first(&mut self, reply: &[u8]) {
+    pub(super) fn finish_first(&mut self, reply: &[u8]) {
         let mut scanner = RequestScanner::default();
         if let Ok((used, _whole)) = scanner.advance(&self.inbox, self.request_limits()) {
             self.consume(used);
@@ -264,52 +296,6 @@ impl Session {
         self.state = State::Shared;
         self.out.bytes.extend_from_slice(reply);
     }
-
-    /// CLIENT UNBLOCK, for a client of ours.
-    pub(super) fn unblock(&mut self, cx: &mut Context<'_>, words: &[&[u8]]) -> Special {
-        let Some((stations, (client, outcome))) =
-            self.upstream.stations.clone().zip(whom_to_unblock(words))
-        else {
-            // The server says what is wrong with it.
-            let mut bytes = Vec::new();
-            write_command(words, &mut bytes);
-            let work = Work { bytes: &bytes, silent: 0, replies: 1 };
-            let blocked = self.room() == 0 || self.send(cx, work) != Submitted::Taken;
-            return if blocked { Special::Blocked } else { Special::Taken };
-        };
-        let own = self.identity.id;
-        let reached =
-            u64::try_from(client).ok().filter(|id| self.upstream.clients.may_reach(own, *id));
-        let ended = reached.map(|id| stations.unblock(id, outcome));
-        let reply = match ended {
-            Some(Unblocked::One) => b":1\r\n",
-            Some(Unblocked::Nobody) | None => b":0\r\n",
-        };
-        self.out.bytes.extend_from_slice(reply);
-        self.upstream.metrics.requests.inc();
-        Special::Taken
-    }
-
-    /// Whether this is a CLIENT UNBLOCK that is answered here.
-    pub(super) fn unblocks(&self, words: &[&[u8]]) -> bool {
-        let says = |at: usize, text: &str| {
-            words.get(at).is_some_and(|word| word.eq_ignore_ascii_case(text.as_bytes()))
-        };
-        self.upstream.stations.is_some() && says(0, "CLIENT") && says(1, "UNBLOCK")
-    }
-}
-
-fn whom_to_unblock(words: &[&[u8]]) -> Option<(i64, Outcome)> {
-    let outcome = match words {
-        [_, _, _] => Outcome::Nothing,
-        [_, _, _, how] if how.eq_ignore_ascii_case(b"TIMEOUT") => Outcome::Nothing,
-        [_, _, _, how] if how.eq_ignore_ascii_case(b"ERROR") => {
-            Outcome::Failed(UNBLOCKED.to_owned())
-        }
-        _ => return None,
-    };
-    let id = words.get(2).and_then(|id| std::str::from_utf8(id).ok()?.parse().ok())?;
-    Some((id, outcome))
 }
 
 fn has_pops_of_many(facts: &ServerFacts) -> bool {

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-use super::{Closing, End, Moved, Passed, Purpose, Session, Shape, State};
+use super::{Closing, End, Moved, Passed, Purpose, Session, Shape, Special, State};
 use crate::redis::backend::Key;
-use crate::redis::command::{Carriage, Word, carriage};
+use crate::redis::command::{Carriage, Reason, Word};
 use crate::redis::greeting::write_error;
 use crate::redis::namespace::Refusal;
 use crate::redis::pinned::{Decision, Hold, Inflow, Loss, PINNED_BUFFER, Pinned};
@@ -105,12 +105,21 @@ impl Session {
         if self.key() != before {
             self.moved();
         }
-        self.release_if_over(moved)
+        self.release_if_over(cx, moved)
     }
 
-    fn release_if_over(&mut self, moved: Moved) -> Result<Moved, End> {
-        let over = matches!(&self.state, State::Pinned(pinned, _) if pinned.is_over());
-        if over && let Some(pinned) = self.unpin() {
+    fn release_if_over(&mut self, cx: &Context<'_>, moved: Moved) -> Result<Moved, End> {
+        let State::Pinned(pinned, _) = &self.state else { return Ok(moved) };
+        let over = pinned.is_over();
+        if let Some(wait) = &self.wait
+            && pinned.unanswered() == Some(0)
+        {
+            wait.rest();
+        }
+        if over
+            && self.poll_settled(cx).is_ready()
+            && let Some(pinned) = self.unpin()
+        {
             pinned.release();
             return Ok(Moved::Yes);
         }
@@ -118,6 +127,9 @@ impl Session {
     }
 
     fn unpin(&mut self) -> Option<Pinned> {
+        if let Some(wait) = &self.wait {
+            wait.rest();
+        }
         match std::mem::replace(&mut self.state, State::Shared) {
             State::Pinned(pinned, _) => Some(*pinned),
             other => {
@@ -141,7 +153,7 @@ impl Session {
             self.queue = pinned.take_queue();
             pinned.abandon("connection lost");
             match trial {
-                Trial::First => self.hold(cx, Purpose::Again(reason)),
+                Trial::First => self.hold_again(cx, reason),
                 Trial::Second => self.refuse_first(NOT_SENT, Purpose::Again(reason)),
             }
             return Ok(Moved::Yes);
@@ -169,11 +181,11 @@ impl Session {
     }
 
     /// Carries what lies in the inbox over the held backend, as far as the hold allows.
-    pub(super) fn carry_pinned(&mut self, _cx: &mut Context<'_>) -> Result<Moved, End> {
+    pub(super) fn carry_pinned(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         let inbox = std::mem::take(&mut self.inbox);
         let (mut at, mut begin) = (self.scanner.length(), 0);
         let mut moved = Moved::No;
-        while at < inbox.len() && self.closing == Closing::No {
+        while at < inbox.len() && self.closing == Closing::No && self.unread() < PINNED_BUFFER {
             let depth = self.upstream.limits.pipeline_depth;
             let limits = self.request_limits();
             let State::Pinned(pinned, slow) = &mut self.state else { break };
@@ -214,7 +226,11 @@ impl Session {
             if progress == Progress::Partial && !large {
                 break;
             }
-            match self.offer(&inbox[begin..at], progress) {
+            let offered = match self.has_leave(cx) {
+                true => self.offer(cx, &inbox[begin..at], progress),
+                false => Offered::Kept,
+            };
+            match offered {
                 Offered::Taken => {
                     (begin, moved) = (at, Moved::Yes);
                     if progress == Progress::Partial {
@@ -230,6 +246,7 @@ impl Session {
         }
         self.inbox = inbox;
         self.consume_pinned(begin);
+        self.give_leave_back();
         Ok(moved)
     }
 
@@ -244,7 +261,7 @@ impl Session {
     }
 
     /// Offers one command, whole or (with [`Progress::Partial`]) too large to be held.
-    fn offer(&mut self, command: &[u8], progress: Progress) -> Offered {
+    fn offer(&mut self, cx: &mut Context<'_>, command: &[u8], progress: Progress) -> Offered {
         let (inline, mut bytes);
         let mut words: Vec<&[u8]> = Vec::new();
         let mut raw = command;
@@ -266,7 +283,7 @@ impl Session {
                 }
             },
         }
-        let how = carriage(words.iter().copied());
+        let how = self.carriage_here(&words);
         let large;
         if progress == Progress::Partial {
             let (begins, behind) = match self.large_form(raw) {
@@ -277,17 +294,17 @@ impl Session {
                 large = [&begins, &raw[behind..]].concat();
                 raw = &large;
             }
-            return self.decide_and_note(&words, how, raw, (progress, Shape::Plain));
+            return self.decide_and_note(cx, &words, how, raw, (progress, Shape::Plain));
         }
         match self.pass_gate_pinned(&words, how) {
             Passed::AsIs => {
-                self.decide_and_note(&words, how, raw, (Progress::Command, Shape::Plain))
+                self.decide_and_note(cx, &words, how, raw, (Progress::Command, Shape::Plain))
             }
             Passed::As(words, shape) => {
                 let words: Vec<&[u8]> = words.iter().map(|word| &**word).collect();
                 let mut raw = Vec::new();
                 write_command(&words, &mut raw);
-                self.decide_and_note(&words, how, &raw, (Progress::Command, shape))
+                self.decide_and_note(cx, &words, how, &raw, (Progress::Command, shape))
             }
             Passed::Waits => Offered::Kept,
             Passed::Taken => Offered::Taken,
@@ -305,13 +322,14 @@ impl Session {
 
     fn decide_and_note(
         &mut self,
+        cx: &mut Context<'_>,
         words: &[&[u8]],
         how: Carriage,
         raw: &[u8],
         (progress, shape): (Progress, Shape),
     ) -> Offered {
         let queueing = matches!(&self.state, State::Pinned(pinned, _) if pinned.is_queueing());
-        let offered = self.decide(words, how, raw, progress);
+        let offered = self.decide(cx, words, how, raw, progress);
         if matches!(offered, Offered::Taken) {
             self.note_passed(words, shape, queueing);
         }
@@ -320,18 +338,46 @@ impl Session {
 
     fn decide(
         &mut self,
+        cx: &mut Context<'_>,
         words: &[&[u8]],
         how: Carriage,
         raw: &[u8],
         progress: Progress,
     ) -> Offered {
         let State::Pinned(pinned, _) = &mut self.state else { return Offered::Kept };
+        // What it has subscribed to at the hub counts, and can be given up, only there.
+        let at_hub = pinned.hold() == Hold::Watching && self.subscribed.is_some();
+        if at_hub && how == Carriage::Pinned(Reason::Subscription) {
+            return match pinned.unanswered() {
+                Some(0) => self.subscription(cx, words).into(),
+                _ => Offered::Kept,
+            };
+        }
+        let (watching, unanswered) = (pinned.hold() == Hold::Watching, pinned.unanswered());
+        if watching && self.unblocks(words) {
+            return match unanswered {
+                Some(0) => self.unblock(cx, words).into(),
+                _ => Offered::Kept,
+            };
+        }
+        let State::Pinned(pinned, _) = &mut self.state else { return Offered::Kept };
         self.upstream.scripts.note_doubtful(words.iter().copied());
+        let waits = pinned.hold() == Hold::First(Reason::Blocking);
+        let shorter = match progress {
+            Progress::Command if waits => self.with_time_left(words),
+            _ => None,
+        };
+        let raw = shorter.as_deref().unwrap_or(raw);
+        let State::Pinned(pinned, _) = &mut self.state else { return Offered::Kept };
         match pinned.take(words, how, raw) {
             Decision::Wait => Offered::Kept,
             Decision::Taken => {
                 if progress == Progress::Partial {
                     pinned.inflow = Inflow::Inside;
+                }
+                let blocks = matches!(how, Carriage::Pinned(Reason::Blocking | Reason::Wait));
+                if blocks && !pinned.is_queueing() {
+                    self.note_call();
                 }
                 self.upstream.metrics.requests.inc();
                 Offered::Taken
@@ -363,4 +409,13 @@ enum Offered {
     Taken,
     /// It stays in the inbox.
     Kept,
+}
+
+impl From<Special> for Offered {
+    fn from(special: Special) -> Self {
+        match special {
+            Special::Taken => Self::Taken,
+            Special::Blocked => Self::Kept,
+        }
+    }
 }

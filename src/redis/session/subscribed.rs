@@ -73,6 +73,7 @@ impl Subscribed {
     fn give_up_asked(&mut self) {
         if let Some((kind, names)) = self.asked.take() {
             names.iter().for_each(|name| self.hub.leave(kind, name, self.session));
+            self.letters.forget(kind, &names);
         }
     }
 }
@@ -200,7 +201,7 @@ impl Session {
             }
             // What came before is the client's.
             while let Poll::Ready(message) = subscribed.letters.poll_next(cx) {
-                write_message(proto, &message, &self.gate, &mut self.out.bytes);
+                write_message(proto, message.frame(), &self.gate, &mut self.out.bytes);
             }
             let count = subscribed.count(kind);
             let out = &mut self.out.bytes;
@@ -324,7 +325,7 @@ impl Session {
             && let Poll::Ready(message) = subscribed.letters.poll_next(cx)
         {
             let before = self.out.bytes.len();
-            write_message(self.identity.proto, &message, &self.gate, &mut self.out.bytes);
+            write_message(self.identity.proto, message.frame(), &self.gate, &mut self.out.bytes);
             // One that is not for its namespace is not written.
             if self.out.bytes.len() > before {
                 self.upstream.metrics.messages.inc();

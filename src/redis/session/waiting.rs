@@ -1,9 +1,12 @@
 //! A session that waits for a connection of its own; its command stays in the inbox until there is one, or none can be had.
 
+use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
+use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 use tokio::time::Sleep;
 
 use super::{Closing, Moved, Pinned, Session, Slow, State};
@@ -12,16 +15,27 @@ use crate::redis::backend::RedisConnect;
 use crate::redis::blocking::{Patience, Stations};
 use crate::redis::command::Reason;
 use crate::redis::greeting::write_error;
+use crate::redis::upstream::Place;
 use crate::redis::wire::{Progress, RequestScanner};
 
 /// What a session waits for.
 pub(in crate::redis) struct Waiting {
-    ticket: Ticket<RedisConnect>,
+    line: Line,
     pub(super) purpose: Purpose,
     /// Runs out when the command has waited as long as it wanted.
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     _patience: Option<Patience>,
 }
+
+/// Where it stands.
+enum Line {
+    /// For leave of its namespace, until then.
+    ForPlace(Pin<Box<dyn Future<Output = Permit> + Send>>, Pin<Box<Sleep>>),
+    /// For a connection.
+    ForLease(Ticket<RedisConnect>, Option<Place>),
+}
+
+type Permit = Result<OwnedSemaphorePermit, AcquireError>;
 
 /// What the connection is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,6 +52,15 @@ impl Purpose {
         matches!(self, Self::Hold(reason) | Self::Again(reason) if reason.may_last())
     }
 
+    /// Whether the client waits for what may be long in coming.
+    fn blocks(self) -> bool {
+        matches!(
+            self,
+            Self::Hold(Reason::Blocking | Reason::Wait)
+                | Self::Again(Reason::Blocking | Reason::Wait)
+        )
+    }
+
     fn is_transaction(self) -> bool {
         matches!(self, Self::Hold(Reason::Transaction) | Self::Again(Reason::Transaction))
     }
@@ -48,16 +71,59 @@ impl Session {
     pub(super) fn wait(&mut self, cx: &mut Context<'_>) -> Moved {
         let State::Waiting(waiting) = &mut self.state else { return Moved::No };
         let purpose = waiting.purpose;
-        let Poll::Ready(result) = waiting.ticket.poll_lease(cx) else { return self.wait_on(cx) };
-        self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.state = State::Shared;
-        match (result, purpose) {
-            (Ok(lease), Purpose::Facts) => lease.give_back(),
-            (Ok(lease), Purpose::Hold(reason)) => self.pin(lease, reason, Slow::default()),
-            (Ok(lease), Purpose::Again(reason)) => self.pin(lease, reason, Slow::again()),
-            (Err(error), _) => self.refuse_first(&format!("TRYAGAIN tidegate: {error}"), purpose),
+        if let Some(how) = self.wait.as_ref().and_then(|wait| wait.poll_ended(cx)) {
+            return self.end_waiting(how, purpose);
+        }
+        let State::Waiting(waiting) = &mut self.state else { return Moved::No };
+        match &mut waiting.line {
+            Line::ForPlace(permit, deadline) => {
+                let permit = permit.as_mut().poll(cx);
+                if permit.is_pending() && deadline.as_mut().poll(cx).is_pending() {
+                    return self.wait_on(cx);
+                }
+                let timer = waiting.timer.take();
+                self.waits_no_more();
+                match permit {
+                    Poll::Ready(Ok(permit)) => {
+                        let place = self.realm().map(|realm| realm.place(Some(permit)));
+                        self.check_out(cx, purpose, place);
+                        if let State::Waiting(waiting) = &mut self.state {
+                            waiting.timer = timer;
+                        }
+                    }
+                    _ => self.refuse_place(purpose),
+                }
+            }
+            Line::ForLease(ticket, place) => {
+                let Poll::Ready(result) = ticket.poll_lease(cx) else { return self.wait_on(cx) };
+                let place = place.take();
+                self.waits_no_more();
+                match result {
+                    Ok(lease) => self.use_lease(lease, place, purpose),
+                    Err(error) => {
+                        self.refuse_first(&format!("TRYAGAIN tidegate: {error}"), purpose)
+                    }
+                }
+            }
         }
         Moved::Yes
+    }
+
+    /// It no longer waits for a connection.
+    pub(super) fn waits_no_more(&mut self) {
+        self.upstream.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.state = State::Shared;
+        if let Some(wait) = &self.wait {
+            wait.rest();
+        }
+    }
+
+    fn refuse_place(&mut self, purpose: Purpose) {
+        let Some(text) = self.realm().map(|realm| realm.refusal_of_place(self.upstream.wait))
+        else {
+            return;
+        };
+        self.refuse_first(&text, purpose);
     }
 
     /// Answers the command that waits in the inbox with an error.
@@ -87,30 +153,62 @@ impl Session {
 
     /// Takes a connection for itself, now or when one is free.
     pub(super) fn hold(&mut self, cx: &mut Context<'_>, purpose: Purpose) {
-        match (self.upstream.holds().checkout(), purpose) {
-            (Checkout::Ready(lease), Purpose::Hold(reason)) => {
-                self.pin(lease, reason, Slow::default());
+        let realm = self.realm().filter(|_| purpose != Purpose::Facts);
+        let place = match realm.map(|realm| (realm, realm.places.as_ref())) {
+            None => None,
+            Some((realm, None)) => Some(realm.place(None)),
+            Some((realm, Some(places))) => match Arc::clone(places).try_acquire_owned() {
+                Ok(permit) => Some(realm.place(Some(permit))),
+                Err(_none_left) => {
+                    realm.metrics.waits_pinned.inc();
+                    let permit = Box::pin(Arc::clone(places).acquire_owned());
+                    let deadline = Box::pin(tokio::time::sleep(self.upstream.wait));
+                    return self.stand_in(cx, Line::ForPlace(permit, deadline), purpose);
+                }
+            },
+        };
+        self.check_out(cx, purpose, place);
+    }
+
+    fn check_out(&mut self, cx: &mut Context<'_>, purpose: Purpose, place: Option<Place>) {
+        match self.upstream.holds().checkout() {
+            Checkout::Ready(lease) => {
+                self.use_lease(lease, place, purpose);
+                // The command is not sent yet.
+                cx.waker().wake_by_ref();
             }
-            (Checkout::Ready(lease), Purpose::Again(reason)) => {
-                self.pin(lease, reason, Slow::again());
-            }
-            (Checkout::Ready(lease), Purpose::Facts) => lease.give_back(),
-            (Checkout::Queued(ticket), purpose) => {
-                let stations = self.upstream.stations.as_ref().filter(|_| purpose.may_last());
-                let _patience = stations.map(Stations::patience);
-                let waiting = Waiting { ticket, purpose, timer: None, _patience };
-                self.state = State::Waiting(Box::new(waiting));
-                self.upstream.waiting.fetch_add(1, Ordering::Relaxed);
+            Checkout::Queued(ticket) => {
+                self.stand_in(cx, Line::ForLease(ticket, place), purpose);
                 self.upstream.nudge_lanes();
             }
         }
-        // The ticket is not polled yet, or the command not sent.
+    }
+
+    fn stand_in(&mut self, cx: &mut Context<'_>, line: Line, purpose: Purpose) {
+        let asks = matches!(line, Line::ForLease(..)) && purpose.may_last();
+        let stations = self.upstream.stations.as_ref().filter(|_| asks);
+        let _patience = stations.map(Stations::patience);
+        let waiting = Waiting { line, purpose, timer: None, _patience };
+        self.state = State::Waiting(Box::new(waiting));
+        self.upstream.waiting.fetch_add(1, Ordering::Relaxed);
+        if purpose.blocks() {
+            self.place_to_wait().queue();
+        }
+        // What it waits for is not polled yet.
         cx.waker().wake_by_ref();
     }
 
-    fn pin(&mut self, lease: Lease<RedisConnect>, reason: Reason, slow: Slow) {
+    fn use_lease(&mut self, lease: Lease<RedisConnect>, place: Option<Place>, purpose: Purpose) {
+        let (reason, slow) = match purpose {
+            Purpose::Facts => return lease.give_back(),
+            Purpose::Hold(reason) => (reason, Slow::default()),
+            Purpose::Again(reason) => (reason, Slow::again()),
+        };
         self.forget_filter();
-        let pinned = Pinned::new(lease, reason, self.key(), self.queue.take());
+        let mut pinned = Pinned::new((lease, place), reason, self.key(), self.queue.take());
+        if reason == Reason::Tracking {
+            pinned.track(self.shown_without());
+        }
         self.state = State::Pinned(Box::new(pinned), slow);
     }
 }

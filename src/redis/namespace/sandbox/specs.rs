@@ -60,7 +60,7 @@ impl Specs {
         match policy(command, &[b"", b"", b""]) {
             Policy::Keyless if command.name == "INFO" => "wI".to_owned(),
             Policy::Keyless => "-".to_owned(),
-            Policy::Script | Policy::Function => "x".to_owned(),
+            Policy::Script | Policy::Function | Policy::Tracking => "x".to_owned(),
             Policy::Refused(why) => format!("!{}", self.reason(why)),
             Policy::Whole(whole) => format!("w{}", letter(whole)),
             Policy::Names => names(command).unwrap_or_else(|| {
@@ -84,7 +84,7 @@ fn letter(whole: Whole) -> char {
         Whole::Scan => 'S',
         Whole::RandomKey => 'R',
         Whole::Size => 'D',
-        Whole::Flush => 'F',
+        Whole::Flush(_) => 'F',
         Whole::Channels => 'C',
     }
 }
