@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use support::pg::{self, Login, Refusal};
 use support::postgres::Postgres;
+use support::redis::Redis;
+use support::resp::Value;
 use support::tidegate::{Setup, Tidegate};
 use support::{eventually, within};
 use tempfile::NamedTempFile;
@@ -107,7 +109,7 @@ fn a_limit_that_the_server_lifts_is_used_again() {
 #[test]
 fn who_waits_in_vain_is_told_who_holds_the_connections() {
     let server = Postgres::start();
-    let gate = Setup::new().postgres(&server).pool_size(1).wait_ms(300).start();
+    let gate = Setup::new().postgres(&server).pool_size(1).wait_ms(3_000).start();
     let mut waiter = gate.client();
     let mut holder = gate.try_client(&named("leaky-worker")).unwrap();
     holder.query("begin").expect_no_error();
@@ -116,7 +118,7 @@ fn who_waits_in_vain_is_told_who_holds_the_connections() {
         .expect_no_error();
     let refusal: Refusal = waiter.query("select 1").errors().remove(0);
     assert_eq!(refusal.code, "53300");
-    for part in ["all 1 server connections in use", "1 clients wait", "waited 3"] {
+    for part in ["all 1 server connections in use", "1 clients wait", "this one waited 30"] {
         assert!(refusal.detail.contains(part), "{part}: {refusal:?}");
     }
     for part in [
@@ -137,9 +139,9 @@ fn who_waits_in_vain_is_told_who_holds_the_connections() {
         1.0
     );
     let waits = [("outcome", "timeout")];
-    assert!(gate.postgres_metric("tidegate_checkout_wait_seconds_sum", &waits) >= 0.29);
+    assert!(gate.postgres_metric("tidegate_checkout_wait_seconds_sum", &waits) >= 2.9);
     let saturated = gate.postgres_metric("tidegate_pool_saturated_seconds_total", &[]);
-    assert!((0.29..2.0).contains(&saturated), "{saturated}");
+    assert!((2.9..9.0).contains(&saturated), "{saturated}");
 }
 
 #[test]
@@ -402,9 +404,9 @@ fn what_is_exported_agrees_with_what_the_clients_measured() {
         busy / 4.0 / seconds,
         served / 4.0 / seconds,
     );
-    // On a machine with nothing else to do the first is within 1 %; a busy one delays what the server has ended.
-    assert!((busy / served - 1.0).abs() < 0.05, "{busy} {served}");
-    assert!((waiting / waited - 1.0).abs() < 0.05, "{waiting} {waited}");
+    // Both are within 1 % on a machine with nothing else to do. A busy one delays the news that a statement has ended.
+    assert!((busy / served - 1.0).abs() < 0.15, "{busy} {served}");
+    assert!((waiting / waited - 1.0).abs() < 0.15, "{waiting} {waited}");
     let histogram = exported("tidegate_checkout_wait_seconds_sum", &[("outcome", "ok")]);
     assert!((histogram / waiting - 1.0).abs() < 0.01, "{histogram} {waiting}");
 }
@@ -476,4 +478,43 @@ fn one_application_leaves_the_others_their_share() {
     for client in &mut batch {
         assert_eq!(client.one("select 1"), "1");
     }
+}
+
+/// The same for Redis: the server's limit is found, who keeps a connection is named, and whoever waits in vain may try again.
+#[test]
+fn redis_connections_that_are_kept_are_seen_and_the_servers_limit_is_kept_to() {
+    let server = Redis::start();
+    let mut direct = server.direct();
+    let file = {
+        let mut file = NamedTempFile::new().expect("a temp file");
+        writeln!(file, "[redis]\nplan_every_ms = 100").expect("a temp file");
+        file
+    };
+    let gate = Setup::new().redis(&server).pool_size(4).wait_ms(2_000).config(file.path()).start();
+    let mut first = gate.redis_client();
+    assert_eq!(first.command(&["CLIENT", "SETNAME", "worker"]), Value::simple("OK"));
+    assert_eq!(first.command(&["WATCH", "k"]), Value::simple("OK"));
+    let holder = eventually("it is named", || pool(&gate).holders.into_iter().next());
+    assert_eq!((holder.application_name.as_str(), holder.phase.as_str()), ("worker", "pinned"));
+    assert_eq!(holder.pin.as_deref(), Some("transaction"));
+    // Two connections of ours and the direct one: no more for anybody.
+    direct.command(&["CONFIG", "SET", "maxclients", "3"]);
+    let mut second = gate.redis_client();
+    let told = second.command(&["WATCH", "k"]);
+    assert!(told.error().starts_with("TRYAGAIN tidegate: no server connection"), "{told:?}");
+    let seen = pool(&gate);
+    assert!(seen.limit < 4 && seen.limit_configured == 4, "{seen:?}");
+    assert!(
+        seen.limit_reason.clone().is_some_and(|words| words.contains("max number of clients")),
+        "{seen:?}"
+    );
+    assert_eq!(second.command(&["SET", "k", "v"]), Value::simple("OK"), "lanes go on");
+    let plan = eventually("the server was asked", || {
+        second.command(&["GET", "k"]);
+        pool(&gate).plan.into_iter().find(|limit| limit.limit == 3)
+    });
+    assert_eq!((plan.scope.as_str(), plan.used), ("server", 3));
+    assert_eq!(first.command(&["UNWATCH"]), Value::simple("OK"));
+    eventually("nobody is named any more", || pool(&gate).holders.is_empty().then_some(()));
+    assert_eq!(second.command(&["WATCH", "k"]), Value::simple("OK"), "what is free serves");
 }

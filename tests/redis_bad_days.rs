@@ -338,7 +338,7 @@ fn a_connection_lost_before_its_command_was_sent_is_replaced_once() {
     assert!(told.error().contains("unknown command"), "{told:?}");
     assert!(client.command(&["EXEC"]).error().starts_with("EXECABORT"));
     let (_gate, mut client) = speaking_resp3(&server, 2);
-    let told = client.command(&["XREAD", "BLOCK", "10", "STREAMS", "s", "$"]);
+    let told = client.command(&["XREAD", "BLOCK", "20000", "STREAMS", "s", "$"]);
     assert!(told.error().contains("it was not applied"), "{told:?}");
     assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"), "the session goes on");
 }

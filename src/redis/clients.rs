@@ -11,6 +11,8 @@ use tokio::time::Instant;
 use super::greeting::{Identity, Subscriptions};
 use super::mailbox::Mailbox;
 use super::unblock::Wait;
+use crate::metrics::Phase;
+use crate::status::Holder;
 
 /// All of them, by their numbers.
 #[derive(Debug, Default)]
@@ -24,6 +26,15 @@ struct Card {
     mailbox: Arc<Mailbox>,
     /// Where it waits for the server on a connection of its own, if it ever did.
     wait: Option<Arc<Wait>>,
+    /// Why it has a connection of its own, and since when.
+    holds: Option<(&'static str, Instant)>,
+}
+
+/// A connection that one client has for itself, noted on its card until this is dropped.
+#[derive(Debug)]
+pub struct Holding {
+    clients: Arc<Clients>,
+    id: u64,
 }
 
 /// Which clients CLIENT LIST or CLIENT KILL means; every condition must hold.
@@ -162,6 +173,7 @@ impl Clients {
             born: Instant::now(),
             mailbox: Arc::clone(mailbox),
             wait: None,
+            holds: None,
         };
         self.lock().insert(identity.id, card);
     }
@@ -193,6 +205,41 @@ impl Clients {
         let all = self.lock();
         let realm = realm(&all, own);
         realm.is_none() || all.get(&id).is_some_and(|card| card.identity.namespace == realm)
+    }
+
+    /// It has a connection of its own now, for this reason.
+    #[must_use]
+    pub fn hold(self: &Arc<Self>, id: u64, reason: &'static str) -> Holding {
+        if let Some(card) = self.lock().get_mut(&id) {
+            card.holds = Some((reason, Instant::now()));
+        }
+        Holding { clients: Arc::clone(self), id }
+    }
+
+    /// Who has a connection of its own, the longest first.
+    #[must_use]
+    pub fn holders(&self) -> Vec<Holder> {
+        let all = self.lock();
+        let mut holders: Vec<_> = all
+            .iter()
+            .filter_map(|(id, card)| {
+                let (reason, since) = card.holds?;
+                let held_seconds = since.elapsed().as_secs_f64();
+                Some(Holder {
+                    client: *id,
+                    application_name: card.identity.shown_name().chars().take(64).collect(),
+                    database: card.identity.db.to_string(),
+                    address: card.identity.address.to_string(),
+                    phase: Phase::Pinned.as_str().to_owned(),
+                    phase_seconds: held_seconds,
+                    held_seconds,
+                    pin: Some(reason.to_owned()),
+                    ..Holder::default()
+                })
+            })
+            .collect();
+        holders.sort_by(|one, other| other.held_seconds.total_cmp(&one.held_seconds));
+        holders
     }
 
     /// It has left.
@@ -229,6 +276,14 @@ impl Clients {
             }
         }
         (count, own_too)
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        if let Some(card) = self.clients.lock().get_mut(&self.id) {
+            card.holds = None;
+        }
     }
 }
 

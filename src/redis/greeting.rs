@@ -497,6 +497,12 @@ impl Identity {
         self.write_text(&self.line(0, Subscriptions::default(), "client|info"), out);
     }
 
+    /// How it names itself, for people; empty if it doesn't.
+    #[must_use]
+    pub fn shown_name(&self) -> String {
+        String::from_utf8_lossy(&self.name).chars().filter(|one| !one.is_control()).collect()
+    }
+
     /// The client's line in CLIENT LIST, with its age in seconds and the command that it has given now. What Redis keeps of memory
     /// and buffers is nought.
     #[must_use]

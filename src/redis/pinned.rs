@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
 
 use super::backend::{Key, RedisConnect};
+use super::clients::Holding;
 use super::command::{Carriage, Reason, Step, Word, is_tracking, is_unsubscribe, step};
 use super::greeting::{Proto, write_error};
 use super::namespace::replies::ReplyFilter;
@@ -160,6 +161,8 @@ pub struct Pinned {
     _place: Option<Place>,
     /// What comes unasked is read.
     tracking: Option<Tracking>,
+    /// Its client's card says so.
+    _holding: Option<Holding>,
 }
 
 /// Reads what the server tells of keys that have changed.
@@ -215,6 +218,7 @@ impl Pinned {
             inflow: Inflow::Whole,
             _place: place,
             tracking: None,
+            _holding: None,
         }
     }
 
@@ -232,6 +236,11 @@ impl Pinned {
     #[must_use]
     pub fn only_listens(&self) -> bool {
         self.hold == Hold::Tracking && self.expects.is_empty() && self.requests.is_empty()
+    }
+
+    /// Notes on its client's card that it has it, until it has it no more.
+    pub fn note(&mut self, holding: Holding) {
+        self._holding = Some(holding);
     }
 
     /// Why it is held.

@@ -141,7 +141,7 @@ pub struct Upstream {
     /// What the server said of itself.
     pub facts: Arc<FactsCell>,
     /// Who is here.
-    pub clients: Clients,
+    pub clients: Arc<Clients>,
     /// What it was given of scripts.
     pub scripts: Arc<Scripts>,
     /// Replies that lie here unread.
@@ -221,7 +221,7 @@ impl Upstream {
             hub,
             waiting,
             facts,
-            clients: Clients::default(),
+            clients: Arc::default(),
             scripts,
             backlog,
             wait: settings.wait,

@@ -32,6 +32,7 @@ pub(super) fn upstream(upstream: &Arc<Upstream>) -> PoolStatus {
         user: config.user.clone().unwrap_or_default(),
         database: config.database.to_string(),
         mode: "lanes".to_owned(),
+        holders: upstream.clients.holders(),
         limit,
         limit_configured: configured,
         limit_reason: holds.limit_reason.clone().or(reason),

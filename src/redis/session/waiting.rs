@@ -206,6 +206,7 @@ impl Session {
         };
         self.forget_filter();
         let mut pinned = Pinned::new((lease, place), reason, self.key(), self.queue.take());
+        pinned.note(self.upstream.clients.hold(self.identity.id, reason.label()));
         if reason == Reason::Tracking {
             pinned.track(self.shown_without());
         }
