@@ -493,6 +493,7 @@ fn redis_connections_that_are_kept_are_seen_and_the_servers_limit_is_kept_to() {
     let gate = Setup::new().redis(&server).pool_size(4).wait_ms(2_000).config(file.path()).start();
     let mut first = gate.redis_client();
     assert_eq!(first.command(&["CLIENT", "SETNAME", "worker"]), Value::simple("OK"));
+    assert_eq!(first.command(&["GET", "k"]), Value::Null, "the lane is open");
     assert_eq!(first.command(&["WATCH", "k"]), Value::simple("OK"));
     let holder = eventually("it is named", || pool(&gate).holders.into_iter().next());
     assert_eq!((holder.application_name.as_str(), holder.phase.as_str()), ("worker", "pinned"));
@@ -502,6 +503,8 @@ fn redis_connections_that_are_kept_are_seen_and_the_servers_limit_is_kept_to() {
     let mut second = gate.redis_client();
     let told = second.command(&["WATCH", "k"]);
     assert!(told.error().starts_with("TRYAGAIN tidegate: no server connection"), "{told:?}");
+    // What follows a WATCH in vain must not run without it: that client was sent away.
+    let mut second = gate.redis_client();
     let seen = pool(&gate);
     assert!(seen.limit < 4 && seen.limit_configured == 4, "{seen:?}");
     assert!(
