@@ -147,7 +147,7 @@ fn who_waits_in_vain_is_told_who_holds_the_connections() {
 #[test]
 fn a_client_that_keeps_its_connection_unused_is_named() {
     let server = Postgres::start();
-    let file = config("leak_ms = 200");
+    let file = config("leak_ms = 200\nslow_ms = 200");
     let gate = Setup::new().postgres(&server).pool_size(5).config(file.path()).start();
     let mut leaks: Vec<_> = (0..5)
         .map(|number| {
@@ -178,6 +178,9 @@ fn a_client_that_keeps_its_connection_unused_is_named() {
         "{told:?}"
     );
     assert!(gate.output().contains("kind=leak"), "{}", gate.output());
+    leaks[0].query("select pg_sleep(0.5), 'secret'").expect_no_error();
+    let slow = event(&gate, "slow");
+    assert!(slow.message.ends_with("select pg_sleep(?), ?"), "{slow:?}");
     for client in &mut leaks {
         client.query("rollback").expect_no_error();
     }

@@ -89,6 +89,7 @@ pub(super) const KEYS: &[Key] = &[
     in_file("postgres.pinned_timeout_ms"),
     in_file("postgres.client_idle_timeout_ms"),
     in_file("postgres.leak_ms"),
+    in_file("postgres.slow_ms"),
     in_file("postgres.plan_every_ms"),
     in_file("postgres.idle_min"),
     in_file("postgres.application_share_percent"),

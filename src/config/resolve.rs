@@ -315,6 +315,7 @@ fn postgres_limits(written: &Written) -> Result<PostgresLimits, ConfigError> {
         pinned_timeout: time("postgres.pinned_timeout_ms", default.pinned_timeout)?,
         client_idle_timeout: time("postgres.client_idle_timeout_ms", default.client_idle_timeout)?,
         leak: time("postgres.leak_ms", default.leak)?,
+        slow: time("postgres.slow_ms", default.slow)?,
         plan_every: time("postgres.plan_every_ms", default.plan_every)?,
         sequence_hold: written.millis(
             "postgres.sequence_hold_ms",

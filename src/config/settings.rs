@@ -266,6 +266,8 @@ pub struct PostgresLimits {
     pub client_idle_timeout: Duration,
     /// After how long a client that keeps a connection unused is named; nought: never.
     pub leak: Duration,
+    /// How long a statement may run before it is named; nought: for ever.
+    pub slow: Duration,
     /// How often a server is asked how many connections it allows; nought: never.
     pub plan_every: Duration,
     /// For how long a session keeps its connection after it may have drawn from a sequence, once a session of its pool
@@ -526,6 +528,7 @@ impl Default for PostgresLimits {
             pinned_timeout: Duration::ZERO,
             client_idle_timeout: Duration::ZERO,
             leak: Duration::from_secs(30),
+            slow: Duration::ZERO,
             plan_every: Duration::from_secs(15),
             sequence_hold: Duration::from_millis(200),
         }

@@ -112,6 +112,7 @@ pub fn round(limits: &PostgresLimits) -> Duration {
         limits.pinned_timeout,
         limits.client_idle_timeout,
         limits.leak,
+        limits.slow,
     ];
     let shortest = all.into_iter().filter(|limit| !limit.is_zero()).min();
     let round = shortest.map_or(ROUND_LONGEST, |shortest| shortest / ROUNDS_PER_LIMIT);
@@ -134,6 +135,9 @@ pub fn look_at_pool(pool: &PgPool) {
             leaks += 1;
             report(pool, &seat, &held, now_ns);
         }
+        if held.phase == Phase::Query && !limits.slow.is_zero() && unused >= limits.slow {
+            report_slow(pool, &seat, &held);
+        }
     }
     pool.metrics().leaks.set(leaks);
 }
@@ -148,6 +152,23 @@ pub fn look_at_idle(limits: &PostgresLimits, clients: &CancelRegistry) {
             card.want(Wanted::CLOCK);
         }
     }
+}
+
+/// Once for each statement.
+fn report_slow(pool: &PgPool, seat: &Arc<Seat>, held: &Held) {
+    if !seat.report() {
+        return;
+    }
+    let (card, limit_ms) = (&held.card, pool.connector().limits().slow.as_millis());
+    let message = format!(
+        "a statement of client {} (application_name {:?}) runs for more than {limit_ms} ms on server connection {}: {}",
+        card.pid(),
+        card.application_name(),
+        seat.server_pid,
+        seat.statement(),
+    );
+    let hint = "Look for a missing index or a lock that it waits for (pg_stat_activity, EXPLAIN).";
+    pool.metrics().note("slow", message, hint.to_owned());
 }
 
 /// Once for each time that a client keeps a connection unused.
