@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use time::TimeFamilies;
 
@@ -35,6 +36,45 @@ impl Protocol {
         match self {
             Self::Postgres => "postgres",
             Self::Redis => "redis",
+        }
+    }
+}
+
+/// Who reads the metrics: the most waiters since the last reading are those since its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Whoever scrapes /metrics.
+    Page,
+    /// What sends them out.
+    Push,
+}
+
+/// How sending the metrics out went: the label `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// They were taken.
+    Taken,
+    /// They were refused, and would be again.
+    Refused,
+    /// Whoever takes them can't just now.
+    Busy,
+    /// Nobody was reached, or the answer made no sense.
+    Unreachable,
+    /// It took too long.
+    Timeout,
+}
+
+impl Sent {
+    const ALL: [Self; 5] =
+        [Self::Taken, Self::Refused, Self::Busy, Self::Unreachable, Self::Timeout];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Refused => "refused",
+            Self::Busy => "busy",
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
         }
     }
 }
@@ -89,6 +129,7 @@ struct Families {
     pin_timeouts: IntCounterVec,
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
+    push: IntCounterVec,
     namespaces: NamespaceFamilies,
 }
 
@@ -157,6 +198,12 @@ impl Families {
             parked_losses: counter("tidegate_parked_losses_total", help::PARKED_LOSSES, &[])?,
             connect_errors: counter("tidegate_connect_errors_total", help::CONNECT, &["code"])?,
             server_closed: counter("tidegate_server_closed_total", help::CLOSED, &["reason"])?,
+            push: {
+                let opts = Opts::new("tidegate_push_total", help::PUSH);
+                let family = IntCounterVec::new(opts, &["outcome"])?;
+                registry.register(Box::new(family.clone()))?;
+                family
+            },
             namespaces: NamespaceFamilies::register(registry)?,
         })
     }
@@ -251,10 +298,36 @@ impl Metrics {
     /// # Errors
     /// If a family can't be written down, which a test rules out.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        for pool in self.pools.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            pool.begin_scrape();
+        TextEncoder::new().encode_to_string(&self.gather(Reader::Page))
+    }
+
+    /// Everything, as it is now; begins a new period of this reader's `queue_length_max`.
+    #[must_use]
+    pub fn gather(&self, reader: Reader) -> Vec<MetricFamily> {
+        // Held until all is gathered: two readers must not see each other's periods.
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        for pool in pools.values() {
+            pool.begin_scrape(reader);
         }
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        self.registry.gather()
+    }
+
+    /// The counters of sending them out, from nought on.
+    #[must_use]
+    pub fn push(&self) -> PushMetrics {
+        let counter = |sent: Sent| self.families.push.with_label_values(&[sent.as_str()]);
+        PushMetrics(Sent::ALL.map(counter))
+    }
+}
+
+/// The counters of sending the metrics out.
+#[derive(Debug)]
+pub struct PushMetrics([IntCounter; 5]);
+
+impl PushMetrics {
+    /// It went so once more.
+    pub fn count(&self, sent: Sent) {
+        self.0[sent as usize].inc();
     }
 }
 
@@ -318,7 +391,8 @@ pub struct PoolMetrics {
     pub queue_length: IntGauge,
     /// Most waiters at once since the last scrape; written at the scrape.
     pub queue_length_max: IntGauge,
-    queue_peak: AtomicI64,
+    /// By reader.
+    queue_peaks: [AtomicI64; 2],
     /// Most waiters at once since the last sample of the pool's history.
     sample_peak: AtomicI64,
     /// Waits and loans, by the clock.
@@ -423,7 +497,7 @@ impl PoolMetrics {
             server_refusals: families.server_refusals.with_label_values(&labels),
             queue_length: families.queue_length.with_label_values(&labels),
             queue_length_max: families.queue_length_max.with_label_values(&labels),
-            queue_peak: AtomicI64::new(0),
+            queue_peaks: Default::default(),
             sample_peak: AtomicI64::new(0),
             times: families.times.resolve(labels),
             checkouts: families.checkouts.with_label_values(&labels),
@@ -470,12 +544,15 @@ impl PoolMetrics {
     pub fn queue_changed(&self, waiters: usize) {
         let waiters = i64::try_from(waiters).unwrap_or(i64::MAX);
         self.queue_length.set(waiters);
-        self.queue_peak.fetch_max(waiters, Ordering::Relaxed);
+        for peak in &self.queue_peaks {
+            peak.fetch_max(waiters, Ordering::Relaxed);
+        }
         self.sample_peak.fetch_max(waiters, Ordering::Relaxed);
     }
 
-    fn begin_scrape(&self) {
-        let peak = self.queue_peak.swap(self.queue_length.get(), Ordering::Relaxed);
+    fn begin_scrape(&self, reader: Reader) {
+        let peak = &self.queue_peaks[reader as usize];
+        let peak = peak.swap(self.queue_length.get(), Ordering::Relaxed);
         self.queue_length_max.set(peak.max(self.queue_length.get()));
         self.times.publish();
     }
@@ -660,5 +737,29 @@ mod tests {
         pool.queue_changed(0);
         assert!(metrics.render().unwrap().contains(&line(1)));
         assert!(metrics.render().unwrap().contains(&line(0)));
+    }
+
+    #[test]
+    fn each_reader_sees_the_burst() {
+        let metrics = Metrics::new().unwrap();
+        let pool = metrics.pool(Protocol::Postgres, "p");
+        pool.queue_changed(7);
+        pool.queue_changed(0);
+        for reader in [Reader::Page, Reader::Push] {
+            assert!(!metrics.gather(reader).is_empty());
+            assert_eq!(pool.queue_length_max.get(), 7, "{reader:?}");
+            assert!(!metrics.gather(reader).is_empty());
+            assert_eq!(pool.queue_length_max.get(), 0, "{reader:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_told_of_sending_unless_something_is_sent() {
+        let metrics = Metrics::new().unwrap();
+        assert!(!metrics.render().unwrap().contains("tidegate_push_total"));
+        metrics.push().count(Sent::Busy);
+        let text = metrics.render().unwrap();
+        assert!(text.contains("tidegate_push_total{outcome=\"busy\"} 1"), "{text}");
+        assert!(text.contains("tidegate_push_total{outcome=\"taken\"} 0"), "{text}");
     }
 }

@@ -39,6 +39,7 @@ pub(super) const NAMESPACE_KEYS: &str =
     "Keys of a namespace, as estimated from a sample of the database's keys.";
 pub(super) const NAMESPACE_MEMORY: &str =
     "Bytes that a namespace's keys take in Redis, as estimated from a sample.";
+pub(super) const PUSH: &str = "Times the metrics were sent by remote write, by outcome: taken, refused, busy (asked to come later), unreachable, timeout.";
 pub(super) const BUILD: &str = "Always 1; the label says which version of tidegate runs.";
 pub(super) const SERVER_LIMIT_CONFIGURED: &str = "Most connections to the upstream server as it was set. More than tidegate_server_connections_limit while the server gives no more.";
 pub(super) const SERVER_REFUSALS: &str = "Attempts to open a connection that the server refused because it was full (too many connections for a role or database, max number of clients). Clients wait instead of seeing it.";
