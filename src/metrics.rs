@@ -101,6 +101,7 @@ struct Families {
     queue_length: IntGaugeVec,
     queue_length_max: IntGaugeVec,
     server_limit_configured: IntGaugeVec,
+    server_reachable: IntGaugeVec,
     server_refusals: IntCounterVec,
     checkouts: IntCounterVec,
     checkout_waits: IntCounterVec,
@@ -166,6 +167,7 @@ impl Families {
                 help::SERVER_LIMIT_CONFIGURED,
                 &[],
             )?,
+            server_reachable: gauge("tidegate_server_reachable", help::SERVER_REACHABLE, &[])?,
             server_refusals: counter("tidegate_server_refusals_total", help::SERVER_REFUSALS, &[])?,
             checkouts: counter("tidegate_checkouts_total", help::CHECKOUTS, &[])?,
             checkout_waits: counter("tidegate_checkout_waits_total", help::CHECKOUT_WAITS, &[])?,
@@ -385,6 +387,8 @@ pub struct PoolMetrics {
     pub server_limit: IntGauge,
     /// The budget as it was set.
     pub server_limit_configured: IntGauge,
+    /// 1, or 0 while the latest attempt to open a connection failed.
+    pub server_reachable: IntGauge,
     /// Attempts to open a connection that the server refused because it was full.
     pub server_refusals: IntCounter,
     /// Waiters now.
@@ -480,6 +484,10 @@ impl PoolMetrics {
         let bytes = |peer: &str, direction: &str| {
             families.bytes.with_label_values(&[labels[0], labels[1], peer, direction])
         };
+        // From nought on: who looks at increases would not see the first of each.
+        for reason in Reason::ALL {
+            families.rejections.with_label_values(&[labels[0], labels[1], reason.as_str()]);
+        }
         let elements =
             |outcome: &str| families.elements.with_label_values(&[labels[0], labels[1], outcome]);
         Self {
@@ -494,6 +502,11 @@ impl PoolMetrics {
             servers_pinned: server("pinned"),
             server_limit: families.server_limit.with_label_values(&labels),
             server_limit_configured: families.server_limit_configured.with_label_values(&labels),
+            server_reachable: {
+                let gauge = families.server_reachable.with_label_values(&labels);
+                gauge.set(1);
+                gauge
+            },
             server_refusals: families.server_refusals.with_label_values(&labels),
             queue_length: families.queue_length.with_label_values(&labels),
             queue_length_max: families.queue_length_max.with_label_values(&labels),

@@ -112,8 +112,10 @@ impl Line<'_> {
             let name = format!("{name}.plan.{}", plan.scope);
             write!(text, " sample#{name}={} sample#{name}.limit={}", plan.used, plan.limit)?;
         }
-        write!(text, " measure#{name}.wait={:.3}ms", self.mean_wait_ms())?;
-        write!(text, " measure#{name}.wait.oldest={:.3}ms", pool.queue.oldest_wait_ms)?;
+        write!(text, " sample#{name}.wait.oldest={:.3}ms", pool.queue.oldest_wait_ms)?;
+        if let Some(wait_ms) = self.mean_wait_ms() {
+            write!(text, " measure#{name}.wait={wait_ms:.3}ms")?;
+        }
         let totals = &pool.totals;
         for (what, now, before) in [
             ("checkouts", totals.checkouts, before.checkouts),
@@ -145,15 +147,16 @@ impl Line<'_> {
         if self.seconds > 0.0 { (more / self.seconds).clamp(0.0, 1.0) } else { 0.0 }
     }
 
-    /// What a checkout waited on average, those that didn't have to included; waits that still last count, too.
-    fn mean_wait_ms(&self) -> f64 {
+    /// What a checkout waited on average, those that didn't have to included; waits that still last count, too. Nothing
+    /// where nobody asked: nought would pull down the averages of whoever reads it.
+    fn mean_wait_ms(&self) -> Option<f64> {
         let totals = &self.pool.totals;
         let ended = totals.checkouts.saturating_sub(self.before.checkouts)
             + totals.rejections.saturating_sub(self.before.rejections);
         let asked = ended + u64::try_from(self.pool.queue.length).unwrap_or(u64::MAX);
         let waited = (totals.waiting_seconds - self.before.waiting_seconds).max(0.0);
         let asked = f64::from(u32::try_from(asked).unwrap_or(u32::MAX));
-        if asked > 0.0 { 1e3 * waited / asked } else { 0.0 }
+        (asked > 0.0).then(|| 1e3 * waited / asked)
     }
 }
 
@@ -214,7 +217,7 @@ mod tests {
         let start = "source=web.1 sample#tidegate.pg.waiting=3 sample#tidegate.pg.waiting.max=3 \
                      sample#tidegate.pg.active=5 ";
         assert!(text.starts_with(start), "{text}");
-        assert!(text.contains(" measure#tidegate.pg.wait.oldest=12.500ms "), "{text}");
+        assert!(text.contains(" sample#tidegate.pg.wait.oldest=12.500ms "), "{text}");
         assert!(text.ends_with('\n') && text.lines().count() == 1, "{text}");
         for word in text.split_whitespace() {
             let (name, value) = word.split_once('=').unwrap();
@@ -228,6 +231,9 @@ mod tests {
     async fn counts_and_times_are_those_since_the_line_before() {
         let (stage, mut lines) = lines(vec![pool("DATABASE_URL")]);
         stage.0.lock().unwrap().pools[0].totals.checkouts = 100;
+        stage.0.lock().unwrap().pools[0].queue.length = 0;
+        assert!(lines.text().contains(" measure#"));
+        assert!(!lines.text().contains(" measure#"), "nobody asked");
         lines.text();
         tokio::time::advance(Duration::from_secs(10)).await;
         {
