@@ -211,6 +211,17 @@ impl Families {
     }
 }
 
+impl Families {
+    /// What a new pool's series begin with.
+    fn begin(&self, labels: [&str; 2]) {
+        self.server_reachable.with_label_values(&labels).set(1);
+        // From nought on: who looks at increases would not see the first of each.
+        for reason in Reason::ALL {
+            self.rejections.with_label_values(&[labels[0], labels[1], reason.as_str()]);
+        }
+    }
+}
+
 impl NamespaceFamilies {
     fn register(registry: &Registry) -> Registered<Self> {
         let gauge = |name: &str, help: &str| -> Registered<IntGaugeVec> {
@@ -484,10 +495,7 @@ impl PoolMetrics {
         let bytes = |peer: &str, direction: &str| {
             families.bytes.with_label_values(&[labels[0], labels[1], peer, direction])
         };
-        // From nought on: who looks at increases would not see the first of each.
-        for reason in Reason::ALL {
-            families.rejections.with_label_values(&[labels[0], labels[1], reason.as_str()]);
-        }
+        families.begin(labels);
         let elements =
             |outcome: &str| families.elements.with_label_values(&[labels[0], labels[1], outcome]);
         Self {
@@ -502,11 +510,7 @@ impl PoolMetrics {
             servers_pinned: server("pinned"),
             server_limit: families.server_limit.with_label_values(&labels),
             server_limit_configured: families.server_limit_configured.with_label_values(&labels),
-            server_reachable: {
-                let gauge = families.server_reachable.with_label_values(&labels);
-                gauge.set(1);
-                gauge
-            },
+            server_reachable: families.server_reachable.with_label_values(&labels),
             server_refusals: families.server_refusals.with_label_values(&labels),
             queue_length: families.queue_length.with_label_values(&labels),
             queue_length_max: families.queue_length_max.with_label_values(&labels),
@@ -764,6 +768,25 @@ mod tests {
             assert!(!metrics.gather(reader).is_empty());
             assert_eq!(pool.queue_length_max.get(), 0, "{reader:?}");
         }
+    }
+
+    /// Every family, whether it has a series yet or not: their names are written down where they are registered.
+    #[test]
+    fn every_family_is_in_the_list_for_readers() {
+        let list = include_str!("../docs/metrics.md");
+        let mut known = 0;
+        for source in [include_str!("metrics.rs"), include_str!("metrics/time.rs")] {
+            let code = source.split("#[cfg(test)]").next().unwrap();
+            let names = code.split("\"tidegate_").skip(1).filter_map(|rest| rest.split('"').next());
+            for name in
+                names.filter(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+            {
+                let row = |end: &str| list.contains(&format!("\n| `tidegate_{name}{end}"));
+                assert!(row("`") || row("{"), "tidegate_{name} has no row in docs/metrics.md");
+                known += 1;
+            }
+        }
+        assert_eq!(known, list.matches("\n| `tidegate_").count(), "a row for something else");
     }
 
     #[test]

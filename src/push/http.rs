@@ -221,6 +221,54 @@ mod tests {
         assert_eq!(answer.unwrap().words, "");
     }
 
+    /// Over TLS, to a server whose certificate is for `name`, and is its own root: what became of it.
+    async fn over_tls(name: &str) -> Result<Answer, SendError> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = certificate.self_signed(&key).unwrap();
+        let roots = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(roots.path(), certificate.pem()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let server = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let verify = crate::net::Verify::Full;
+        let tls = crate::net::TlsSettings { verify, roots: Some(roots.path().to_owned()) };
+        let target = RemoteWrite {
+            host: "127.0.0.1".to_owned(),
+            port: listener.local_addr().unwrap().port(),
+            path: Secret::new("/"),
+            authorization: None,
+            tls: Some(tls),
+        };
+        let endpoint = Endpoint::new(&target).unwrap();
+        let serve = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(server));
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"body") {
+                stream.read_buf(&mut asked).await.unwrap();
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            stream.flush().await.unwrap();
+        };
+        tokio::join!(endpoint.post(Bytes::from_static(b"body")), serve).0
+    }
+
+    #[tokio::test]
+    async fn over_tls_the_right_server_alone_gets_it() {
+        assert_eq!(over_tls("127.0.0.1").await.unwrap().status, 200);
+        assert!(matches!(over_tls("other.example.com").await, Err(SendError::Connect(_))));
+    }
+
     #[tokio::test]
     async fn what_is_no_answer_is_an_error() {
         assert!(matches!(exchange("SSH-2.0-x\r\n").await.0, Err(SendError::Http(_))));
