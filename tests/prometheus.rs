@@ -81,17 +81,17 @@ impl Stage {
         })
     }
 
+    /// Some wait in vain, at login as well, as they should.
     fn transactions(&self) {
-        let mut client = self.gate.client();
+        let Ok(mut client) = self.gate.try_client(&Login::app()) else { return };
         for sql in ["begin", "select pg_sleep(0.01)", "commit", "select 1"] {
-            // Some wait in vain, as they should.
             client.query(sql);
         }
     }
 
     /// Too slow once, pinned once, and its server connection is ended.
     fn slow_and_pinned(&self) {
-        let mut client = self.gate.client();
+        let Ok(mut client) = self.gate.try_client(&Login::app()) else { return };
         client.query("select pg_sleep(5)");
         client.query("create temporary table t (a int)");
         client.query("drop table if exists t");
