@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod net;
 pub mod pool;
 pub mod postgres;
+pub mod push;
 pub mod redis;
 pub mod status;
 pub mod supervisor;

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::status::PlanLimit;
+use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use time::TimeFamilies;
 
@@ -36,6 +37,45 @@ impl Protocol {
         match self {
             Self::Postgres => "postgres",
             Self::Redis => "redis",
+        }
+    }
+}
+
+/// Who reads the metrics: the most waiters since the last reading are those since its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Whoever scrapes /metrics.
+    Page,
+    /// What sends them out.
+    Push,
+}
+
+/// How sending the metrics out went: the label `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// They were taken.
+    Taken,
+    /// They were refused, and would be again.
+    Refused,
+    /// Whoever takes them can't just now.
+    Busy,
+    /// Nobody was reached, or the answer made no sense.
+    Unreachable,
+    /// It took too long.
+    Timeout,
+}
+
+impl Sent {
+    const ALL: [Self; 5] =
+        [Self::Taken, Self::Refused, Self::Busy, Self::Unreachable, Self::Timeout];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Refused => "refused",
+            Self::Busy => "busy",
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
         }
     }
 }
@@ -62,6 +102,7 @@ struct Families {
     queue_length: IntGaugeVec,
     queue_length_max: IntGaugeVec,
     server_limit_configured: IntGaugeVec,
+    server_reachable: IntGaugeVec,
     server_refusals: IntCounterVec,
     checkouts: IntCounterVec,
     checkout_waits: IntCounterVec,
@@ -90,6 +131,7 @@ struct Families {
     pin_timeouts: IntCounterVec,
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
+    push: IntCounterVec,
     namespaces: NamespaceFamilies,
 }
 
@@ -129,6 +171,7 @@ impl Families {
                 help::SERVER_LIMIT_CONFIGURED,
                 &[],
             )?,
+            server_reachable: gauge("tidegate_server_reachable", help::SERVER_REACHABLE, &[])?,
             server_refusals: counter("tidegate_server_refusals_total", help::SERVER_REFUSALS, &[])?,
             checkouts: counter("tidegate_checkouts_total", help::CHECKOUTS, &[])?,
             checkout_waits: counter("tidegate_checkout_waits_total", help::CHECKOUT_WAITS, &[])?,
@@ -161,8 +204,25 @@ impl Families {
             parked_losses: counter("tidegate_parked_losses_total", help::PARKED_LOSSES, &[])?,
             connect_errors: counter("tidegate_connect_errors_total", help::CONNECT, &["code"])?,
             server_closed: counter("tidegate_server_closed_total", help::CLOSED, &["reason"])?,
+            push: {
+                let opts = Opts::new("tidegate_push_total", help::PUSH);
+                let family = IntCounterVec::new(opts, &["outcome"])?;
+                registry.register(Box::new(family.clone()))?;
+                family
+            },
             namespaces: NamespaceFamilies::register(registry)?,
         })
+    }
+}
+
+impl Families {
+    /// What a new pool's series begin with.
+    fn begin(&self, labels: [&str; 2]) {
+        self.server_reachable.with_label_values(&labels).set(1);
+        // From nought on: who looks at increases would not see the first of each.
+        for reason in Reason::ALL {
+            self.rejections.with_label_values(&[labels[0], labels[1], reason.as_str()]);
+        }
     }
 }
 
@@ -268,10 +328,36 @@ impl Metrics {
     /// # Errors
     /// If a family can't be written down, which a test rules out.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        for pool in lock(&self.pools).values() {
-            pool.begin_scrape();
+        TextEncoder::new().encode_to_string(&self.gather(Reader::Page))
+    }
+
+    /// Everything, as it is now; begins a new period of this reader's `queue_length_max`.
+    #[must_use]
+    pub fn gather(&self, reader: Reader) -> Vec<MetricFamily> {
+        // Held until all is gathered: two readers must not see each other's periods.
+        let pools = lock(&self.pools);
+        for pool in pools.values() {
+            pool.begin_scrape(reader);
         }
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        self.registry.gather()
+    }
+
+    /// The counters of sending them out, from nought on.
+    #[must_use]
+    pub fn push(&self) -> PushMetrics {
+        let counter = |sent: Sent| self.families.push.with_label_values(&[sent.as_str()]);
+        PushMetrics(Sent::ALL.map(counter))
+    }
+}
+
+/// The counters of sending the metrics out.
+#[derive(Debug)]
+pub struct PushMetrics([IntCounter; 5]);
+
+impl PushMetrics {
+    /// It went so once more.
+    pub fn count(&self, sent: Sent) {
+        self.0[sent as usize].inc();
     }
 }
 
@@ -337,13 +423,16 @@ pub struct PoolMetrics {
     pub server_limit: IntGauge,
     /// The budget as it was set.
     pub server_limit_configured: IntGauge,
+    /// 1, or 0 while the latest attempt to open a connection failed.
+    pub server_reachable: IntGauge,
     /// Attempts to open a connection that the server refused because it was full.
     pub server_refusals: IntCounter,
     /// Waiters now.
     pub queue_length: IntGauge,
     /// Most waiters at once since the last scrape; written at the scrape.
     pub queue_length_max: IntGauge,
-    queue_peak: AtomicI64,
+    /// By reader.
+    queue_peaks: [AtomicI64; 2],
     /// Most waiters at once since the last sample of the pool's history.
     sample_peak: AtomicI64,
     /// Waits and loans, by the clock.
@@ -432,6 +521,7 @@ impl PoolMetrics {
         let bytes = |peer: &str, direction: &str| {
             families.bytes.with_label_values(&[labels[0], labels[1], peer, direction])
         };
+        families.begin(labels);
         let elements =
             |outcome: &str| families.elements.with_label_values(&[labels[0], labels[1], outcome]);
         Self {
@@ -446,10 +536,11 @@ impl PoolMetrics {
             servers_pinned: server("pinned"),
             server_limit: families.server_limit.with_label_values(&labels),
             server_limit_configured: families.server_limit_configured.with_label_values(&labels),
+            server_reachable: families.server_reachable.with_label_values(&labels),
             server_refusals: families.server_refusals.with_label_values(&labels),
             queue_length: families.queue_length.with_label_values(&labels),
             queue_length_max: families.queue_length_max.with_label_values(&labels),
-            queue_peak: AtomicI64::new(0),
+            queue_peaks: Default::default(),
             sample_peak: AtomicI64::new(0),
             times: families.times.resolve(labels),
             checkouts: families.checkouts.with_label_values(&labels),
@@ -497,12 +588,15 @@ impl PoolMetrics {
     pub fn queue_changed(&self, waiters: usize) {
         let waiters = i64::try_from(waiters).unwrap_or(i64::MAX);
         self.queue_length.set(waiters);
-        self.queue_peak.fetch_max(waiters, Ordering::Relaxed);
+        for peak in &self.queue_peaks {
+            peak.fetch_max(waiters, Ordering::Relaxed);
+        }
         self.sample_peak.fetch_max(waiters, Ordering::Relaxed);
     }
 
-    fn begin_scrape(&self) {
-        let peak = self.queue_peak.swap(self.queue_length.get(), Ordering::Relaxed);
+    fn begin_scrape(&self, reader: Reader) {
+        let peak = &self.queue_peaks[reader as usize];
+        let peak = peak.swap(self.queue_length.get(), Ordering::Relaxed);
         self.queue_length_max.set(peak.max(self.queue_length.get()));
         self.times.publish();
     }
@@ -705,5 +799,48 @@ mod tests {
         pool.queue_changed(0);
         assert!(metrics.render().unwrap().contains(&line(1)));
         assert!(metrics.render().unwrap().contains(&line(0)));
+    }
+
+    #[test]
+    fn each_reader_sees_the_burst() {
+        let metrics = Metrics::new().unwrap();
+        let pool = metrics.pool(Protocol::Postgres, "p");
+        pool.queue_changed(7);
+        pool.queue_changed(0);
+        for reader in [Reader::Page, Reader::Push] {
+            assert!(!metrics.gather(reader).is_empty());
+            assert_eq!(pool.queue_length_max.get(), 7, "{reader:?}");
+            assert!(!metrics.gather(reader).is_empty());
+            assert_eq!(pool.queue_length_max.get(), 0, "{reader:?}");
+        }
+    }
+
+    /// Every family, whether it has a series yet or not: their names are written down where they are registered.
+    #[test]
+    fn every_family_is_in_the_list_for_readers() {
+        let list = include_str!("../docs/metrics.md");
+        let mut known = 0;
+        for source in [include_str!("metrics.rs"), include_str!("metrics/time.rs")] {
+            let code = source.split("#[cfg(test)]").next().unwrap();
+            let names = code.split("\"tidegate_").skip(1).filter_map(|rest| rest.split('"').next());
+            for name in
+                names.filter(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+            {
+                let row = |end: &str| list.contains(&format!("\n| `tidegate_{name}{end}"));
+                assert!(row("`") || row("{"), "tidegate_{name} has no row in docs/metrics.md");
+                known += 1;
+            }
+        }
+        assert_eq!(known, list.matches("\n| `tidegate_").count(), "a row for something else");
+    }
+
+    #[test]
+    fn nothing_is_told_of_sending_unless_something_is_sent() {
+        let metrics = Metrics::new().unwrap();
+        assert!(!metrics.render().unwrap().contains("tidegate_push_total"));
+        metrics.push().count(Sent::Busy);
+        let text = metrics.render().unwrap();
+        assert!(text.contains("tidegate_push_total{outcome=\"busy\"} 1"), "{text}");
+        assert!(text.contains("tidegate_push_total{outcome=\"taken\"} 0"), "{text}");
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// line here: that is the moment to think about where it belongs.
 const FLOORS: &[(i32, &[&str])] = &[
     (5, &["main", "cli", "lib"]),
-    (4, &["app", "supervisor", "admin"]),
+    (4, &["app", "supervisor", "admin", "push"]),
     (
         3,
         &[

@@ -10,6 +10,7 @@ use crate::admin;
 use crate::config::Settings;
 use crate::lifecycle::Drain;
 use crate::metrics::Metrics;
+use crate::push;
 use crate::status::Watcher;
 use crate::{postgres, redis};
 
@@ -44,6 +45,7 @@ pub(super) fn start(settings: &Settings, bound: Bound, drain: &Drain) -> anyhow:
         Arc::new(move || tower.readiness())
     };
     let watcher: Watcher = tower;
+    push::start(&settings.push, &metrics, &watcher, drain).context("cannot push metrics")?;
     let admin = admin::Admin { metrics, readiness, watcher, drain: drain.clone() };
     tokio::spawn(admin::serve(bound.admin, admin, (&settings.admin).into()));
     Ok(())

@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, PoolMetrics, Protocol, now_ms};
 use crate::pool::Reachability;
-use crate::status::{ClientStatus, PoolStatus, Sample, Status, Watch};
+use crate::status::{ClientStatus, PoolStatus, Reach, Sample, Status, Watch};
 use crate::{postgres, redis};
 
 /// Time between two samples, and how many are kept: a quarter of an hour.
@@ -91,6 +91,7 @@ impl Tower {
             let metrics = self.metrics_of(pool);
             let past = past.entry(key(pool)).or_default();
             let sample = past.add(pool, metrics.take_queue_peak(), now);
+            metrics.server_reachable.set(i64::from(!matches!(pool.reach, Reach::Failing { .. })));
             metrics.times.set_oldest_wait(pool.queue.oldest_wait_ms / 1e3);
             metrics.times.set_exhaustion(past.exhaustion_seconds(sample.limit));
         }

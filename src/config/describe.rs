@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::variable::Origin;
-use super::{Auth, Loaded, PoolMode, Protocol, RedisTls, SslMode};
+use super::{Auth, Host, Loaded, PoolMode, Protocol, PushSettings, RedisTls, SslMode};
 use crate::redis::namespace::Mode;
 
 /// Describes everything that was loaded, for a person.
@@ -23,6 +23,7 @@ fn write_all(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
     }
     writeln!(text, "workers   {}", settings.workers)?;
     writeln!(text, "admin     http://{}/metrics", settings.admin.listen)?;
+    write_push(text, &settings.push)?;
     write_postgres(text, loaded)?;
     write_redis(text, loaded)?;
     for variable in &loaded.variables {
@@ -33,6 +34,27 @@ fn write_all(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
     }
     for warning in &loaded.warnings {
         writeln!(text, "warning   {warning}")?;
+    }
+    Ok(())
+}
+
+/// Of the URL only what cannot be a key.
+fn write_push(text: &mut String, push: &PushSettings) -> std::fmt::Result {
+    let source = &push.source;
+    if !push.log_every.is_zero() {
+        let every = push.log_every.as_millis();
+        writeln!(text, "push      a log line for each pool every {every} ms, source {source}")?;
+    }
+    if let Some(target) = &push.remote_write {
+        let scheme = if target.tls.is_some() { "https" } else { "http" };
+        let host = Host::Tcp(target.host.clone());
+        let credentials = if target.authorization.is_some() { ", with credentials" } else { "" };
+        writeln!(
+            text,
+            "push      remote write to {scheme}://{host}:{} every {} ms, instance {source}{credentials}",
+            target.port,
+            push.remote_write_every.as_millis()
+        )?;
     }
     Ok(())
 }

@@ -15,6 +15,11 @@ const fn everywhere(path: &'static str, variable: &'static str, flag: &'static s
     Key { path, variable: Some(variable), flag: Some(flag) }
 }
 
+/// For what is set where a platform keeps its settings, or must not show among the processes.
+const fn in_environment(path: &'static str, variable: &'static str) -> Key {
+    Key { path, variable: Some(variable), flag: None }
+}
+
 const fn in_file(path: &'static str) -> Key {
     Key { path, variable: None, flag: None }
 }
@@ -53,6 +58,13 @@ pub(super) const KEYS: &[Key] = &[
     in_file("admin.header_timeout_ms"),
     in_file("admin.header_limit"),
     in_file("admin.header_bytes"),
+    in_environment("push.source", "TIDEGATE_PUSH_SOURCE"),
+    in_environment("push.log_every_ms", "TIDEGATE_PUSH_LOG_EVERY_MS"),
+    in_environment("push.remote_write_url", "TIDEGATE_PUSH_REMOTE_WRITE_URL"),
+    in_environment("push.remote_write_token", "TIDEGATE_PUSH_REMOTE_WRITE_TOKEN"),
+    in_environment("push.remote_write_every_ms", "TIDEGATE_PUSH_REMOTE_WRITE_EVERY_MS"),
+    in_file("push.remote_write_timeout_ms"),
+    in_file("push.remote_write_ca"),
     everywhere("postgres.urls", "TIDEGATE_POSTGRES_URLS", "postgres-urls"),
     everywhere("postgres.listen", "TIDEGATE_POSTGRES_LISTEN", "postgres-listen"),
     everywhere("postgres.pool_size", "TIDEGATE_POSTGRES_POOL_SIZE", "postgres-pool-size"),

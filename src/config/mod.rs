@@ -8,6 +8,7 @@ mod keys;
 mod local;
 mod namespaces;
 mod postgres_url;
+mod push;
 mod redis_url;
 mod resolve;
 mod roots;
@@ -29,8 +30,8 @@ pub use secret::Secret;
 pub use settings::{
     AdminSettings, Auth, LogFormat, LogLevel, LogSettings, NamespaceSettings, Passing,
     PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions, PostgresLimits, PostgresListener,
-    PostgresSettings, PostgresUpstream, Probe, RedisLimits, RedisListener, RedisSettings, RedisTls,
-    RedisUpstream, Settings, SslMode,
+    PostgresSettings, PostgresUpstream, Probe, PushSettings, RedisLimits, RedisListener,
+    RedisSettings, RedisTls, RedisUpstream, RemoteWrite, Settings, SslMode,
 };
 pub use users::{UserSecret, Users};
 pub use variable::{PooledUrl, PooledVariable, Protocol};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::namespaces;
 use super::postgres_url::PostgresUrl;
+use super::push;
 use super::redis_url::RedisUrl;
 use super::suggest;
 use super::users::UsersFile;
@@ -59,6 +60,7 @@ pub(super) fn resolve(
         workers: written.count("workers", default.workers, 1..=64)?,
         log: log(written, default.log)?,
         admin: admin(written)?,
+        push: push::resolve(written, environment, &mut warnings)?,
         postgres,
         redis,
         drain: written.millis("drain_ms", default.drain, 0..=HOUR_MS)?,

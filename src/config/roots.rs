@@ -3,6 +3,9 @@
 use super::{ConfigError, Host, PostgresUpstream, RedisTls, RedisUpstream, Settings, SslMode};
 use crate::net::{Tls, TlsSettings, Verify};
 
+/// The setting that errors about its roots name.
+const REMOTE_WRITE: &str = "push.remote_write_url";
+
 impl PostgresUpstream {
     /// The TLS its `sslmode` asks for; `None` for none. As with libpq, `prefer` takes any
     /// certificate, and a unix socket has no TLS whatever is asked.
@@ -43,7 +46,9 @@ impl Settings {
         let postgres = postgres.flat_map(|known| &known.upstreams).map(|up| (&up.name, up.tls()));
         let redis = self.redis.iter().flat_map(|side| &side.listeners);
         let redis = redis.map(|known| (&known.upstream.name, known.upstream.tls()));
-        for (name, tls) in postgres.chain(redis) {
+        let push = self.push.remote_write.iter().map(|target| (REMOTE_WRITE, target.tls.clone()));
+        let upstreams = postgres.chain(redis).map(|(name, tls)| (name.as_str(), tls));
+        for (name, tls) in upstreams.chain(push) {
             if let Some(tls) = tls {
                 Tls::new(&tls).map_err(|error| ConfigError::new(name, error.to_string()))?;
             }

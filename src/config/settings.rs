@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Host, Secret, Users};
+use crate::net::TlsSettings;
 use crate::redis::namespace::Namespace;
 
 /// Everything the program was told.
@@ -18,6 +19,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// The admin port.
     pub admin: AdminSettings,
+    /// What is sent out, for those who cannot come in.
+    pub push: PushSettings,
     /// Postgres, when there is an upstream for it.
     pub postgres: Option<PostgresSettings>,
     /// Redis, when there is an upstream for it.
@@ -79,6 +82,36 @@ pub struct AdminSettings {
     pub header_limit: usize,
     /// Most bytes of a request's headers.
     pub header_bytes: usize,
+}
+
+/// What is sent out by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PushSettings {
+    /// Who speaks: `source=` in the log, the label `instance` elsewhere.
+    pub source: String,
+    /// How often a line for each pool is logged; nought: never.
+    pub log_every: Duration,
+    /// Where all metrics are sent, if anywhere.
+    pub remote_write: Option<RemoteWrite>,
+    /// How often they are sent.
+    pub remote_write_every: Duration,
+    /// Longest time for one sending, connecting included.
+    pub remote_write_timeout: Duration,
+}
+
+/// What takes Prometheus remote write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteWrite {
+    /// Where it listens: a name or an address, without brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// What the request names: the path and the query, which may hold a key.
+    pub path: Secret,
+    /// The value of the header `Authorization`.
+    pub authorization: Option<Secret>,
+    /// How to encrypt; `None`: not at all.
+    pub tls: Option<TlsSettings>,
 }
 
 /// Who may use a listener.
@@ -460,6 +493,7 @@ impl Default for Settings {
             workers: 1,
             log: LogSettings { level: LogLevel::Info, format: LogFormat::Logfmt },
             admin: AdminSettings::default(),
+            push: PushSettings::default(),
             postgres: None,
             redis: None,
             drain: Duration::from_secs(5),
@@ -477,6 +511,19 @@ impl Default for AdminSettings {
             header_timeout: Duration::from_secs(5),
             header_limit: 32,
             header_bytes: 16 * 1024,
+        }
+    }
+}
+
+impl Default for PushSettings {
+    /// Every default, and nothing sent.
+    fn default() -> Self {
+        Self {
+            source: "tidegate".to_owned(),
+            log_every: Duration::ZERO,
+            remote_write: None,
+            remote_write_every: Duration::from_secs(15),
+            remote_write_timeout: Duration::from_secs(5),
         }
     }
 }

@@ -39,8 +39,10 @@ pub(super) const NAMESPACE_KEYS: &str =
     "Keys of a namespace, as estimated from a sample of the database's keys.";
 pub(super) const NAMESPACE_MEMORY: &str =
     "Bytes that a namespace's keys take in Redis, as estimated from a sample.";
+pub(super) const PUSH: &str = "Times the metrics were sent by remote write, by outcome: taken, refused, busy (asked to come later), unreachable, timeout.";
 pub(super) const BUILD: &str = "Always 1; the label says which version of tidegate runs.";
 pub(super) const SERVER_LIMIT_CONFIGURED: &str = "Most connections to the upstream server as it was set. More than tidegate_server_connections_limit while the server gives no more.";
+pub(super) const SERVER_REACHABLE: &str = "1, or 0 while the latest attempt to open a connection to the server failed; looked at every 5 seconds.";
 pub(super) const SERVER_REFUSALS: &str = "Attempts to open a connection that the server refused because it was full (too many connections for a role or database, max number of clients). Clients wait instead of seeing it.";
 pub(super) const CHECKOUT_WAITS: &str = "Checkouts that had to wait: divided by tidegate_checkouts_total the chance to find no connection free.";
 pub(super) const REJECTIONS: &str = "Clients told no, by reason: wait_timeout (no connection came free), queue_full, unreachable (the server was away for as long as they may wait), server_full, server_login (the server does not let tidegate in), client_limit, pin_limit, shutdown.";

@@ -94,6 +94,18 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::WaitTimeout,
+        Self::QueueFull,
+        Self::Unreachable,
+        Self::ServerFull,
+        Self::ServerLogin,
+        Self::ClientLimit,
+        Self::PinLimit,
+        Self::Shutdown,
+    ];
+
     /// The label value.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
