@@ -6,6 +6,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -93,44 +94,74 @@ fn many_sessions_listen_over_one_connection() {
     assert!(open <= 3, "{open} server connections");
 }
 
+/// Says numbers on `news` until it is told to stop.
+struct Speaker {
+    done: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Speaker {
+    fn start(server: &Postgres) -> Self {
+        let mut speaker = server.direct();
+        let done = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
+            for n in 0_u64.. {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                speaker.query(&format!("notify news, '{n}'")).expect_no_error();
+            }
+        });
+        Self { done, thread }
+    }
+
+    fn stop(self) {
+        self.done.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap();
+    }
+}
+
+/// What `session` hears on `news` until the end is said, behind what it has heard `already`.
+fn until_the_end(session: &mut Connection, mut already: Vec<String>) -> Vec<String> {
+    while already.last().is_none_or(|word| word != "end") {
+        already.push(next(session).1);
+    }
+    already
+}
+
+/// Each session says a word of its own with its LISTEN: where a witness hears that, the session begins to hear. The server
+/// may bring it a few words before that, which were being said meanwhile.
 #[test]
 fn nothing_is_lost_and_nothing_comes_twice_while_the_hub_takes_over() {
     let server = Postgres::start();
     let gate = Tidegate::before(&server, 3);
     let mut first = client(&gate);
     first.query("listen other").expect_no_error();
-    let port = server.port();
-    let done = Arc::new(AtomicBool::new(false));
-    let heard_all = Arc::clone(&done);
-    let speaker = std::thread::spawn(move || {
-        let mut speaker = Connection::open(port, &Login::app());
-        let mut said = 0;
-        while said < 1000 || !heard_all.load(Ordering::SeqCst) {
-            speaker.query(&format!("notify news, '{said}'")).expect_no_error();
-            said += 1;
-        }
-        said - 1
-    });
+    let mut witness = server.direct();
+    witness.query("listen news").expect_no_error();
+    let speaker = Speaker::start(&server);
     let mut sessions = Vec::new();
-    for _ in 0..12 {
+    for n in 0..12 {
         let mut session = client(&gate);
-        let reply = session.query("listen news");
+        let reply = session.query(&format!("listen news; notify news, 'session {n}'"));
         reply.expect_no_error();
         // Whatever came with the answer belongs to it.
-        let early: Vec<_> =
-            reply.frames.iter().filter(|frame| frame.tag == b'A').map(heard).collect();
+        let early = reply.frames.iter().filter(|frame| frame.tag == b'A');
+        let early: Vec<String> = early.map(|frame| heard(frame).1).collect();
         sessions.push((session, early));
     }
     settle(&gate);
-    done.store(true, Ordering::SeqCst);
-    let last: u64 = speaker.join().unwrap();
-    for (session, early) in &mut sessions {
-        let mut all: Vec<u64> = early.iter().map(|(_, n)| n.parse().unwrap()).collect();
-        while all.last() != Some(&last) {
-            all.push(next(session).1.parse().unwrap());
-        }
-        let expected: Vec<u64> = (all[0]..=last).collect();
-        assert_eq!(all, expected);
+    speaker.stop();
+    server.direct().query("notify news, 'end'").expect_no_error();
+    let said = until_the_end(&mut witness, Vec::new());
+    for (n, (mut session, early)) in sessions.into_iter().enumerate() {
+        let all = until_the_end(&mut session, early);
+        let own = format!("session {n}");
+        assert!(all.contains(&own), "{own} hears {:?} first", all[0]);
+        let pairs = all.iter().rev().zip(said.iter().rev());
+        let other = pairs.clone().find(|(heard, said)| heard != said);
+        assert_eq!((other, pairs.len()), (None, all.len()), "{own}, from the end");
         assert!(session.frame_within(Duration::from_millis(20)).is_none());
     }
 }
