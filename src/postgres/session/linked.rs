@@ -247,7 +247,7 @@ impl Session {
 
     /// Whether a cancel request may still hit what runs: what it meant may be over before the server has it, and the
     /// server may signal twice for one.
-    fn is_cancelling(&self) -> bool {
+    pub(super) fn is_cancelling(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| rare.cancelling.is_some())
     }
 

@@ -120,6 +120,10 @@ impl Session {
 
     /// Goes on with a handover, when its turn has come; tells whether something is on the line to be flushed.
     pub(super) fn hand_over(&mut self, cx: &mut Context<'_>) -> bool {
+        // A cancel request under way would hit a query of ours.
+        if self.is_cancelling() {
+            return false;
+        }
         let Phase::Linked(lease) = &mut self.phase else { return false };
         let Some(listening) = self.rare.as_mut().and_then(|rare| rare.listening.as_mut()) else {
             return false;
