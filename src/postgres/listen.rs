@@ -257,14 +257,15 @@ impl Task {
                 {
                     return Poll::Ready(Stop::Unused);
                 }
+                // Some may have come with the answer to its first words.
+                if self.hear(&mut backend.rest).is_err() {
+                    return Poll::Ready(Stop::Lost);
+                }
                 let mut piece = [0; 8192];
                 match backend.stream.poll_read_into(cx, &mut piece) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Ok(n)) if n > 0 => backend.rest.extend_from_slice(&piece[..n]),
                     Poll::Ready(_) => return Poll::Ready(Stop::Lost),
-                }
-                if self.hear(&mut backend.rest).is_err() {
-                    return Poll::Ready(Stop::Lost);
                 }
             }
         })
