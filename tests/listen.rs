@@ -505,6 +505,129 @@ fn the_hub_hears_no_more_what_nobody_wants_to_hear() {
     });
 }
 
+/// The hub hears so late of a handover that the session listens anew meanwhile.
+#[test]
+fn a_marker_that_comes_late_is_not_the_next_ones() {
+    let (server, gate, mut other, hub) = before_the_hub();
+    let hub = Pid::from_raw(hub).unwrap();
+    kill_process(hub, Signal::STOP).unwrap();
+    let mut session = client(&gate);
+    for words in ["listen a", "unlisten a", "begin; listen a; notify a, 'x'; commit"] {
+        let reply = session.query(words);
+        reply.expect_no_error();
+        let early = reply.frames.iter().filter(|frame| frame.tag == b'A').map(heard);
+        let own = if words.contains("notify") { vec![pair("a", "x")] } else { vec![] };
+        assert_eq!(early.collect::<Vec<_>>(), own);
+        settle(&gate);
+    }
+    kill_process(hub, Signal::CONT).unwrap();
+    server.direct().query("notify a, 'y'").expect_no_error();
+    assert_eq!([next(&mut other), next(&mut other)], [pair("a", "x"), pair("a", "y")]);
+    assert_eq!(next(&mut session), pair("a", "y"), "x was heard");
+}
+
+/// What the hub hears for the session already the session's own connection brings, too, in between.
+#[test]
+fn who_listens_no_more_and_again_at_once_hears_everything_once() {
+    let (server, gate, mut session, hub) = before_the_hub();
+    let hub = Pid::from_raw(hub).unwrap();
+    for words in ["unlisten a|listen a; notify a, 'x'", "unlisten *; listen a; notify a, 'x'"] {
+        kill_process(hub, Signal::STOP).unwrap();
+        let mut heard_early = Vec::new();
+        for words in words.split('|') {
+            session.send(&query(words));
+        }
+        for _ in words.split('|') {
+            let reply = session.reply();
+            reply.expect_no_error();
+            heard_early.extend(reply.frames.iter().filter(|frame| frame.tag == b'A').map(heard));
+        }
+        settle(&gate);
+        kill_process(hub, Signal::CONT).unwrap();
+        server.direct().query("notify a, 'y'").expect_no_error();
+        while heard_early.last() != Some(&pair("a", "y")) {
+            heard_early.push(next(&mut session));
+        }
+        assert_eq!(heard_early, [pair("a", "x"), pair("a", "y")], "{words}");
+    }
+}
+
+/// On the server a transaction that ends with the LISTEN it began without has missed nothing.
+#[test]
+fn what_is_said_in_a_transaction_that_listens_again_is_heard() {
+    let (server, gate, mut session, _) = before_the_hub();
+    let mut witness = client(&gate);
+    witness.query("listen a").expect_no_error();
+    settle(&gate);
+    for unlisten in ["unlisten a", "unlisten *"] {
+        session.query("begin").expect_no_error();
+        session.query(unlisten).expect_no_error();
+        server.direct().query("notify a, 'x'").expect_no_error();
+        assert_eq!(next(&mut witness), pair("a", "x"));
+        session.query("listen a").expect_no_error();
+        session.send(&query("commit"));
+        let reply = session.reply();
+        reply.expect_no_error();
+        let early = reply.frames.iter().find(|frame| frame.tag == b'A').map(heard);
+        assert_eq!(early.unwrap_or_else(|| next(&mut session)), pair("a", "x"));
+        settle(&gate);
+        server.direct().query("notify a, 'y'").expect_no_error();
+        assert_eq!([next(&mut session), next(&mut witness)], [pair("a", "y"), pair("a", "y")]);
+    }
+}
+
+/// The session's own connection brings what comes before the handover, wherever the hub is meanwhile.
+#[test]
+fn a_hub_that_comes_back_during_a_handover_brings_nothing_twice() {
+    let (server, gate, mut session, hub) = before_the_hub();
+    let stopped = Pid::from_raw(hub).unwrap();
+    kill_process(stopped, Signal::STOP).unwrap();
+    session.query("listen b").expect_no_error();
+    session.query("begin").expect_no_error();
+    let mut boss = server.superuser();
+    assert_eq!(boss.one(&format!("select pg_terminate_backend({hub})")), "t");
+    kill_process(stopped, Signal::CONT).unwrap();
+    eventually("the hub is back", || gate.output().contains("listening again").then_some(()));
+    boss.query("notify b, 'x'").expect_no_error();
+    session.send(&query("commit"));
+    let mut all: Vec<_> = session.frames_until('Z');
+    all.push(session.frame());
+    settle(&gate);
+    boss.query("notify b, 'y'").expect_no_error();
+    all.retain(|frame| frame.tag == b'A');
+    let mut all: Vec<_> = all.iter().map(heard).collect();
+    while all.last() != Some(&pair("b", "y")) {
+        all.push(next(&mut session));
+    }
+    assert_eq!(all, [pair("b", "x"), pair("b", "y")]);
+}
+
+/// The server would not say what the session listens to: nothing that was known before is a handover's.
+#[test]
+fn a_channel_that_the_server_did_not_tell_of_is_not_lost() {
+    let (server, gate, mut session, hub) = before_the_hub();
+    let hub = Pid::from_raw(hub).unwrap();
+    kill_process(hub, Signal::STOP).unwrap();
+    session.query("listen b").expect_no_error();
+    let mut boss = server.superuser();
+    let question = "execute on function pg_catalog.pg_listening_channels()";
+    boss.query(&format!("revoke {question} from public")).expect_no_error();
+    session.query("listen c").expect_no_error();
+    assert_eq!(session.one("select 1"), "1");
+    boss.query(&format!("grant {question} to public")).expect_no_error();
+    kill_process(hub, Signal::CONT).unwrap();
+    for channel in ["a", "b", "c"] {
+        boss.query(&format!("notify {channel}, 'x'")).expect_no_error();
+        assert_eq!(next(&mut session), pair(channel, "x"));
+    }
+    session.query("listen d").expect_no_error();
+    settle(&gate);
+    for channel in ["a", "b", "c", "d"] {
+        boss.query(&format!("notify {channel}, 'y'")).expect_no_error();
+        assert_eq!(next(&mut session), pair(channel, "y"));
+    }
+}
+
 /// What the client asks for while its session is handed over comes behind that.
 #[test]
 fn a_listen_in_the_middle_of_a_handover_is_kept() {

@@ -60,8 +60,7 @@ impl Line {
             Handover::None => {}
         }
         // What the hub brings it need not bring, too.
-        let twice =
-            channel.zip(ledger).is_some_and(|(name, ledger)| ledger.channels().contains(name));
+        let twice = channel.zip(ledger).is_some_and(|(name, ledger)| ledger.is_heard_for(name));
         !twice
     }
 

@@ -387,9 +387,7 @@ impl Session {
             lease.line.set_applied(Arc::clone(&settings));
             self.settings = settings;
         }
-        if let Some(channels) = channels {
-            self.offer(channels);
-        }
+        self.offer(channels);
         self.count_pins();
     }
 
