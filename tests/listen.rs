@@ -2,6 +2,9 @@
 //! a connection of its own: everything, once, in order, and nothing more.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+#[path = "random/chance.rs"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses its own part")]
+mod chance;
 mod support;
 
 use std::sync::Arc;
@@ -11,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use chance::Chance;
 use support::eventually;
-use support::pg::{Connection, Frame, Login, bind, execute, parse, query, sync};
+use support::pg::{Connection, Frame, Login, Reply, bind, execute, parse, query, sync};
 use support::postgres::Postgres;
 use support::tidegate::{Setup, Tidegate};
 
@@ -147,9 +151,7 @@ fn nothing_is_lost_and_nothing_comes_twice_while_the_hub_takes_over() {
         let reply = session.query(&format!("listen news; notify news, 'session {n}'"));
         reply.expect_no_error();
         // Whatever came with the answer belongs to it.
-        let early = reply.frames.iter().filter(|frame| frame.tag == b'A');
-        let early: Vec<String> = early.map(|frame| heard(frame).1).collect();
-        sessions.push((session, early));
+        sessions.push((session, words_of(&reply)));
     }
     settle(&gate);
     speaker.stop();
@@ -503,6 +505,81 @@ fn the_hub_hears_no_more_what_nobody_wants_to_hear() {
         let told = "select count(*) from pg_stat_activity where query = 'UNLISTEN \"a\";'";
         (boss.one(told) == "1").then_some(())
     });
+}
+
+/// What a session does that never ceases to listen to `news`, by writes: the queries of one go out together.
+const WAYS: [&[&[&str]]; 10] = [
+    &[&["listen news"]],
+    &[&["listen other"]],
+    &[&["unlisten other"]],
+    &[&["unlisten *; listen news"]],
+    &[&["begin; listen news; rollback"]],
+    &[&["begin", "unlisten news", "listen news", "commit"]],
+    &[&["begin"], &["unlisten news; listen news"], &["commit"]],
+    &[&["listen other", "select 1"], &["begin", "unlisten other"], &["rollback"]],
+    &[&["begin; create temp table t (n int) on commit drop"], &["listen news"], &["commit"]],
+    &[&["create temp table t (n int)"], &["listen news"], &["drop table t"]],
+];
+
+/// The payloads of the notifications that come with a reply.
+fn words_of(reply: &Reply) -> Vec<String> {
+    let told = reply.frames.iter().filter(|frame| frame.tag == b'A');
+    told.map(|frame| heard(frame).1).collect()
+}
+
+fn go(session: &mut Connection, way: &[&[&str]], heard_here: &mut Vec<String>) {
+    for write in way {
+        let queries: Vec<_> = write.iter().map(|words| query(words)).collect();
+        session.send(&queries.concat());
+        for _ in *write {
+            let reply = session.reply();
+            reply.expect_no_error();
+            heard_here.extend(words_of(&reply));
+        }
+    }
+}
+
+/// `TIDEGATE_RANDOM_SCRIPTS` makes it go on for longer, `TIDEGATE_RANDOM_SEED` another way.
+#[test]
+fn who_never_ceases_to_listen_hears_everything_once() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let mut chance = Chance::new(number("TIDEGATE_RANDOM_SEED").unwrap_or(0));
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 4);
+    let mut witness = server.direct();
+    witness.query("listen news").expect_no_error();
+    let mut sessions: Vec<_> = (0..4).map(|_| (client(&gate), Vec::new())).collect();
+    for (n, (session, all)) in sessions.iter_mut().enumerate() {
+        go(session, &[&[&format!("listen news; notify news, 'session {n}'")]], all);
+    }
+    let speaker = Speaker::start(&server);
+    for _ in 0..number("TIDEGATE_RANDOM_SCRIPTS").unwrap_or(60) {
+        for (session, all) in &mut sessions {
+            go(session, WAYS[chance.below(WAYS.len())], all);
+            if chance.often(20) {
+                session.send(&query("select pg_sleep(0.005)"));
+                session.cancel();
+                all.extend(words_of(&session.reply()));
+            }
+            let pause = Duration::from_micros(500) * (1 + u32::try_from(chance.below(7)).unwrap());
+            let until = Instant::now() + pause;
+            while Instant::now() < until
+                && let Some(frame) = session.frame_within(pause)
+            {
+                all.push(heard(&frame).1);
+            }
+        }
+    }
+    speaker.stop();
+    settle(&gate);
+    server.direct().query("notify news, 'end'").expect_no_error();
+    let said = until_the_end(&mut witness, Vec::new());
+    for (n, (mut session, early)) in sessions.into_iter().enumerate() {
+        let all = until_the_end(&mut session, early);
+        let begins = said.iter().position(|word| *word == format!("session {n}")).unwrap();
+        let other = all.iter().zip(&said[begins..]).find(|(heard, said)| heard != said);
+        assert_eq!((other, all.len()), (None, said.len() - begins), "session {n}");
+    }
 }
 
 /// The hub hears so late of a handover that the session listens anew meanwhile.
