@@ -724,6 +724,24 @@ fn a_listen_in_the_middle_of_a_handover_is_kept() {
     }
 }
 
+/// The hub has given its connection back by the time the transaction with the LISTEN ends.
+#[test]
+fn a_listen_that_ends_late_is_handed_over_on_the_smallest_pool() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(15_000).start();
+    let mut session = client(&gate);
+    session.query("begin").expect_no_error();
+    session.query("listen a").expect_no_error();
+    eventually("the hub gives its connection back", || {
+        let pinned = gate.postgres_metric("tidegate_server_connections", &[("state", "pinned")]);
+        (pinned == 0.0).then_some(())
+    });
+    session.query("commit").expect_no_error();
+    settle(&gate);
+    server.direct().query("notify a, 'x'").expect_no_error();
+    assert_eq!(next(&mut session), pair("a", "x"));
+}
+
 /// Nobody waits long for the connection that listened for sessions which listen no more.
 #[test]
 fn who_waits_gets_the_connection_that_nobody_listens_on() {

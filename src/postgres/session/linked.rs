@@ -364,7 +364,10 @@ impl Session {
                 self.handed_over(HandedOver::Yes);
                 return self.count_pins();
             }
-            News::Kept => return self.handed_over(HandedOver::No),
+            News::Kept => {
+                self.handed_over(HandedOver::No);
+                return self.count_pins();
+            }
             News::Told(truth) => Some(truth.channels.clone()),
             News::Discarded | News::Untold => None,
         };
@@ -420,14 +423,15 @@ impl Session {
     }
 
     /// Counts the pin when the session has something to keep its connection for, and its end.
-    fn count_pins(&mut self) {
+    pub(super) fn count_pins(&mut self) {
         let Phase::Linked(lease) = &mut self.phase else { return };
         let pins = self.ledger.as_ref().map(|ledger| ledger.pins()).unwrap_or_default();
         let Some(reason) = pins.reason() else { return lease.unpin() };
         lease.pin(reason);
-        // What its words did not say took no leave: it counts from now on.
+        // What its words did not say took no leave: it counts from now on. What is handed over the hub counts: on a small
+        // pool there is no leave for both.
         let rare = self.rare.get_or_insert_default();
-        if rare.permit.is_none() {
+        if rare.permit.is_none() && !rare.hands_over() {
             rare.permit = self.pool.try_pin();
         }
     }

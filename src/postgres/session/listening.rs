@@ -79,6 +79,11 @@ impl Listening {
         self.handing = Some(Handing { channels, ticket, step: Step::Joining(joined) });
     }
 
+    /// Whether a handover is under way.
+    pub(super) fn hands_over(&self) -> bool {
+        self.handing.is_some()
+    }
+
     /// Whether what the hub brings may be for channels of which nobody can tell yet whose they are.
     fn is_marked(&self) -> bool {
         self.handing.as_ref().is_some_and(|handing| matches!(handing.step, Step::Marked))
@@ -158,6 +163,9 @@ impl Session {
         let listening =
             rare.listening.get_or_insert_with(|| Box::new(Listening::new(pool, session)));
         listening.join(channels);
+        if rare.hold.is_none() {
+            rare.permit = None;
+        }
     }
 
     /// Goes on with a handover, when its turn has come; tells whether something is on the line to be flushed.
@@ -178,6 +186,7 @@ impl Session {
                 Poll::Ready(Err(_)) => {
                     // The hub has gone: the connection stays with the session.
                     listening.handing = None;
+                    self.count_pins();
                     return false;
                 }
             }
