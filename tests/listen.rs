@@ -2,16 +2,21 @@
 //! a connection of its own: everything, once, in order, and nothing more.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+#[path = "random/chance.rs"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses its own part")]
+mod chance;
 mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use chance::Chance;
 use support::eventually;
-use support::pg::{Connection, Frame, Login, bind, execute, parse, query, sync};
+use support::pg::{Connection, Frame, Login, Reply, bind, execute, parse, query, sync};
 use support::postgres::Postgres;
 use support::tidegate::{Setup, Tidegate};
 
@@ -93,44 +98,72 @@ fn many_sessions_listen_over_one_connection() {
     assert!(open <= 3, "{open} server connections");
 }
 
+/// Says numbers on `news` until it is told to stop.
+struct Speaker {
+    done: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Speaker {
+    fn start(server: &Postgres) -> Self {
+        let mut speaker = server.direct();
+        let done = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
+            for n in 0_u64.. {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                speaker.query(&format!("notify news, '{n}'")).expect_no_error();
+            }
+        });
+        Self { done, thread }
+    }
+
+    fn stop(self) {
+        self.done.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap();
+    }
+}
+
+/// What `session` hears on `news` until the end is said, behind what it has heard `already`.
+fn until_the_end(session: &mut Connection, mut already: Vec<String>) -> Vec<String> {
+    while already.last().is_none_or(|word| word != "end") {
+        already.push(next(session).1);
+    }
+    already
+}
+
+/// Each session says a word of its own with its LISTEN: where a witness hears that, the session begins to hear. The server
+/// may bring it a few words before that, which were being said meanwhile.
 #[test]
 fn nothing_is_lost_and_nothing_comes_twice_while_the_hub_takes_over() {
     let server = Postgres::start();
     let gate = Tidegate::before(&server, 3);
     let mut first = client(&gate);
     first.query("listen other").expect_no_error();
-    let port = server.port();
-    let done = Arc::new(AtomicBool::new(false));
-    let heard_all = Arc::clone(&done);
-    let speaker = std::thread::spawn(move || {
-        let mut speaker = Connection::open(port, &Login::app());
-        let mut said = 0;
-        while said < 1000 || !heard_all.load(Ordering::SeqCst) {
-            speaker.query(&format!("notify news, '{said}'")).expect_no_error();
-            said += 1;
-        }
-        said - 1
-    });
+    let mut witness = server.direct();
+    witness.query("listen news").expect_no_error();
+    let speaker = Speaker::start(&server);
     let mut sessions = Vec::new();
-    for _ in 0..12 {
+    for n in 0..12 {
         let mut session = client(&gate);
-        let reply = session.query("listen news");
+        let reply = session.query(&format!("listen news; notify news, 'session {n}'"));
         reply.expect_no_error();
         // Whatever came with the answer belongs to it.
-        let early: Vec<_> =
-            reply.frames.iter().filter(|frame| frame.tag == b'A').map(heard).collect();
-        sessions.push((session, early));
+        sessions.push((session, words_of(&reply)));
     }
     settle(&gate);
-    done.store(true, Ordering::SeqCst);
-    let last: u64 = speaker.join().unwrap();
-    for (session, early) in &mut sessions {
-        let mut all: Vec<u64> = early.iter().map(|(_, n)| n.parse().unwrap()).collect();
-        while all.last() != Some(&last) {
-            all.push(next(session).1.parse().unwrap());
-        }
-        let expected: Vec<u64> = (all[0]..=last).collect();
-        assert_eq!(all, expected);
+    speaker.stop();
+    server.direct().query("notify news, 'end'").expect_no_error();
+    let said = until_the_end(&mut witness, Vec::new());
+    for (n, (mut session, early)) in sessions.into_iter().enumerate() {
+        let all = until_the_end(&mut session, early);
+        let own = format!("session {n}");
+        assert!(all.contains(&own), "{own} hears {:?} first", all[0]);
+        let pairs = all.iter().rev().zip(said.iter().rev());
+        let other = pairs.clone().find(|(heard, said)| heard != said);
+        assert_eq!((other, pairs.len()), (None, all.len()), "{own}, from the end");
         assert!(session.frame_within(Duration::from_millis(20)).is_none());
     }
 }
@@ -474,6 +507,204 @@ fn the_hub_hears_no_more_what_nobody_wants_to_hear() {
     });
 }
 
+/// What a session does that never ceases to listen to `news`, by writes: the queries of one go out together.
+const WAYS: [&[&[&str]]; 10] = [
+    &[&["listen news"]],
+    &[&["listen other"]],
+    &[&["unlisten other"]],
+    &[&["unlisten *; listen news"]],
+    &[&["begin; listen news; rollback"]],
+    &[&["begin", "unlisten news", "listen news", "commit"]],
+    &[&["begin"], &["unlisten news; listen news"], &["commit"]],
+    &[&["listen other", "select 1"], &["begin", "unlisten other"], &["rollback"]],
+    &[&["begin; create temp table t (n int) on commit drop"], &["listen news"], &["commit"]],
+    &[&["create temp table t (n int)"], &["listen news"], &["drop table t"]],
+];
+
+/// The payloads of the notifications that come with a reply.
+fn words_of(reply: &Reply) -> Vec<String> {
+    let told = reply.frames.iter().filter(|frame| frame.tag == b'A');
+    told.map(|frame| heard(frame).1).collect()
+}
+
+fn go(session: &mut Connection, way: &[&[&str]], heard_here: &mut Vec<String>) {
+    for write in way {
+        let queries: Vec<_> = write.iter().map(|words| query(words)).collect();
+        session.send(&queries.concat());
+        for _ in *write {
+            let reply = session.reply();
+            reply.expect_no_error();
+            heard_here.extend(words_of(&reply));
+        }
+    }
+}
+
+/// `TIDEGATE_RANDOM_SCRIPTS` makes it go on for longer, `TIDEGATE_RANDOM_SEED` another way.
+#[test]
+fn who_never_ceases_to_listen_hears_everything_once() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let mut chance = Chance::new(number("TIDEGATE_RANDOM_SEED").unwrap_or(0));
+    let server = Postgres::start();
+    let gate = Tidegate::before(&server, 4);
+    let mut witness = server.direct();
+    witness.query("listen news").expect_no_error();
+    let mut sessions: Vec<_> = (0..4).map(|_| (client(&gate), Vec::new())).collect();
+    for (n, (session, all)) in sessions.iter_mut().enumerate() {
+        go(session, &[&[&format!("listen news; notify news, 'session {n}'")]], all);
+    }
+    let speaker = Speaker::start(&server);
+    for _ in 0..number("TIDEGATE_RANDOM_SCRIPTS").unwrap_or(60) {
+        for (session, all) in &mut sessions {
+            go(session, WAYS[chance.below(WAYS.len())], all);
+            if chance.often(20) {
+                session.send(&query("select pg_sleep(0.005)"));
+                session.cancel();
+                all.extend(words_of(&session.reply()));
+            }
+            let pause = Duration::from_micros(500) * (1 + u32::try_from(chance.below(7)).unwrap());
+            let until = Instant::now() + pause;
+            while Instant::now() < until
+                && let Some(frame) = session.frame_within(pause)
+            {
+                all.push(heard(&frame).1);
+            }
+        }
+    }
+    speaker.stop();
+    settle(&gate);
+    server.direct().query("notify news, 'end'").expect_no_error();
+    let said = until_the_end(&mut witness, Vec::new());
+    for (n, (mut session, early)) in sessions.into_iter().enumerate() {
+        let all = until_the_end(&mut session, early);
+        let begins = said.iter().position(|word| *word == format!("session {n}")).unwrap();
+        let other = all.iter().zip(&said[begins..]).find(|(heard, said)| heard != said);
+        assert_eq!((other, all.len()), (None, said.len() - begins), "session {n}");
+    }
+}
+
+/// The hub hears so late of a handover that the session listens anew meanwhile.
+#[test]
+fn a_marker_that_comes_late_is_not_the_next_ones() {
+    let (server, gate, mut other, hub) = before_the_hub();
+    let hub = Pid::from_raw(hub).unwrap();
+    kill_process(hub, Signal::STOP).unwrap();
+    let mut session = client(&gate);
+    for words in ["listen a", "unlisten a", "begin; listen a; notify a, 'x'; commit"] {
+        let reply = session.query(words);
+        reply.expect_no_error();
+        let early = reply.frames.iter().filter(|frame| frame.tag == b'A').map(heard);
+        let own = if words.contains("notify") { vec![pair("a", "x")] } else { vec![] };
+        assert_eq!(early.collect::<Vec<_>>(), own);
+        settle(&gate);
+    }
+    kill_process(hub, Signal::CONT).unwrap();
+    server.direct().query("notify a, 'y'").expect_no_error();
+    assert_eq!([next(&mut other), next(&mut other)], [pair("a", "x"), pair("a", "y")]);
+    assert_eq!(next(&mut session), pair("a", "y"), "x was heard");
+}
+
+/// What the hub hears for the session already the session's own connection brings, too, in between.
+#[test]
+fn who_listens_no_more_and_again_at_once_hears_everything_once() {
+    let (server, gate, mut session, hub) = before_the_hub();
+    let hub = Pid::from_raw(hub).unwrap();
+    for words in ["unlisten a|listen a; notify a, 'x'", "unlisten *; listen a; notify a, 'x'"] {
+        kill_process(hub, Signal::STOP).unwrap();
+        let mut heard_early = Vec::new();
+        for words in words.split('|') {
+            session.send(&query(words));
+        }
+        for _ in words.split('|') {
+            let reply = session.reply();
+            reply.expect_no_error();
+            heard_early.extend(reply.frames.iter().filter(|frame| frame.tag == b'A').map(heard));
+        }
+        settle(&gate);
+        kill_process(hub, Signal::CONT).unwrap();
+        server.direct().query("notify a, 'y'").expect_no_error();
+        while heard_early.last() != Some(&pair("a", "y")) {
+            heard_early.push(next(&mut session));
+        }
+        assert_eq!(heard_early, [pair("a", "x"), pair("a", "y")], "{words}");
+    }
+}
+
+/// On the server a transaction that ends with the LISTEN it began without has missed nothing.
+#[test]
+fn what_is_said_in_a_transaction_that_listens_again_is_heard() {
+    let (server, gate, mut session, _) = before_the_hub();
+    let mut witness = client(&gate);
+    witness.query("listen a").expect_no_error();
+    settle(&gate);
+    for unlisten in ["unlisten a", "unlisten *"] {
+        session.query("begin").expect_no_error();
+        session.query(unlisten).expect_no_error();
+        server.direct().query("notify a, 'x'").expect_no_error();
+        assert_eq!(next(&mut witness), pair("a", "x"));
+        session.query("listen a").expect_no_error();
+        session.send(&query("commit"));
+        let reply = session.reply();
+        reply.expect_no_error();
+        let early = reply.frames.iter().find(|frame| frame.tag == b'A').map(heard);
+        assert_eq!(early.unwrap_or_else(|| next(&mut session)), pair("a", "x"));
+        settle(&gate);
+        server.direct().query("notify a, 'y'").expect_no_error();
+        assert_eq!([next(&mut session), next(&mut witness)], [pair("a", "y"), pair("a", "y")]);
+    }
+}
+
+/// The session's own connection brings what comes before the handover, wherever the hub is meanwhile.
+#[test]
+fn a_hub_that_comes_back_during_a_handover_brings_nothing_twice() {
+    let (server, gate, mut session, hub) = before_the_hub();
+    let stopped = Pid::from_raw(hub).unwrap();
+    kill_process(stopped, Signal::STOP).unwrap();
+    session.query("listen b").expect_no_error();
+    session.query("begin").expect_no_error();
+    let mut boss = server.superuser();
+    assert_eq!(boss.one(&format!("select pg_terminate_backend({hub})")), "t");
+    kill_process(stopped, Signal::CONT).unwrap();
+    eventually("the hub is back", || gate.output().contains("listening again").then_some(()));
+    boss.query("notify b, 'x'").expect_no_error();
+    session.send(&query("commit"));
+    let mut all: Vec<_> = session.frames_until('Z');
+    all.push(session.frame());
+    settle(&gate);
+    boss.query("notify b, 'y'").expect_no_error();
+    all.retain(|frame| frame.tag == b'A');
+    let mut all: Vec<_> = all.iter().map(heard).collect();
+    while all.last() != Some(&pair("b", "y")) {
+        all.push(next(&mut session));
+    }
+    assert_eq!(all, [pair("b", "x"), pair("b", "y")]);
+}
+
+/// The server would not say what the session listens to: nothing that was known before is a handover's.
+#[test]
+fn a_channel_that_the_server_did_not_tell_of_is_not_lost() {
+    let (server, gate, mut session, hub) = before_the_hub();
+    let hub = Pid::from_raw(hub).unwrap();
+    kill_process(hub, Signal::STOP).unwrap();
+    session.query("listen b").expect_no_error();
+    let mut boss = server.superuser();
+    let question = "execute on function pg_catalog.pg_listening_channels()";
+    boss.query(&format!("revoke {question} from public")).expect_no_error();
+    session.query("listen c").expect_no_error();
+    assert_eq!(session.one("select 1"), "1");
+    boss.query(&format!("grant {question} to public")).expect_no_error();
+    kill_process(hub, Signal::CONT).unwrap();
+    for channel in ["a", "b", "c"] {
+        boss.query(&format!("notify {channel}, 'x'")).expect_no_error();
+        assert_eq!(next(&mut session), pair(channel, "x"));
+    }
+    session.query("listen d").expect_no_error();
+    settle(&gate);
+    for channel in ["a", "b", "c", "d"] {
+        boss.query(&format!("notify {channel}, 'y'")).expect_no_error();
+        assert_eq!(next(&mut session), pair(channel, "y"));
+    }
+}
+
 /// What the client asks for while its session is handed over comes behind that.
 #[test]
 fn a_listen_in_the_middle_of_a_handover_is_kept() {
@@ -491,6 +722,24 @@ fn a_listen_in_the_middle_of_a_handover_is_kept() {
         speaker.query(&format!("notify c{n}")).expect_no_error();
         assert_eq!(next(&mut session).0, format!("c{n}"));
     }
+}
+
+/// The hub has given its connection back by the time the transaction with the LISTEN ends.
+#[test]
+fn a_listen_that_ends_late_is_handed_over_on_the_smallest_pool() {
+    let server = Postgres::start();
+    let gate = Setup::new().postgres(&server).pool_size(2).wait_ms(15_000).start();
+    let mut session = client(&gate);
+    session.query("begin").expect_no_error();
+    session.query("listen a").expect_no_error();
+    eventually("the hub gives its connection back", || {
+        let pinned = gate.postgres_metric("tidegate_server_connections", &[("state", "pinned")]);
+        (pinned == 0.0).then_some(())
+    });
+    session.query("commit").expect_no_error();
+    settle(&gate);
+    server.direct().query("notify a, 'x'").expect_no_error();
+    assert_eq!(next(&mut session), pair("a", "x"));
 }
 
 /// Nobody waits long for the connection that listened for sessions which listen no more.

@@ -1,8 +1,8 @@
 //! Where the sessions of a pool and the one connection that listens for them meet: orders go in, notifications come out.
 //! `listen` is the connection's side of it.
 
-use std::sync::Arc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,6 +19,8 @@ const MAILBOX_BYTES: usize = 1024 * 1024;
 #[derive(Debug)]
 pub struct Hub {
     marker: String,
+    /// How many tickets were given out.
+    tickets: AtomicU64,
     station: Mutex<Option<Station>>,
 }
 
@@ -71,9 +73,9 @@ pub struct Join {
     pub session: i32,
     /// Where notifications go.
     pub mailbox: Arc<Mailbox>,
-    /// What it listens to on its own connection.
+    /// What it listens to on its own connection, and has not been listened for before.
     pub channels: Vec<Channel>,
-    /// With the session's number it makes the marker from which the mailbox gets them.
+    /// With the session's number it makes the marker from which the mailbox gets them; see [`Hub::ticket`].
     pub ticket: u64,
 }
 
@@ -87,6 +89,8 @@ pub struct Mailbox {
 struct Post {
     frames: Vec<u8>,
     overflow: bool,
+    /// The ticket of the latest marker that its session has sent.
+    marked: u64,
     waker: Option<Waker>,
 }
 
@@ -116,6 +120,16 @@ impl Mailbox {
         Poll::Pending
     }
 
+    /// The session is about to send the marker with this ticket.
+    pub fn mark(&self, ticket: u64) {
+        self.lock().marked = ticket;
+    }
+
+    /// Whether the session has sent the marker with this ticket. It sends one behind the other.
+    pub(super) fn is_marked(&self, ticket: u64) -> bool {
+        self.lock().marked >= ticket
+    }
+
     pub(super) fn push(&self, frame: &[u8]) {
         let waker = {
             let mut post = self.lock();
@@ -142,17 +156,40 @@ pub fn marker_payload(session: i32, ticket: u64) -> String {
     format!("{session}:{ticket}")
 }
 
+/// The session and the ticket of a marker's payload.
+#[must_use]
+pub fn read_marker(payload: &[u8]) -> Option<(i32, u64)> {
+    let (session, ticket) = std::str::from_utf8(payload).ok()?.split_once(':')?;
+    Some((session.parse().ok()?, ticket.parse().ok()?))
+}
+
+/// A marker as a server brings it.
+pub(super) fn marker_frame(channel: &str, session: i32, ticket: u64) -> Vec<u8> {
+    let payload = marker_payload(session, ticket);
+    let mut frame = Vec::new();
+    let parts: [&[u8]; 5] = [&[0; 4], channel.as_bytes(), b"\0", payload.as_bytes(), b"\0"];
+    wire::put_frame(&mut frame, b'A', &parts);
+    frame
+}
+
 impl Hub {
     /// `nonce` makes the marker's channel one that nobody else uses.
     #[must_use]
     pub fn new(nonce: u64) -> Self {
-        Self { marker: format!("tidegate_{nonce:016x}"), station: Mutex::new(None) }
+        let marker = format!("tidegate_{nonce:016x}");
+        Self { marker, tickets: AtomicU64::new(0), station: Mutex::new(None) }
     }
 
     /// The channel of the markers.
     #[must_use]
     pub fn marker(&self) -> &str {
         &self.marker
+    }
+
+    /// A number that no marker had before: one that comes late must not be taken for another.
+    #[must_use]
+    pub fn ticket(&self) -> u64 {
+        self.tickets.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Whether sessions can be taken over.
@@ -223,6 +260,27 @@ mod tests {
         }
         assert_eq!(mailbox.poll_take(&cx), Poll::Ready(Delivery::Overflow));
         assert!(mailbox.lock().frames.is_empty());
+    }
+
+    #[test]
+    fn a_marker_is_read_as_it_is_written() {
+        let frame = marker_frame("tidegate_1", 7, 12);
+        let (channel, payload) = notification(&frame[wire::HEADER_BYTES..]).unwrap();
+        assert_eq!((channel, payload), (&b"tidegate_1"[..], &b"7:12"[..]));
+        assert_eq!(read_marker(payload), Some((7, 12)));
+        assert_eq!(read_marker(b"7"), None);
+        assert_eq!(read_marker(b"x:12"), None);
+    }
+
+    #[test]
+    fn no_ticket_is_given_out_twice() {
+        let hub = Hub::new(1);
+        let mailbox = Mailbox::default();
+        let (first, second) = (hub.ticket(), hub.ticket());
+        assert_ne!(first, second);
+        assert!(!mailbox.is_marked(first));
+        mailbox.mark(first);
+        assert!(mailbox.is_marked(first) && !mailbox.is_marked(second));
     }
 
     #[test]

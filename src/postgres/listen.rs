@@ -17,7 +17,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::backend::{PgBackend, PgConnect, PgPool};
-use super::hub::{Channel, Join, Mailbox, Need, Order, Outlook, Phase, notification};
+use super::hub::{
+    Channel, Join, Mailbox, Need, Order, Outlook, Phase, marker_frame, notification, read_marker,
+};
 use super::message::{self, ErrorFields, Severity};
 use super::wire::{self, HEADER_BYTES, Head};
 use crate::pool::{Checkout, CheckoutErrorKind, Lease, PinPermit};
@@ -182,7 +184,7 @@ impl Task {
     fn take_unheard(&mut self, order: Order) {
         match order {
             Order::Join(join, done) => {
-                self.enter(join, |_| Hears::All);
+                self.enter(join);
                 tell(done);
             }
             Order::Leave { session, channels } => drop(self.remove(session, channels)),
@@ -219,7 +221,8 @@ impl Task {
         Ok(())
     }
 
-    /// Tells everybody that something may be missing, once each.
+    /// Tells everybody that something may be missing, once each. A marker that was sent by now may be among what is
+    /// missing: it is taken to have come here.
     fn state_gap(&mut self) {
         let gap = ErrorFields::new(
             Severity::Warning,
@@ -227,11 +230,17 @@ impl Task {
             "notifications may have been missed: the server connection that listens for this pool was lost and replaced",
         );
         let gap = message::notice_frame(&gap);
+        let marker = self.pool.connector().hub().marker();
         let mut told: HashSet<i32> = HashSet::new();
         for (session, listener) in self.channels.values_mut().flatten() {
-            listener.hears = Hears::All;
             if told.insert(*session) {
                 listener.mailbox.push(&gap);
+            }
+            if let Hears::FromMarker(ticket) = listener.hears
+                && listener.mailbox.is_marked(ticket)
+            {
+                listener.hears = Hears::All;
+                listener.mailbox.push(&marker_frame(marker, *session, ticket));
             }
         }
     }
@@ -258,14 +267,15 @@ impl Task {
                 {
                     return Poll::Ready(Stop::Unused);
                 }
+                // Some may have come with the answer to its first words.
+                if self.hear(&mut backend.rest).is_err() {
+                    return Poll::Ready(Stop::Lost);
+                }
                 let mut piece = [0; 8192];
                 match backend.stream.poll_read_into(cx, &mut piece) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Ok(n)) if n > 0 => backend.rest.extend_from_slice(&piece[..n]),
                     Poll::Ready(_) => return Poll::Ready(Stop::Lost),
-                }
-                if self.hear(&mut backend.rest).is_err() {
-                    return Poll::Ready(Stop::Lost);
                 }
             }
         })
@@ -282,7 +292,7 @@ impl Task {
     fn take(&mut self, order: Order, out: &mut Vec<u8>) {
         match order {
             Order::Join(join, done) => {
-                let new = self.enter(join, Hears::FromMarker);
+                let new = self.enter(join);
                 if new.is_empty() && self.owed.is_empty() {
                     return tell(done);
                 }
@@ -316,7 +326,7 @@ impl Task {
     }
 
     /// Notes who listens to what; gives the channels nobody listened to before.
-    fn enter(&mut self, join: Join, hears: impl Fn(u64) -> Hears) -> Vec<Channel> {
+    fn enter(&mut self, join: Join) -> Vec<Channel> {
         let Join { session, mailbox, channels, ticket } = join;
         let mut new = Vec::new();
         for channel in channels {
@@ -324,11 +334,8 @@ impl Task {
                 new.push(channel);
                 HashMap::default()
             });
-            let known = listeners.get(&session).is_some_and(|known| known.hears == Hears::All);
-            if !known {
-                let mailbox = Arc::clone(&mailbox);
-                listeners.insert(session, Listener { mailbox, hears: hears(ticket) });
-            }
+            let mailbox = Arc::clone(&mailbox);
+            listeners.insert(session, Listener { mailbox, hears: Hears::FromMarker(ticket) });
         }
         new
     }
@@ -385,27 +392,27 @@ impl Task {
     fn notified(&mut self, frame: &[u8]) {
         let Some((channel, payload)) = notification(&frame[HEADER_BYTES..]) else { return };
         if channel == self.marker().as_bytes() {
-            self.marked(payload);
+            if let Some((session, ticket)) = read_marker(payload) {
+                self.marked(frame, session, ticket);
+            }
         } else if let Some(listeners) = self.channels.get(channel) {
             let hearing = listeners.values().filter(|listener| listener.hears == Hears::All);
             hearing.for_each(|listener| listener.mailbox.push(frame));
         }
     }
 
-    /// From here on a session hears of the channels it has joined with this ticket.
-    fn marked(&mut self, payload: &[u8]) {
-        let text = std::str::from_utf8(payload).ok().and_then(|text| text.split_once(':'));
-        let Some((Ok(session), Ok(ticket))) =
-            text.map(|(session, ticket)| (session.parse::<i32>(), ticket.parse::<u64>()))
-        else {
-            return;
-        };
+    /// From here on a session hears of the channels it has joined with this ticket. It is told where that is.
+    fn marked(&mut self, frame: &[u8], session: i32, ticket: u64) {
+        let mut mailbox = None;
         for listeners in self.channels.values_mut() {
-            if let Some(listener) = listeners.get_mut(&session)
-                && listener.hears == Hears::FromMarker(ticket)
-            {
+            let Some(listener) = listeners.get_mut(&session) else { continue };
+            if listener.hears == Hears::FromMarker(ticket) {
                 listener.hears = Hears::All;
             }
+            mailbox = Some(&listener.mailbox);
+        }
+        if let Some(mailbox) = mailbox {
+            mailbox.push(frame);
         }
     }
 }

@@ -200,6 +200,11 @@ impl Rare {
             || self.transaction != Transaction::None
     }
 
+    /// Whether the hub is about to take over all that keeps the connection.
+    fn hands_over(&self) -> bool {
+        self.listening.as_ref().is_some_and(|listening| listening.hands_over())
+    }
+
     /// What a client without a connection is in.
     fn status(&self) -> Status {
         match self.transaction {

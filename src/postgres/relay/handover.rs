@@ -60,8 +60,7 @@ impl Line {
             Handover::None => {}
         }
         // What the hub brings it need not bring, too.
-        let twice =
-            channel.zip(ledger).is_some_and(|(name, ledger)| ledger.channels().contains(name));
+        let twice = channel.zip(ledger).is_some_and(|(name, ledger)| ledger.is_heard_for(name));
         !twice
     }
 
@@ -73,8 +72,12 @@ impl Line {
         }
     }
 
-    /// The server refused it.
+    /// The server refused it. What came behind the marker is the hub's already: then the server is told again.
     pub(super) fn handover_failed(&mut self) {
+        if self.handover == Handover::Ending {
+            self.handover = Handover::Heard;
+            return;
+        }
         self.handover = Handover::None;
         self.news = Some(News::Kept);
     }
@@ -112,6 +115,32 @@ mod tests {
         line.exchange.replied(b'Z', b'I').unwrap();
         assert_eq!(line.gate(), Gate::Shut);
         line.handover_answered();
+        assert_eq!(line.gate(), Gate::Open);
+    }
+
+    #[test]
+    fn a_connection_that_would_not_end_is_told_again() {
+        let mut line = Line::new(ServerStatements::new(1, 10), &[]);
+        line.hand_over("marker", "7:1", &mut Vec::new());
+        assert!(!line.is_for_client(None, &body("marker", "7:1")));
+        line.exchange.replied(b'Z', b'I').unwrap();
+        assert!(line.end_handover(&mut Vec::new()));
+        let error = crate::postgres::message::ErrorFields::error("57014", "canceled");
+        let mut answer = crate::postgres::message::error_frame(&error);
+        answer.extend_from_slice(b"Z\0\0\0\x05I");
+        let given = super::super::replies(&mut line, &mut None, &mut answer).unwrap();
+        assert_eq!((given.relay, line.take_news().is_none()), (0, true));
+        assert!(!line.is_for_client(None, &body("news", "1")), "the hub brings it");
+        let mut out = Vec::new();
+        assert!(line.end_handover(&mut out));
+        assert_eq!(out, message::query("UNLISTEN *"));
+        let given = super::super::replies(
+            &mut line,
+            &mut None,
+            &mut b"C\0\0\0\x0dUNLISTEN\0Z\0\0\0\x05I".to_vec(),
+        );
+        assert_eq!(given.unwrap().relay, 0);
+        assert!(matches!(line.take_news(), Some(News::HandedOver)));
         assert_eq!(line.gate(), Gate::Open);
     }
 }

@@ -26,6 +26,8 @@ pub struct Ledger {
     stuck: Suspects,
     /// Channels the hub hears for the session.
     channels: BTreeSet<Box<[u8]>>,
+    /// Channels it heard until an UNLISTEN with which a LISTEN may have come: the server is asked whether they are listened to.
+    parting: BTreeSet<Box<[u8]>>,
     /// What the running transaction wants to hear no more.
     unlistening: Vec<Unlisten>,
     /// What UNLISTENs on their way name: their command tags tell that they have run.
@@ -117,6 +119,18 @@ impl Ledger {
         self.channels.extend(channels);
     }
 
+    /// Whether the hub brings what is said there.
+    #[must_use]
+    pub(super) fn is_heard_for(&self, channel: &[u8]) -> bool {
+        self.channels.contains(channel) || self.parting.contains(channel)
+    }
+
+    /// Whether the server is still to tell of some channels whether the session listens to them.
+    #[must_use]
+    pub fn is_parting(&self) -> bool {
+        !self.parting.is_empty()
+    }
+
     /// Whether nothing but what it listens to keeps the connection with the session.
     #[must_use]
     pub fn only_listens(&self) -> bool {
@@ -134,11 +148,15 @@ impl Ledger {
 
     /// The client hears that a transaction has been committed.
     pub(super) fn committed(&mut self) {
+        let mut gone = BTreeSet::new();
         for unlisten in self.unlistening.drain(..) {
             match unlisten {
-                Unlisten::All => self.channels.clear(),
-                Unlisten::Channel(name) => drop(self.channels.remove(&name)),
+                Unlisten::All => gone.append(&mut self.channels),
+                Unlisten::Channel(name) => gone.extend(self.channels.take(&name)),
             }
+        }
+        if self.suspects.intersects(Suspects::LISTEN) {
+            self.parting.append(&mut gone);
         }
         if !self.suspects.is_empty() {
             self.suspects_stay = Stay::Committed;
@@ -288,9 +306,15 @@ impl Ledger {
         Asked::Yes
     }
 
-    /// The server has answered: this is left of what was asked; without an answer all of it may be.
-    pub(super) fn told(&mut self, left: Option<Suspects>) {
+    /// The server has answered: this is left of what was asked, and these channels are listened to; without an answer all of
+    /// it may be.
+    pub(super) fn told(&mut self, left: Option<Suspects>, listened: &[Box<[u8]>]) {
         let asked = std::mem::take(&mut self.asking);
+        if asked.intersects(Suspects::LISTEN) {
+            let parting = std::mem::take(&mut self.parting);
+            let stay = parting.into_iter().filter(|name| left.is_none() || listened.contains(name));
+            self.channels.extend(stay);
+        }
         self.pins = self.pins.without(asked);
         self.pins.insert(left.unwrap_or(asked.without(Suspects::ROUTINE)));
     }
@@ -302,6 +326,7 @@ impl Ledger {
         self.suspects_stay = Stay::No;
         self.pins = Suspects::NONE;
         self.channels.clear();
+        self.parting.clear();
         self.undone();
         self.custom.clear();
     }
@@ -339,12 +364,12 @@ mod tests {
         assert_eq!(ledger.put_question(&mut out), Asked::Yes);
         assert_eq!(ledger.put_question(&mut out), Asked::No);
         assert!(!ledger.is_free());
-        ledger.told(Some(Suspects::ADVISORY_LOCK));
+        ledger.told(Some(Suspects::ADVISORY_LOCK), &[]);
         assert_eq!(ledger.pins(), Suspects::ADVISORY_LOCK);
         assert_eq!(ledger.put_question(&mut out), Asked::No);
         ledger.suspect(&finds(Suspects::RELEASE));
         assert_eq!(ledger.put_question(&mut out), Asked::Yes);
-        ledger.told(Some(Suspects::NONE));
+        ledger.told(Some(Suspects::NONE), &[]);
         assert!(ledger.is_free());
     }
 
@@ -355,9 +380,9 @@ mod tests {
         let mut out = Vec::new();
         assert_eq!(ledger.put_question(&mut out), Asked::Yes);
         ledger.suspect(&finds(Suspects::RELEASE));
-        ledger.told(Some(Suspects::TEMPORARY));
+        ledger.told(Some(Suspects::TEMPORARY), &[]);
         assert_eq!(ledger.put_question(&mut out), Asked::Yes);
-        ledger.told(Some(Suspects::NONE));
+        ledger.told(Some(Suspects::NONE), &[]);
         assert!(ledger.is_free());
     }
 
@@ -366,12 +391,38 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.suspect(&finds(Suspects::LISTEN));
         ledger.put_question(&mut Vec::new());
-        ledger.told(Some(Suspects::LISTEN));
+        ledger.told(Some(Suspects::LISTEN), &[]);
         ledger.suspect(&finds(Suspects::TEMPORARY));
         ledger.put_question(&mut Vec::new());
         let mut both = Suspects::LISTEN;
         both.insert(Suspects::TEMPORARY);
         assert_eq!(ledger.asking, both);
+    }
+
+    fn heard_for(ledger: &Ledger, channel: &str) -> bool {
+        ledger.is_heard_for(channel.as_bytes())
+    }
+
+    #[test]
+    fn the_server_decides_what_an_unlisten_beside_a_listen_has_left() {
+        let mut ledger = Ledger::default();
+        let unlistens = Findings { unlistens_within: vec![Unlisten::All], ..Findings::default() };
+        ledger.handed_over(vec![b"a"[..].into(), b"b"[..].into()]);
+        ledger.suspect(&finds(Suspects::LISTEN));
+        ledger.suspect(&unlistens);
+        ledger.committed();
+        assert!(ledger.is_parting() && heard_for(&ledger, "a") && ledger.channels().is_empty());
+        ledger.put_question(&mut Vec::new());
+        ledger.told(Some(Suspects::LISTEN), &[b"a"[..].into()]);
+        assert!(!ledger.is_parting());
+        assert!(heard_for(&ledger, "a") && !heard_for(&ledger, "b"));
+        ledger.suspect(&finds(Suspects::LISTEN));
+        ledger.suspect(&unlistens);
+        ledger.committed();
+        ledger.put_question(&mut Vec::new());
+        ledger.told(None, &[]);
+        assert!(ledger.channels().contains(&b"a"[..]), "it is not lost");
+        assert_eq!(ledger.pins(), Suspects::LISTEN);
     }
 
     #[test]
@@ -385,7 +436,7 @@ mod tests {
         assert_eq!(ledger.lost(), Keepsake::Lost);
         ledger.put_question(&mut Vec::new());
         assert_eq!(ledger.lost(), Keepsake::Lost, "the answer is awaited");
-        ledger.told(Some(Suspects::NONE));
+        ledger.told(Some(Suspects::NONE), &[]);
         assert_eq!(ledger.lost(), Keepsake::None);
         ledger.suspect(&finds(Suspects::LOAD));
         ledger.put_question(&mut Vec::new());
@@ -397,7 +448,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.suspect(&finds(Suspects::TEMPORARY));
         assert_eq!(ledger.put_question(&mut Vec::new()), Asked::Yes);
-        ledger.told(None);
+        ledger.told(None, &[]);
         assert_eq!(ledger.pins(), Suspects::TEMPORARY);
     }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::super::exchange::{Desync, Outcome, Owed, Refusal, Status, Verdict};
 use super::super::message::ErrorFields;
-use super::super::sql::Suspects;
 use super::super::statements::{SessionStatements, Statement};
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
 use super::reports::{Left, Whose};
@@ -462,20 +461,15 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
 
 /// The answer about what the session has left is complete.
 fn told(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
-    let Answered { truth, news } = match line.news.take() {
-        Some(News::Untold) => Answered { truth: None, news: News::Untold },
-        _ => match std::mem::take(&mut line.answer).read() {
-            Some(truth) => Answered { truth: Some(truth.left), news: News::Told(truth) },
-            None => Answered { truth: None, news: News::Untold },
-        },
+    let truth = match line.news.take() {
+        Some(News::Untold) => None,
+        _ => std::mem::take(&mut line.answer).read(),
     };
-    line.news = Some(news);
     if let Some(ledger) = ledger.as_deref_mut() {
-        ledger.told(truth);
+        match &truth {
+            Some(truth) => ledger.told(Some(truth.left), &truth.channels),
+            None => ledger.told(None, &[]),
+        }
     }
-}
-
-struct Answered {
-    truth: Option<Suspects>,
-    news: News,
+    line.news = Some(truth.map_or(News::Untold, News::Told));
 }

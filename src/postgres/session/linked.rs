@@ -248,7 +248,7 @@ impl Session {
 
     /// Whether a cancel request may still hit what runs: what it meant may be over before the server has it, and the
     /// server may signal twice for one.
-    fn is_cancelling(&self) -> bool {
+    pub(super) fn is_cancelling(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| rare.cancelling.is_some())
     }
 
@@ -365,7 +365,10 @@ impl Session {
                 self.handed_over(HandedOver::Yes);
                 return self.count_pins();
             }
-            News::Kept => return self.handed_over(HandedOver::No),
+            News::Kept => {
+                self.handed_over(HandedOver::No);
+                return self.count_pins();
+            }
             News::Told(truth) => Some(truth.channels.clone()),
             News::Discarded | News::Untold => None,
         };
@@ -389,9 +392,7 @@ impl Session {
             self.cancel.card().settled(&settings);
             self.settings = settings;
         }
-        if let Some(channels) = channels {
-            self.offer(channels);
-        }
+        self.offer(channels);
         self.count_pins();
     }
 
@@ -424,14 +425,15 @@ impl Session {
     }
 
     /// Counts the pin when the session has something to keep its connection for, and its end.
-    fn count_pins(&mut self) {
+    pub(super) fn count_pins(&mut self) {
         let Phase::Linked(lease) = &mut self.phase else { return };
         let pins = self.ledger.as_ref().map(|ledger| ledger.pins()).unwrap_or_default();
         let Some(reason) = pins.reason() else { return lease.unpin() };
         lease.pin(reason);
-        // What its words did not say took no leave: it counts from now on.
+        // What its words did not say took no leave: it counts from now on. What is handed over the hub counts: on a small
+        // pool there is no leave for both.
         let rare = self.rare.get_or_insert_default();
-        if rare.permit.is_none() {
+        if rare.permit.is_none() && !rare.hands_over() {
             rare.permit = self.pool.try_pin();
         }
     }

@@ -1,6 +1,6 @@
 //! What a session listens to once the hub has taken it over, and the way there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,10 +11,12 @@ use tokio::sync::oneshot;
 use super::{Admitted, End, Phase, Session};
 use crate::config::PoolMode;
 use crate::postgres::backend::PgPool;
-use crate::postgres::hub::{Channel, Delivery, Join, Mailbox, marker_payload, notification};
+use crate::postgres::hub::{
+    Channel, Delivery, Join, Mailbox, marker_payload, notification, read_marker,
+};
 use crate::postgres::listen;
 use crate::postgres::message::ErrorFields;
-use crate::postgres::relay::{self, Leave};
+use crate::postgres::relay::{self, Leave, Ledger};
 use crate::postgres::wire::{self, HEADER_BYTES, Head};
 
 /// A session's place at the hub; dropping it gives the place up.
@@ -24,13 +26,15 @@ pub(super) struct Listening {
     mailbox: Arc<Mailbox>,
     /// The channels the hub knows of.
     registered: BTreeSet<Channel>,
-    tickets: u64,
+    /// Of these the session's own connection brings what comes before the marker with this ticket.
+    awaited: BTreeMap<Channel, u64>,
     handing: Option<Handing>,
 }
 
 /// A handover under way.
 struct Handing {
     channels: Vec<Channel>,
+    ticket: u64,
     step: Step,
 }
 
@@ -56,22 +60,62 @@ impl Listening {
             session,
             mailbox: Arc::default(),
             registered: BTreeSet::new(),
-            tickets: 0,
+            awaited: BTreeMap::new(),
             handing: None,
         }
     }
 
     fn join(&mut self, channels: Vec<Channel>) {
-        self.tickets += 1;
+        let ticket = self.pool.connector().hub().ticket();
         let join = Join {
             session: self.session,
             mailbox: Arc::clone(&self.mailbox),
             channels: channels.clone(),
-            ticket: self.tickets,
+            ticket,
         };
         let joined = listen::join(&self.pool, join);
         self.registered.extend(channels.iter().cloned());
-        self.handing = Some(Handing { channels, step: Step::Joining(joined) });
+        self.awaited.extend(channels.iter().map(|channel| (channel.clone(), ticket)));
+        self.handing = Some(Handing { channels, ticket, step: Step::Joining(joined) });
+    }
+
+    /// Whether a handover is under way.
+    pub(super) fn hands_over(&self) -> bool {
+        self.handing.is_some()
+    }
+
+    /// Whether what the hub brings may be for channels of which nobody can tell yet whose they are.
+    fn is_marked(&self) -> bool {
+        self.handing.as_ref().is_some_and(|handing| matches!(handing.step, Step::Marked))
+    }
+
+    /// What is left of the hub's frames without what the session does not listen to any more, and what its own connection
+    /// brings.
+    fn sift(&mut self, ledger: &Ledger, frames: &[u8]) -> Vec<u8> {
+        let mut wanted = Vec::with_capacity(frames.len());
+        let mut rest = frames;
+        while let Head::Frame(header) = wire::head(rest) {
+            let Some((frame, behind)) = rest.split_at_checked(header.frame()) else { break };
+            rest = behind;
+            let told = (header.tag == b'A').then(|| notification(&frame[HEADER_BYTES..]));
+            match told.flatten() {
+                None => wanted.extend_from_slice(frame),
+                Some((channel, payload)) if self.is_marker(channel) => {
+                    let ticket = read_marker(payload).map(|(_, ticket)| ticket);
+                    self.awaited.retain(|_, awaited| Some(*awaited) != ticket);
+                }
+                Some((channel, _)) => {
+                    if ledger.channels().contains(channel) && !self.awaited.contains_key(channel) {
+                        wanted.extend_from_slice(frame);
+                    }
+                }
+            }
+        }
+        wanted
+    }
+
+    fn is_marker(&self, channel: &[u8]) -> bool {
+        channel == self.pool.connector().hub().marker().as_bytes()
     }
 }
 
@@ -102,24 +146,34 @@ impl Session {
     }
 
     /// The server has told what the session listens to on its connection: the hub takes that over, if nothing else
-    /// keeps the connection.
-    pub(super) fn offer(&mut self, channels: Vec<Channel>) {
+    /// keeps the connection. Without a word of the server's nobody knows what to take over.
+    pub(super) fn offer(&mut self, told: Option<Vec<Channel>>) {
         let alone = self.ledger.as_ref().is_some_and(|ledger| ledger.only_listens());
-        if !alone || !self.shares_listening() {
+        let Some(mut channels) = told.filter(|_| alone && self.shares_listening()) else {
             if let Some(listening) = self.rare.as_mut().and_then(|rare| rare.listening.as_mut()) {
                 listening.handing = None;
             }
             return;
+        };
+        if let Some(ledger) = &self.ledger {
+            channels.retain(|channel| !ledger.channels().contains(channel));
         }
         let (pool, session) = (&self.pool, self.cancel.pid());
         let rare = self.rare.get_or_insert_default();
         let listening =
             rare.listening.get_or_insert_with(|| Box::new(Listening::new(pool, session)));
         listening.join(channels);
+        if rare.hold.is_none() {
+            rare.permit = None;
+        }
     }
 
     /// Goes on with a handover, when its turn has come; tells whether something is on the line to be flushed.
     pub(super) fn hand_over(&mut self, cx: &mut Context<'_>) -> bool {
+        // A cancel request under way would hit a query of ours.
+        if self.is_cancelling() {
+            return false;
+        }
         let Phase::Linked(lease) = &mut self.phase else { return false };
         let Some(listening) = self.rare.as_mut().and_then(|rare| rare.listening.as_mut()) else {
             return false;
@@ -132,6 +186,7 @@ impl Session {
                 Poll::Ready(Err(_)) => {
                     // The hub has gone: the connection stays with the session.
                     listening.handing = None;
+                    self.count_pins();
                     return false;
                 }
             }
@@ -145,7 +200,8 @@ impl Session {
             return false;
         }
         handing.step = Step::Marked;
-        let payload = marker_payload(listening.session, listening.tickets);
+        listening.mailbox.mark(handing.ticket);
+        let payload = marker_payload(listening.session, handing.ticket);
         let channel = self.pool.connector().hub().marker();
         backend.line.hand_over(channel, &payload, backend.to_server.bytes());
         self.run_question_clock();
@@ -178,6 +234,7 @@ impl Session {
         }
         let gone: Vec<Channel> = listening.registered.difference(now).cloned().collect();
         listening.registered.clone_from(now);
+        listening.awaited.retain(|channel, _| now.contains(channel));
         listening.pool.connector().hub().leave(listening.session, Some(gone));
     }
 
@@ -186,10 +243,11 @@ impl Session {
     /// # Errors
     /// When the client has left too many unread.
     pub(super) fn poll_notifications(&mut self, cx: &mut Context<'_>) -> Result<Vec<u8>, End> {
-        let Some(listening) = self.rare.as_ref().and_then(|rare| rare.listening.as_ref()) else {
+        let Some(listening) = self.rare.as_mut().and_then(|rare| rare.listening.as_mut()) else {
             return Ok(Vec::new());
         };
-        if listening.handing.is_some() {
+        let Some(ledger) = &self.ledger else { return Ok(Vec::new()) };
+        if listening.is_marked() || ledger.is_parting() {
             return Ok(Vec::new());
         }
         // What is not for the client leaves no waker behind: look again.
@@ -197,7 +255,7 @@ impl Session {
             match listening.mailbox.poll_take(cx) {
                 Poll::Pending => return Ok(Vec::new()),
                 Poll::Ready(Delivery::Frames(frames)) => {
-                    let wanted = self.wanted(&frames);
+                    let wanted = listening.sift(ledger, &frames);
                     if !wanted.is_empty() {
                         return Ok(wanted);
                     }
@@ -209,24 +267,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    /// What is left when channels are taken out that the session does not listen to any more.
-    fn wanted(&self, frames: &[u8]) -> Vec<u8> {
-        let mut wanted = Vec::with_capacity(frames.len());
-        let mut rest = frames;
-        while let Head::Frame(header) = wire::head(rest) {
-            let Some((frame, behind)) = rest.split_at_checked(header.frame()) else { break };
-            let channel = notification(&frame[HEADER_BYTES..]).map(|(channel, _)| channel);
-            let known = |channel| {
-                self.ledger.as_ref().is_some_and(|ledger| ledger.channels().contains(channel))
-            };
-            if header.tag != b'A' || channel.is_some_and(known) {
-                wanted.extend_from_slice(frame);
-            }
-            rest = behind;
-        }
-        wanted
     }
 }
 
