@@ -109,7 +109,8 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
             let drain = reception.drain.clone();
             match seat {
                 Seat::Shared { pool, settings } => {
-                    cancel.card().introduce(peer, &settings, pool.connector().seats());
+                    let ends = (peer, client.ends().map(|(_, local)| local));
+                    cancel.card().introduce(ends, &settings, pool.connector().seats());
                     let drain = drain.guard();
                     let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
                     tokio::spawn(Running::new(parts));

@@ -131,7 +131,10 @@ impl Service {
     /// Every client that is logged in.
     #[must_use]
     pub fn clients(&self) -> Vec<ClientStatus> {
-        self.listeners.first().map_or_else(Vec::new, |hall| view::clients(&hall.reception.cancels))
+        let pools: Vec<_> =
+            self.listeners.iter().flat_map(|hall| hall.reception.routes.all()).collect();
+        let cancels = self.listeners.first().map(|hall| &hall.reception.cancels);
+        cancels.map_or_else(Vec::new, |cancels| view::clients(cancels, &pools))
     }
 
     /// Each configured pool's name and whether its server can be reached, for /readyz. Pools made on
