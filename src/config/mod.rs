@@ -27,8 +27,8 @@ pub use error::ConfigError;
 pub use local::leads_to;
 pub use secret::Secret;
 pub use settings::{
-    AdminSettings, Auth, LogFormat, LogLevel, LogSettings, NamespaceSettings, Passing,
-    PasswordOrigin, PoolMode, PoolModeRule, PoolModes, PostgresLimits, PostgresListener,
+    AdminSettings, Auth, ConsoleUsers, LogFormat, LogLevel, LogSettings, NamespaceSettings,
+    Passing, PasswordOrigin, PoolMode, PoolModeRule, PoolModes, PostgresLimits, PostgresListener,
     PostgresSettings, PostgresUpstream, Probe, RedisLimits, RedisListener, RedisSettings, RedisTls,
     RedisUpstream, Settings, SslMode,
 };

@@ -8,6 +8,7 @@ use postgres_protocol::password::scram_sha_256;
 
 use super::backend::{PgConnect, PgPool, Rules};
 use super::connect::Dial;
+use super::orders::{Entry, Orders, Passage, Place};
 use super::scram::Verifier;
 use crate::config::{
     Auth, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret, UserSecret,
@@ -104,6 +105,8 @@ pub enum NoRoute {
     User,
     /// No more pools may be made on demand; with the limit.
     TooMany(usize),
+    /// No new clients are let in for now.
+    Disabled,
 }
 
 /// What it takes to make pools. The budgets are per upstream server, whatever listener leads there.
@@ -113,6 +116,7 @@ pub(super) struct Foundry {
     metrics: Arc<Metrics>,
     drain: Drain,
     budgets: Arc<Mutex<Budgets>>,
+    orders: Arc<Orders>,
 }
 
 /// By upstream server.
@@ -125,6 +129,7 @@ impl Foundry {
             metrics: Arc::clone(metrics),
             drain,
             budgets: Arc::default(),
+            orders: Arc::default(),
         }
     }
 
@@ -160,8 +165,18 @@ impl Foundry {
         let mode = settings.pool_modes.of(&dial.upstream().user, &dial.upstream().database);
         let (probe, passing) = (settings.probe, settings.passing);
         let rules = Rules { mode, probe, passing };
+        let place = Place::of(dial.upstream());
         let connect = PgConnect::new(&name, dial, Arc::new(settings.limits.clone()), rules);
-        Pool::new(connect, pool_settings, budget, metrics)
+        let pool = Pool::new(connect, pool_settings, budget, metrics);
+        if self.orders.passage(&place) == Passage::Paused {
+            pool.pause();
+        }
+        pool
+    }
+
+    /// What was ordered of databases.
+    pub(super) fn orders(&self) -> &Arc<Orders> {
+        &self.orders
     }
 
     /// Keeps house in a pool until it is closed, which the drain's deadline does at the latest.
@@ -217,7 +232,9 @@ impl Routes {
     pub(super) fn all(&self) -> Vec<Arc<PgPool>> {
         let mut all: Vec<_> = self.fixed().map(Arc::clone).collect();
         if let Some(any) = &self.any {
-            all.extend(any.lock().values().map(|made| Arc::clone(&made.pool)));
+            let mut made: Vec<_> = any.lock().values().map(|made| Arc::clone(&made.pool)).collect();
+            made.sort_by(|one, other| one.settings().name.cmp(&other.settings().name));
+            all.extend(made);
         }
         all
     }
@@ -259,14 +276,29 @@ impl Routes {
     pub fn find(&self, user: &str, database: &str) -> Result<Route, NoRoute> {
         let exact =
             self.fixed.iter().find(|fixed| fixed.user == user && fixed.database == database);
-        if let Some(fixed) = exact {
-            return Ok(Route { pool: Arc::clone(&fixed.pool), visit: None });
+        let route = match (exact, &self.any) {
+            (Some(fixed), _) => Route { pool: Arc::clone(&fixed.pool), visit: None },
+            (None, Some(any)) => self.make(any, user, database)?,
+            (None, None) if self.has_user(user) => return Err(NoRoute::Database),
+            (None, None) => return Err(NoRoute::User),
+        };
+        let place = Place::of(route.pool.connector().dial().upstream());
+        match self.foundry.orders.entry(&place) {
+            Entry::Allowed => Ok(route),
+            Entry::Disabled => Err(NoRoute::Disabled),
         }
-        match &self.any {
-            Some(any) => self.make(any, user, database),
-            None if self.fixed.iter().any(|fixed| fixed.user == user) => Err(NoRoute::Database),
-            None => Err(NoRoute::User),
-        }
+    }
+
+    /// Whether a URL is this user's.
+    #[must_use]
+    pub fn has_user(&self, user: &str) -> bool {
+        self.fixed.iter().any(|fixed| fixed.user == user)
+    }
+
+    /// Whether a URL leads to a database of this name.
+    #[must_use]
+    pub fn has_database(&self, database: &str) -> bool {
+        self.fixed.iter().any(|fixed| fixed.database == database)
     }
 
     fn make(&self, any: &Any, user: &str, database: &str) -> Result<Route, NoRoute> {
