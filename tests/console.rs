@@ -468,6 +468,68 @@ fn a_full_house_can_be_looked_at() {
     let lists = shown(&mut console, "LISTS");
     let free = lists.iter().find(|row| row["list"] == "free_clients").unwrap();
     assert_eq!(free["items"], "0");
+    // Of consoles there are not too many, either.
+    let mut more = Vec::new();
+    let refused = loop {
+        match gate.try_client(&at("tidegate")) {
+            Ok(client) => more.push(client),
+            Err(refusal) => break refusal,
+        }
+        assert!(more.len() < 100, "there is no limit");
+    };
+    assert_eq!((refused.code.as_str(), more.len()), ("53300", 31));
+}
+
+#[test]
+fn databases_of_one_name_on_two_servers_are_told_apart() {
+    let servers = [Postgres::start(), Postgres::start()];
+    let setup = Setup::new().postgres(&servers[0]);
+    // The second listener takes the port behind the first.
+    let _its = ports::free();
+    let gate = setup
+        .env("FOLLOWER_URL", &servers[1].url())
+        .env("TIDEGATE_POSTGRES_URLS", "DATABASE_URL FOLLOWER_URL")
+        .pool_size(2)
+        .start();
+    let mut console = console(&gate);
+    let rows = shown(&mut console, "DATABASES");
+    let names: Vec<_> = rows.iter().map(|row| (&*row["name"], &*row["database"])).collect();
+    assert_eq!(names, [("app", "app"), ("FOLLOWER_URL", "app"), ("pgbouncer", "pgbouncer")]);
+    console.query("PAUSE FOLLOWER_URL").expect_no_error();
+    let paused = shown(&mut console, "DATABASES").into_iter().map(|row| row["paused"].clone());
+    assert_eq!(paused.collect::<Vec<_>>(), ["0", "1", "0"]);
+    gate.client().query("select 1").expect_no_error();
+    assert_eq!(code(&console.query("RESUME DATABASE_URL")), "55000", "the variable is a name, too");
+    console.query("RESUME").expect_no_error();
+}
+
+#[test]
+fn orders_hold_for_pools_that_are_made_later() {
+    let server = Postgres::start();
+    let users = NamedTempFile::new().unwrap();
+    std::fs::write(users.path(), "\"reader\" \"reader-secret\"\n").unwrap();
+    let gate = Setup::new()
+        .postgres(&server)
+        .pool_size(2)
+        .env("TIDEGATE_POSTGRES_USERS_FILE", users.path().to_str().unwrap())
+        .env("TIDEGATE_POSTGRES_ANY", "1")
+        .start();
+    let mut console = console(&gate);
+    console.query("PAUSE").expect_no_error();
+    let login = Login { user: "reader".into(), password: "reader-secret".into(), ..Login::app() };
+    thread::scope(|scope| {
+        let late = scope.spawn(|| gate.try_client(&login).map(|mut client| client.backend()));
+        eventually("its pool is there", || {
+            let pools = shown(&mut console, "POOLS");
+            pools.iter().any(|pool| pool["user"] == "reader").then_some(())
+        });
+        thread::sleep(Duration::from_millis(300));
+        assert!(!late.is_finished(), "it waits");
+        console.query("RESUME").expect_no_error();
+        assert!(late.join().unwrap().is_ok());
+    });
+    // Of a database with several users there is no one user.
+    assert_eq!(of_app(&mut console, "DATABASES")["force_user"], "NULL");
 }
 
 #[test]

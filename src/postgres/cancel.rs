@@ -128,6 +128,18 @@ impl CancelRegistry {
         self.lock().by_pid.values().map(|session| Arc::clone(&session.card)).collect()
     }
 
+    /// How many of them there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().by_pid.len()
+    }
+
+    /// Whether there is nobody.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// How many there may be.
     #[must_use]
     pub fn limit(&self) -> usize {

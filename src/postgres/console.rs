@@ -168,7 +168,14 @@ impl Console {
         if show == command::Show::Config {
             return config::table(&self.settings);
         }
-        let sight = self.sight(Scope::All);
+        let scope = match show {
+            command::Show::Clients
+            | command::Show::Servers
+            | command::Show::Sockets
+            | command::Show::ActiveSockets => Scope::All,
+            _ => Scope::Databases,
+        };
+        let sight = self.sight(scope);
         let now = self.snapshot(&sight);
         sight.table(show, &self.periods(), &now)
     }
@@ -180,10 +187,14 @@ impl Console {
     fn sight(&self, scope: Scope) -> Sight {
         let groups = self.groups();
         let databases = groups.iter().map(|group| self.database(group)).collect();
-        if scope == Scope::Databases {
-            return Sight { databases, ..Sight::default() };
-        }
-        let pools = self.pools();
+        let (clients, servers) = match scope {
+            Scope::Databases => (Vec::new(), Vec::new()),
+            Scope::All => {
+                let pools = self.pools();
+                let servers = pools.iter().flat_map(|pool| view::servers(pool)).collect();
+                (view::clients(&self.cancels, &pools), servers)
+            }
+        };
         let settings = &self.settings;
         let mut names: Vec<&str> = settings.users.iter().map(|(name, _)| name).collect();
         let upstreams = settings.listeners.iter().flat_map(|listener| &listener.upstreams);
@@ -192,8 +203,10 @@ impl Console {
         names.dedup();
         Sight {
             databases,
-            clients: view::clients(&self.cancels, &pools),
-            servers: pools.iter().flat_map(|pool| view::servers(pool)).collect(),
+            clients,
+            servers,
+            used: self.cancels.len(),
+            consoles: CLIENTS_MOST - self.chairs.available_permits(),
             now_ms: now_ms(),
             client_limit: self.cancels.limit(),
             reserve: settings.reserve_size,
@@ -256,4 +269,59 @@ fn invalid(words: &str) -> ErrorFields {
 
 fn syntax(message: &str) -> ErrorFields {
     ErrorFields::error("42601", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, load};
+    use crate::metrics::Metrics;
+    use crate::postgres::greeting::CancelKeys;
+    use crate::postgres::routes::Foundry;
+
+    /// Whether the user of the URL may come from each of these.
+    fn lets_in(url: &str, console: &str, from: &[&str]) -> Vec<bool> {
+        let variable = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()));
+        let variables = [
+            variable("DATABASE_URL", url),
+            variable("USER", "me"),
+            variable("TIDEGATE_POSTGRES_CONSOLE_USERS", console),
+        ];
+        let loaded = load(None, &Environment::from(variables), &[]).unwrap();
+        let settings = loaded.settings.postgres.unwrap();
+        let (_, drain) = Drain::new();
+        let foundry = Foundry::new(&settings, &Metrics::new().unwrap(), drain);
+        let routes = Arc::new(Routes::new(&settings.listeners[0], foundry.clone()).unwrap());
+        let console = Console::new(Parts {
+            settings: Arc::new(settings),
+            routes: vec![Arc::clone(&routes)],
+            cancels: CancelRegistry::new(1),
+            orders: Arc::clone(foundry.orders()),
+            stop: None,
+        });
+        let startup = Startup {
+            user: "u".to_owned(),
+            database: "pgbouncer".to_owned(),
+            keys: CancelKeys::Short,
+            negotiation: None,
+            replication: None,
+            parameters: Vec::new(),
+        };
+        let may = |from: &&str| {
+            let desk = console.desk(&routes, &startup, from.parse().unwrap());
+            desk.unwrap_or_else(|_| panic!("not full")).is_some()
+        };
+        from.iter().map(may).collect()
+    }
+
+    #[test]
+    fn from_elsewhere_only_those_come_who_are_named_and_have_a_password() {
+        let from = ["127.0.0.1", "::1", "::ffff:127.0.0.5", "10.0.0.1", "2001:db8::1"];
+        let (here, everywhere) = ([true, true, true, false, false], [true; 5]);
+        assert_eq!(lets_in("postgres://u:p@db/app", "*", &from), here);
+        assert_eq!(lets_in("postgres://u:p@db/app", "u", &from), everywhere);
+        assert_eq!(lets_in("postgres://u@db/app", "u", &from), here);
+        assert_eq!(lets_in("postgres://u:p@db/pgbouncer", "*", &from), [false; 5]);
+        assert_eq!(lets_in("postgres://v:p@db/app", "v", &from), [false; 5]);
+    }
 }

@@ -52,22 +52,24 @@ def agent(rows_of):
 
 
 # An agent of old: autocommit, simple queries.
-with psycopg2.connect(url("pgbouncer"), application_name="agent") as connection:
-    connection.set_session(autocommit=True)
+old = psycopg2.connect(url("pgbouncer"), application_name="agent")
+old.set_session(autocommit=True)
 
-    def simple(sql):
-        with connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
-            cursor.execute(sql)
-            return cursor.fetchall()
 
-    agent(simple)
-    try:
-        simple("SELECT 1")
-        raise AssertionError("it is no database")
-    except psycopg2.Error as error:
-        assert error.pgcode == "42601", error.pgcode
-    agent(simple)
-connection.close()
+def simple(sql):
+    with old.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
+        cursor.execute(sql)
+        return cursor.fetchall()
+
+
+agent(simple)
+try:
+    simple("SELECT 1")
+    raise AssertionError("it is no database")
+except psycopg2.Error as error:
+    assert error.pgcode == "42601", error.pgcode
+agent(simple)
+old.close()
 
 # One that forgets autocommit: BEGIN comes first.
 with psycopg2.connect(url("tidegate")) as connection, connection.cursor() as cursor:

@@ -2,7 +2,7 @@
 //!
 //! Source: PgBouncer's manual, "Admin console", and what PgBouncer 1.18 answers, with which a test compares.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::averages::{Counts, Periods, Snapshot, microseconds};
 use super::command::Show;
@@ -15,8 +15,12 @@ use crate::status::{ClientStatus, Holder, PoolStatus, ServerStatus};
 #[derive(Debug, Default)]
 pub(super) struct Sight {
     pub(super) databases: Vec<Database>,
+    /// Empty where nobody asks for them.
     pub(super) clients: Vec<ClientStatus>,
     pub(super) servers: Vec<ServerStatus>,
+    /// Clients, and those of consoles among them.
+    pub(super) used: usize,
+    pub(super) consoles: usize,
     pub(super) now_ms: u64,
     pub(super) client_limit: usize,
     pub(super) reserve: usize,
@@ -219,11 +223,18 @@ impl Sight {
         self.databases.iter().map(|database| (database.name.clone(), database.counts())).collect()
     }
 
-    /// The name of the database that a pool belongs to.
-    fn database_of<'a>(&'a self, pool: &str, or: &'a str) -> &'a str {
-        let mut databases = self.databases.iter();
-        let found = databases.find(|one| one.pools.iter().any(|known| known.name == pool));
-        found.map_or(or, |database| &database.name)
+    /// What clients and servers have to do with each other.
+    fn links(&self) -> Links<'_> {
+        let mut links = Links::default();
+        for database in &self.databases {
+            let pools = database.pools.iter();
+            links.databases.extend(pools.map(|pool| (pool.name.as_str(), database.name.as_str())));
+        }
+        for server in &self.servers {
+            let holder = server.holder.as_ref().map(|holder| (holder.client, server.server_pid));
+            links.servers.extend(holder);
+        }
+        links
     }
 
     fn totals(&self, now: &Snapshot) -> Vec<(String, Counts)> {
@@ -267,15 +278,11 @@ impl Sight {
     fn pools(&self) -> Table {
         let databases = self.databases.iter();
         let mut rows: Vec<_> = databases.flat_map(Database::pool_rows).collect();
-        let mut ours = vec![Value::from(OURS), Value::from(OURS), Value::from(self.consoles())];
+        let mut ours = vec![Value::from(OURS), Value::from(OURS), Value::from(self.consoles)];
         ours.extend(std::iter::repeat_n(Value::Number(0), POOLS.len() - 4));
         ours.push(Value::from("statement"));
         rows.push(ours);
         Table { columns: POOLS, rows }
-    }
-
-    fn consoles(&self) -> usize {
-        self.clients.iter().filter(|client| client.pool == POOL).count()
     }
 
     fn databases(&self) -> Table {
@@ -293,13 +300,14 @@ impl Sight {
     /// Clients (`C`), servers (`S`), or both.
     fn ends(&self, columns: Columns, link: &str, only: Option<&str>, which: Which) -> Table {
         let mut rows = Vec::new();
+        let links = self.links();
         if only != Some("S") {
             let clients = self.clients.iter().filter(|one| which.takes(&one.state));
-            rows.extend(clients.map(|client| self.client_row(client, link)));
+            rows.extend(clients.map(|client| self.client_row(client, link, &links)));
         }
         if only != Some("C") {
             let servers = self.servers.iter().filter(|one| which.takes(server_state(one)));
-            rows.extend(servers.map(|server| self.server_row(server, link)));
+            rows.extend(servers.map(|server| self.server_row(server, link, &links)));
         }
         for row in &mut rows {
             // We keep no such buffers.
@@ -308,12 +316,8 @@ impl Sight {
         Table { columns, rows }
     }
 
-    fn client_row(&self, client: &ClientStatus, link: &str) -> Vec<Value> {
+    fn client_row(&self, client: &ClientStatus, link: &str, links: &Links<'_>) -> Vec<Value> {
         let ClientStatus { pool, holder, state, since_ms, state_seconds, .. } = client;
-        let mut servers = self.servers.iter();
-        let server = servers.find(|one| {
-            one.pool == *pool && one.holder.as_ref().is_some_and(|by| by.client == holder.client)
-        });
         let prefix = if link.is_empty() { "" } else { "cl_" };
         let state_us = microseconds(*state_seconds);
         let wait_us = if state == "waiting" { state_us } else { 0 };
@@ -321,7 +325,7 @@ impl Sight {
         let mut row = vec![
             Value::from("C"),
             holder.user.as_str().into(),
-            self.database_of(pool, &holder.database).into(),
+            links.database(pool, &holder.database).into(),
             // PgBouncer calls those active that have nothing to wait for.
             format!("{prefix}{}", if state == "waiting" { state } else { "active" }).into(),
         ];
@@ -329,13 +333,14 @@ impl Sight {
         row.extend(address(&client.local_address));
         row.extend([time(*since_ms).into(), time(requested_ms).into()]);
         row.extend([wait_us / 1_000_000, wait_us % 1_000_000, 0].map(Value::from));
-        let linked = server.map(|server| pointer(SERVER, server.server_pid)).unwrap_or_default();
+        let server = links.servers.get(&holder.client);
+        let linked = server.map(|pid| pointer(SERVER, *pid)).unwrap_or_default();
         row.extend([pointer(CLIENT, holder.client).into(), linked.into()]);
         row.extend([Value::Number(0), Value::from(""), holder.application_name.as_str().into()]);
         row
     }
 
-    fn server_row(&self, server: &ServerStatus, link: &str) -> Vec<Value> {
+    fn server_row(&self, server: &ServerStatus, link: &str, links: &Links<'_>) -> Vec<Value> {
         let prefix = if link.is_empty() { "" } else { "sv_" };
         let holder = server.holder.as_ref();
         let phase_us = holder.map(|holder| microseconds(holder.phase_seconds));
@@ -343,7 +348,7 @@ impl Sight {
         let mut row = vec![
             Value::from("S"),
             server.user.as_str().into(),
-            self.database_of(&server.pool, &server.database).into(),
+            links.database(&server.pool, &server.database).into(),
             format!("{prefix}{}", server_state(server)).into(),
         ];
         row.extend(address(&server.address));
@@ -359,16 +364,21 @@ impl Sight {
         row
     }
 
+    /// Server connections.
+    fn open(&self) -> usize {
+        let pools = self.databases.iter().flat_map(Database::each);
+        pools.map(|pool| pool.servers.total()).sum()
+    }
+
     fn lists(&self) -> Table {
-        let pools = || self.databases.iter().flat_map(|database| database.each());
+        let pools = || self.databases.iter().flat_map(Database::each);
         // Connections to one server come from one budget.
         let mut budgets: BTreeMap<(&str, u16), (usize, usize)> = BTreeMap::new();
         for pool in pools() {
             let budget = budgets.entry((&pool.host, pool.port)).or_default();
             *budget = (pool.limit, budget.1 + pool.servers.total());
         }
-        let used = self.clients.len();
-        let servers: usize = budgets.values().map(|(_, used)| used).sum();
+        let used = self.used;
         let free: usize = budgets.values().map(|(limit, used)| limit.saturating_sub(*used)).sum();
         let rows = [
             ("databases", self.databases.len() + 1),
@@ -378,7 +388,7 @@ impl Sight {
             ("used_clients", used),
             ("login_clients", pools().map(|pool| pool.clients.greeting).sum()),
             ("free_servers", free),
-            ("used_servers", servers),
+            ("used_servers", self.open()),
             ("dns_names", 0),
             ("dns_zones", 0),
             ("dns_queries", 0),
@@ -400,10 +410,8 @@ impl Sight {
             [Value::from(name)].into_iter().chain(numbers).collect()
         };
         let (client, server) = self.sizes;
-        let rows = vec![
-            row("server_cache", server, self.servers.len()),
-            row("client_cache", client, self.clients.len()),
-        ];
+        let rows =
+            vec![row("server_cache", server, self.open()), row("client_cache", client, self.used)];
         Table { columns: MEM, rows }
     }
 
@@ -422,6 +430,20 @@ impl Sight {
             rows.extend(holders.map(|holder| holder_row(&database.name, holder)));
         }
         Table { columns: HOLDERS, rows }
+    }
+}
+
+#[derive(Default)]
+struct Links<'a> {
+    /// By the name of the pool.
+    databases: HashMap<&'a str, &'a str>,
+    /// The server's process of each client that has one.
+    servers: HashMap<u64, i64>,
+}
+
+impl<'a> Links<'a> {
+    fn database(&self, pool: &str, or: &'a str) -> &'a str {
+        self.databases.get(pool).copied().unwrap_or(or)
     }
 }
 

@@ -31,6 +31,9 @@ use crate::postgres::settings::{self, Settings};
 const FRAME_BYTES: usize = 64 * 1024;
 /// Bytes asked of the socket at once.
 const READ_BYTES: usize = 4096;
+/// Longest time to deliver the last words to a client that is sent away, and most reads of what it still sends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_READS: usize = 64;
 /// Time between two looks whether what a command waits for has come.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -121,8 +124,7 @@ impl Desk {
         let end = visit.talk().await;
         if let End::Dismissed(fields) = end {
             // Whoever doesn't read its last words goes without them.
-            let _sent = visit.send(&error_frame(&fields)).await;
-            let _closed = timeout(LOOK, visit.client.shutdown()).await;
+            let _sent = timeout(LAST_WORDS, visit.say_goodbye(&error_frame(&fields))).await;
         }
     }
 }
@@ -136,6 +138,19 @@ impl Visit {
             };
             if let Err(end) = self.take(tag, &body).await {
                 return end;
+            }
+        }
+    }
+
+    async fn say_goodbye(&mut self, words: &[u8]) {
+        if self.send(words).await.is_err() || self.client.shutdown().await.is_err() {
+            return;
+        }
+        // Closing a socket with bytes unread resets it, and the words could be lost with it.
+        let mut piece = [0; 1024];
+        for _ in 0..LAST_READS {
+            if !matches!(self.client.read(&mut piece).await, Ok(1..)) {
+                return;
             }
         }
     }
@@ -167,16 +182,16 @@ impl Visit {
         let card = Arc::clone(self.cancel.card());
         tokio::select! {
             biased;
-            read = self.client.read_buf(&mut self.received) => match read {
-                Ok(1..) => Ok(()),
-                Ok(0) | Err(_) => Err(End::Gone),
-            },
             () = self.drain.started() => Err(End::Dismissed(leaving())),
             () = poll_fn(|cx| card.poll_wanted(cx)) => {
                 // There is nothing to cancel.
                 let wanted = card.take_wanted();
                 if wanted.has(Wanted::LEAVE) { Err(End::Dismissed(leaving())) } else { Ok(()) }
             }
+            read = self.client.read_buf(&mut self.received) => match read {
+                Ok(1..) => Ok(()),
+                Ok(0) | Err(_) => Err(End::Gone),
+            },
             () = idle => {
                 let message = "terminating connection due to idle-session timeout";
                 Err(End::Dismissed(ErrorFields::fatal("57P05", message)))
