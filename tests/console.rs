@@ -321,6 +321,12 @@ fn a_pause_that_its_client_gives_up_is_undone() {
     first.hang_up();
     is_paused(&mut patient, 0);
     gate.client().query("select 1").expect_no_error();
+    // By somebody else.
+    let mut late = console(&gate);
+    late.send(&query("PAUSE app"));
+    is_paused(&mut patient, 1);
+    patient.query("RESUME app").expect_no_error();
+    assert_eq!(late.reply().codes(), ["55000"]);
     // One that was answered stays.
     holder.query("commit").expect_no_error();
     let mut last = console(&gate);
@@ -372,7 +378,19 @@ fn kill_sends_the_clients_of_a_database_away() {
     eventually("it runs", || {
         (number(&of_app(&mut console, "POOLS"), "sv_active") == 2).then_some(())
     });
-    assert_eq!(console.query("KILL app").expect_no_error().tags(), ["KILL"]);
+    // Clients that come back at once are not killed again and again.
+    let (over, came) = (AtomicBool::new(false), AtomicU32::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(SeqCst) {
+                gate.client().hang_up();
+                came.fetch_add(1, SeqCst);
+            }
+        });
+        eventually("somebody came", || (came.load(SeqCst) > 3).then_some(()));
+        assert_eq!(console.query("KILL app").expect_no_error().tags(), ["KILL"]);
+        over.store(true, SeqCst);
+    });
     for mut killed in [idle, open, busy] {
         let words = killed.last_words();
         let last = words.last().expect("it is told").refusal();
@@ -558,6 +576,11 @@ fn words_that_are_no_command_and_settings() {
     ] {
         assert_eq!(console.query(sql).expect_no_error().tags(), tags, "{sql}");
     }
+    // As lib/pq greets.
+    let login = at("pgbouncer").with("extra_float_digits", "2").with("datestyle", "ISO, MDY");
+    let mut agent = gate.try_client(&login.with("options", "-c geqo=off")).unwrap();
+    assert!(agent.parameters.contains(&("server_version".into(), "1.18.0/bouncer".into())));
+    assert_eq!(agent.query(";").shape(), "IZ");
     let help = console.query("show help");
     assert_eq!(help.shape(), "NCZ");
     assert!(help.frames[0].refusal().detail.contains("WAIT_CLOSE [<db>]"));

@@ -310,6 +310,13 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_words_are_read(query in "(show|pause|;|--|/\\*|\\*/|'|\"|\n|é|[ -~]){0,30}") {
+            let _commands = read(&query);
+        }
+    }
+
     #[test]
     fn every_variable_has_a_value() {
         for (columns, value) in VARIABLES {

@@ -104,18 +104,24 @@ impl Console {
         groups.iter().flat_map(|group| &group.pools).map(|pool| pool.outdated()).sum()
     }
 
-    /// Pauses a database and sends its clients away; ask [`Console::clients_of`] whether they are gone.
-    pub(super) fn kill(&self, target: &Target) -> Result<(), ErrorFields> {
-        self.pause(target)?;
-        self.send_away(target);
-        Ok(())
+    /// Whether every connection is kept back.
+    pub(super) fn is_paused(&self, target: &Target) -> bool {
+        let groups = self.named(target).unwrap_or_default();
+        groups.iter().flat_map(|group| &group.pools).all(|pool| pool.is_paused())
     }
 
-    /// Tells every client of a database to leave; how many there are.
-    pub(super) fn send_away(&self, target: &Target) -> usize {
+    /// Pauses a database and sends its clients away; those.
+    pub(super) fn kill(&self, target: &Target) -> Result<Vec<Arc<Card>>, ErrorFields> {
+        self.pause(target)?;
         let clients = self.clients_of(target);
         clients.iter().for_each(|card| card.want(Wanted::LEAVE));
-        clients.len()
+        Ok(clients)
+    }
+
+    /// Whether any of these is still here.
+    pub(super) fn has_any(&self, clients: &[Arc<Card>]) -> bool {
+        let here = self.cancels.everybody();
+        clients.iter().any(|card| here.iter().any(|one| Arc::ptr_eq(one, card)))
     }
 
     fn clients_of(&self, target: &Target) -> Vec<Arc<Card>> {

@@ -269,6 +269,18 @@ mod tests {
         assert_eq!(prepared.execute(two).unwrap_err().code, "34000");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_borne(body in proptest::collection::vec(0_u8..4, 0..40)) {
+            let mut prepared = Prepared::default();
+            let _parsed = prepared.parse(&body);
+            let _bound = prepared.bind(&body);
+            let _described = prepared.describe(&body).is_ok();
+            let _executed = prepared.execute(&body);
+            let _closed = prepared.close(&body);
+        }
+    }
+
     #[test]
     fn what_is_wrong_is_said() {
         let mut prepared = Prepared::default();

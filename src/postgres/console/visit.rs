@@ -341,35 +341,61 @@ impl Visit {
         &mut self,
         command: Command,
     ) -> Result<Result<Outcome, ErrorFields>, Interruption> {
+        match command {
+            Command::Pause(target) => self.pause(&target).await,
+            Command::Kill(database) => self.kill(&Target::Database(database)).await,
+            Command::WaitClose(target) => self.wait_close(&target).await,
+            other => Ok(self.run_at_once(other)),
+        }
+    }
+
+    async fn pause(
+        &mut self,
+        target: &Target,
+    ) -> Result<Result<Outcome, ErrorFields>, Interruption> {
         let console = Arc::clone(&self.desk.console);
-        let (tag, target) = match command {
-            Command::Kill(database) => ("KILL", Target::Database(database)),
-            Command::Pause(target) => ("PAUSE", target),
-            Command::WaitClose(target) => ("WAIT_CLOSE", target),
-            _ => return Ok(self.run_at_once(command)),
-        };
-        let ordered = match tag {
-            "KILL" => console.kill(&target).map(|()| Change::None),
-            "PAUSE" => console.pause(&target),
-            _ => console.named(&target).map(|_| Change::None),
-        };
-        let change = match ordered {
+        let change = match console.pause(target) {
             Ok(change) => change,
             Err(fields) => return Ok(Err(fields)),
         };
-        let over = || {
-            // Those, too, who came in while the others left.
-            let left = if tag == "KILL" { console.send_away(&target) } else { 0 };
-            left == 0 && console.outdated(&target) == 0
-        };
+        let over = || console.outdated(target) == 0 || !console.is_paused(target);
         if let Err(interruption) = self.wait(over).await {
             // A pause that nobody knows of must not last.
             if change == Change::Made {
-                let _resumed = console.resume(&target);
+                let _resumed = console.resume(target);
             }
             return Err(interruption);
         }
-        Ok(Ok(Outcome::done(tag)))
+        if !console.is_paused(target) {
+            return Ok(Err(not_paused("it was resumed before all was idle")));
+        }
+        Ok(Ok(Outcome::done("PAUSE")))
+    }
+
+    async fn kill(
+        &mut self,
+        target: &Target,
+    ) -> Result<Result<Outcome, ErrorFields>, Interruption> {
+        let console = Arc::clone(&self.desk.console);
+        let killed = match console.kill(target) {
+            Ok(killed) => killed,
+            Err(fields) => return Ok(Err(fields)),
+        };
+        // Who comes meanwhile is none of them, and may stay.
+        self.wait(|| console.outdated(target) == 0 && !console.has_any(&killed)).await?;
+        Ok(Ok(Outcome::done("KILL")))
+    }
+
+    async fn wait_close(
+        &mut self,
+        target: &Target,
+    ) -> Result<Result<Outcome, ErrorFields>, Interruption> {
+        let console = Arc::clone(&self.desk.console);
+        if let Err(fields) = console.named(target) {
+            return Ok(Err(fields));
+        }
+        self.wait(|| console.outdated(target) == 0).await?;
+        Ok(Ok(Outcome::done("WAIT_CLOSE")))
     }
 
     /// Waits until it is `over`, unless the client leaves or cancels, or the drain starts.
