@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::config::{ConfigError, Loaded, PasswordOrigin, Settings};
-use crate::lifecycle::{Drain, DrainTrigger};
+use crate::lifecycle::{Drain, DrainTrigger, StopRequest};
 use crate::supervisor::{self, Signals, StartError, Supervised};
 
 use listeners::Taken;
@@ -85,13 +85,19 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
     let bound = listeners::bind(loaded, taken).await?;
     let variables = bound.local_urls(loaded)?;
     let (trigger, drain) = Drain::new();
-    services::start(&loaded.settings, bound, &drain)?;
+    // Under `run` the command decides when to stop.
+    let stop = (*work == Work::Serve).then(StopRequest::default);
+    services::start(&loaded.settings, bound, &drain, stop.clone())?;
     let code = match work {
         Work::Run(command) => wrap(loaded, command, &variables, &mut signals, &trigger).await?,
         Work::Serve | Work::Check => {
             raise_file_limit();
-            let signal = signals.any_of(&STOP).await;
-            tracing::info!(signal = signal.as_raw(), "told to stop");
+            tokio::select! {
+                signal = signals.any_of(&STOP) => {
+                    tracing::info!(signal = signal.as_raw(), "told to stop");
+                }
+                () = asked(stop) => tracing::info!("told to stop in the console"),
+            }
             0
         }
     };
@@ -110,6 +116,14 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
         );
     }
     Ok(code)
+}
+
+/// Waits until somebody asks to stop, if anybody may.
+async fn asked(stop: Option<StopRequest>) {
+    match stop {
+        Some(stop) => stop.made().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// `serve` tells nobody of a password that was made.

@@ -92,6 +92,10 @@ pub struct Flags {
     /// File with the users that --postgres-any serves, "user" "password" a line [env: TIDEGATE_POSTGRES_USERS_FILE]
     #[arg(long, global = true, value_name = "FILE")]
     postgres_users_file: Option<String>,
+    /// Who may use the console; * for users of the URLs from this machine [env: TIDEGATE_POSTGRES_CONSOLE_USERS]
+    /// [default: *]
+    #[arg(long, global = true, value_name = "USERS")]
+    postgres_console_users: Option<String>,
     /// transaction, session or statement; USER@DATABASE=MODE for some, * for any [env: TIDEGATE_POSTGRES_POOL_MODE]
     /// [default: transaction]
     #[arg(long, global = true, value_name = "MODES")]
@@ -145,6 +149,7 @@ impl Flags {
             ("postgres.any", &self.postgres_any),
             ("postgres.auth", &self.postgres_auth),
             ("postgres.users_file", &self.postgres_users_file),
+            ("postgres.console_users", &self.postgres_console_users),
             ("postgres.pool_mode", &self.postgres_pool_mode),
             ("postgres.probe", &self.postgres_probe),
             ("postgres.strict", &self.postgres_strict),

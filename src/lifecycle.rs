@@ -24,6 +24,24 @@ pub struct DrainTrigger {
     shared: Arc<Shared>,
 }
 
+/// Asks the composition root to stop, as SIGTERM does. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct StopRequest {
+    wanted: Arc<Notify>,
+}
+
+impl StopRequest {
+    /// Asks.
+    pub fn make(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Waits until somebody has asked. Cancel safe.
+    pub async fn made(&self) {
+        self.wanted.notified().await;
+    }
+}
+
 /// The view of a drain that is handed down. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Drain {

@@ -46,6 +46,10 @@ pub struct PoolStatus {
     pub limit_configured: usize,
     /// Why `limit` is below what was set, in the server's words.
     pub limit_reason: Option<String>,
+    /// Whether nobody gets a connection for now, because somebody wants it so.
+    pub paused: bool,
+    /// Connections kept open though nobody needs them.
+    pub idle_min: usize,
     /// Its server connections.
     pub servers: ServerCounts,
     /// Its clients.
@@ -291,6 +295,31 @@ pub struct ClientStatus {
     pub since_ms: u64,
     /// How long it has been in its state.
     pub state_seconds: f64,
+    /// Our end of its connection.
+    pub local_address: String,
+}
+
+/// A server connection, for the console.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// The pool's name.
+    pub pool: String,
+    /// Its user.
+    pub user: String,
+    /// Its database.
+    pub database: String,
+    /// The server's process.
+    pub server_pid: i64,
+    /// When it was opened: milliseconds since 1970.
+    pub since_ms: u64,
+    /// Where the server is, and our end of the connection; empty over a unix socket.
+    pub address: String,
+    /// See `address`.
+    pub local_address: String,
+    /// How it is encrypted; empty if it is not.
+    pub encryption: String,
+    /// Who has it, if anybody has.
+    pub holder: Option<Holder>,
 }
 
 /// What can be asked of the services. Built by the composition root.

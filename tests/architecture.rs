@@ -15,6 +15,7 @@ const FLOORS: &[(i32, &[&str])] = &[
         3,
         &[
             "postgres::session",
+            "postgres::console",
             "postgres::greet",
             "postgres::replication",
             "postgres::service",
@@ -34,6 +35,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "postgres::cancel",
             "postgres::clean",
             "postgres::clients",
+            "postgres::orders",
             "postgres::overdue",
             "postgres::plan",
             "postgres::shares",

@@ -75,6 +75,21 @@ fn jdbc() {
     with_postgres("JdbcClient.java");
 }
 
+#[test]
+fn python_at_the_console() {
+    with_postgres("console_client.py");
+}
+
+#[test]
+fn node_at_the_console() {
+    with_postgres("console_client.mjs");
+}
+
+#[test]
+fn jdbc_at_the_console() {
+    with_postgres("ConsoleClient.java");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokio_postgres() {
     let (server, gate, url) = pooled_postgres();

@@ -8,17 +8,25 @@ use super::listeners::Bound;
 use super::watch::Tower;
 use crate::admin;
 use crate::config::Settings;
-use crate::lifecycle::Drain;
+use crate::lifecycle::{Drain, StopRequest};
 use crate::metrics::Metrics;
 use crate::push;
 use crate::status::Watcher;
 use crate::{postgres, redis};
 
-/// Builds the services of what was bound and spawns them; call it inside the runtime.
-pub(super) fn start(settings: &Settings, bound: Bound, drain: &Drain) -> anyhow::Result<()> {
+/// Builds the services of what was bound and spawns them; call it inside the runtime. `stop`: what a client of the console may
+/// ask for.
+pub(super) fn start(
+    settings: &Settings,
+    bound: Bound,
+    drain: &Drain,
+    stop: Option<StopRequest>,
+) -> anyhow::Result<()> {
     let metrics = Metrics::new().context("cannot set up the metrics")?;
     let postgres = match &settings.postgres {
-        Some(settings) => Some(postgres::service::Service::new(settings, &metrics, drain.clone())?),
+        Some(settings) => {
+            Some(postgres::service::Service::new(settings, &metrics, drain.clone(), stop)?)
+        }
         None => None,
     };
     let redis = match &settings.redis {

@@ -72,6 +72,11 @@ pub(super) const KEYS: &[Key] = &[
     everywhere("postgres.any", "TIDEGATE_POSTGRES_ANY", "postgres-any"),
     everywhere("postgres.auth", "TIDEGATE_POSTGRES_AUTH", "postgres-auth"),
     everywhere("postgres.users_file", "TIDEGATE_POSTGRES_USERS_FILE", "postgres-users-file"),
+    everywhere(
+        "postgres.console_users",
+        "TIDEGATE_POSTGRES_CONSOLE_USERS",
+        "postgres-console-users",
+    ),
     everywhere("postgres.pool_mode", "TIDEGATE_POSTGRES_POOL_MODE", "postgres-pool-mode"),
     everywhere("postgres.probe", "TIDEGATE_POSTGRES_PROBE", "postgres-probe"),
     everywhere("postgres.strict", "TIDEGATE_POSTGRES_STRICT", "postgres-strict"),

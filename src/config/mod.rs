@@ -28,10 +28,10 @@ pub use error::ConfigError;
 pub use local::leads_to;
 pub use secret::Secret;
 pub use settings::{
-    AdminSettings, Auth, LogFormat, LogLevel, LogSettings, NamespaceSettings, Passing,
-    PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions, PostgresLimits, PostgresListener,
-    PostgresSettings, PostgresUpstream, Probe, PushSettings, RedisLimits, RedisListener,
-    RedisSettings, RedisTls, RedisUpstream, RemoteWrite, Settings, SslMode,
+    AdminSettings, Auth, ConsoleUsers, LogFormat, LogLevel, LogSettings, NamespaceSettings,
+    Passing, PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions, PostgresLimits,
+    PostgresListener, PostgresSettings, PostgresUpstream, Probe, PushSettings, RedisLimits,
+    RedisListener, RedisSettings, RedisTls, RedisUpstream, RemoteWrite, Settings, SslMode,
 };
 pub use users::{UserSecret, Users};
 pub use variable::{PooledUrl, PooledVariable, Protocol};

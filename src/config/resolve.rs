@@ -13,10 +13,10 @@ use super::suggest;
 use super::users::UsersFile;
 use super::written::{Entry, Environment, Written};
 use super::{
-    AdminSettings, Auth, ConfigError, LogFormat, LogLevel, LogSettings, Passing, PoolMode,
-    PoolModeRule, PoolModes, PooledUrl, PooledVariable, Portions, PostgresLimits, PostgresListener,
-    PostgresSettings, Probe, RedisLimits, RedisListener, RedisSettings, RedisTls, Settings,
-    UserSecret, Users,
+    AdminSettings, Auth, ConfigError, ConsoleUsers, LogFormat, LogLevel, LogSettings, Passing,
+    PoolMode, PoolModeRule, PoolModes, PooledUrl, PooledVariable, Portions, PostgresLimits,
+    PostgresListener, PostgresSettings, Probe, RedisLimits, RedisListener, RedisSettings, RedisTls,
+    Settings, UserSecret, Users,
 };
 
 const POSTGRES_LISTEN: SocketAddr =
@@ -147,6 +147,7 @@ fn postgres(
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
         users: users(written, warnings)?,
+        console: console(written),
         pool_modes: pool_modes(written, "postgres.pool_mode")?,
         probe: written.choice(
             "postgres.probe",
@@ -181,7 +182,9 @@ fn postgres(
         variables.push(PooledVariable::new(name, index, PooledUrl::Postgres(Box::new(url))));
     }
     let served = !listeners.is_empty();
-    Ok(served.then_some(PostgresSettings { listeners, ..settings }))
+    let settings = PostgresSettings { listeners, ..settings };
+    check_console(written, &settings)?;
+    Ok(served.then_some(settings))
 }
 
 fn portions(written: &Written) -> Result<Portions, ConfigError> {
@@ -211,9 +214,40 @@ fn check_any(written: &Written, settings: &PostgresSettings) -> Result<(), Confi
             "serving any user needs a users file (TIDEGATE_POSTGRES_USERS_FILE), or trust on both sides: \
              TIDEGATE_POSTGRES_AUTH=trust (loopback listeners only)",
         )),
-        (None, Some(entry)) => Err(entry.wrong(
-            "is of use only if any user is served: set TIDEGATE_POSTGRES_ANY=1 too, or take it out",
+        (None, Some(entry)) if settings.console == ConsoleUsers::OfUrls => Err(entry.wrong(
+            "is of use only if any user is served, or some may use the console: set TIDEGATE_POSTGRES_ANY=1 or \
+             TIDEGATE_POSTGRES_CONSOLE_USERS too, or take it out",
         )),
+        _ => Ok(()),
+    }
+}
+
+/// `*` for whoever may use the pool of a URL, names, or nothing for nobody.
+fn console(written: &Written) -> ConsoleUsers {
+    match written.entry("postgres.console_users") {
+        None => ConsoleUsers::OfUrls,
+        Some(entry) if entry.text == "*" => ConsoleUsers::OfUrls,
+        Some(entry) => {
+            ConsoleUsers::Named(entry.text.split_ascii_whitespace().map(str::to_owned).collect())
+        }
+    }
+}
+
+/// Who may use the console must be able to come in.
+fn check_console(written: &Written, settings: &PostgresSettings) -> Result<(), ConfigError> {
+    let (ConsoleUsers::Named(users), Auth::Password) = (&settings.console, settings.auth) else {
+        return Ok(());
+    };
+    let of_url = |user: &str| {
+        let mut upstreams = settings.listeners.iter().flat_map(|listener| &listener.upstreams);
+        upstreams.any(|upstream| upstream.user == user)
+    };
+    let unknown = users.iter().find(|user| settings.users.get(user).is_none() && !of_url(user));
+    match (written.entry("postgres.console_users"), unknown) {
+        (Some(entry), Some(user)) if !settings.listeners.is_empty() => Err(entry.wrong(format!(
+            "names {user}, whose password nobody knows; name users of the URLs or of the users file \
+             (TIDEGATE_POSTGRES_USERS_FILE)"
+        ))),
         _ => Ok(()),
     }
 }

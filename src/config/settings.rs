@@ -155,6 +155,16 @@ pub enum Passing {
     Strict,
 }
 
+/// Who may use the console.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleUsers {
+    /// Whoever may use the pool of a URL, from this machine.
+    #[default]
+    OfUrls,
+    /// These, from anywhere if they have a password.
+    Named(Vec<String>),
+}
+
 /// Which user of which database has which mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PoolModes {
@@ -213,6 +223,8 @@ pub struct PostgresSettings {
     pub auth: Auth,
     /// Who may use it besides, with `any`.
     pub users: Arc<Users>,
+    /// Who may use the console.
+    pub console: ConsoleUsers,
     /// For how long clients keep a connection.
     pub pool_modes: PoolModes,
     /// When the server is asked what a session has left.
@@ -544,6 +556,7 @@ impl Default for PostgresSettings {
             any: false,
             auth: Auth::Password,
             users: Arc::default(),
+            console: ConsoleUsers::default(),
             pool_modes: PoolModes::default(),
             probe: Probe::default(),
             passing: Passing::default(),

@@ -88,6 +88,23 @@ impl Stream {
         self.tcp().and_then(|tcp| tcp.peer_addr().ok())
     }
 
+    /// The peer's address and ours; `None` for a unix socket or when the peer is already gone.
+    #[must_use]
+    pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let tcp = self.tcp()?;
+        Some((tcp.peer_addr().ok()?, tcp.local_addr().ok()?))
+    }
+
+    /// Version and cipher of the encryption; empty if there is none.
+    #[must_use]
+    pub fn encryption(&self) -> String {
+        let Self::Tls(tls) = self else { return String::new() };
+        let (_, state) = tls.get_ref();
+        let version = state.protocol_version().map(|version| format!("{version:?}"));
+        let suite = state.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
+        format!("{}/{}", version.unwrap_or_default().replace('_', "."), suite.unwrap_or_default())
+    }
+
     /// The TCP socket below, if there is one.
     #[must_use]
     pub fn tcp(&self) -> Option<&TcpStream> {

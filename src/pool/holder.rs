@@ -4,7 +4,7 @@
 //! has brought the connection before `create` is called, and `recycle` looks whether the server has closed it.
 
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Waker};
 
 use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
@@ -21,6 +21,36 @@ pub(super) struct Held<B> {
     pub(super) pin: Option<&'static str>,
     pub(super) loan: Loan,
     pub(super) term: Term,
+    pub(super) era: Era,
+}
+
+/// Connections opened since the pool was told last to replace all it had. Who keeps a clone is waited for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Era(Arc<()>);
+
+impl Era {
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// To know it again without being waited for.
+    pub(super) fn mark(&self) -> EraMark {
+        EraMark(Arc::downgrade(&self.0))
+    }
+
+    /// Clones beside this one.
+    pub(super) fn others(&self) -> usize {
+        Arc::strong_count(&self.0) - 1
+    }
+}
+
+/// Which era it was.
+pub(super) struct EraMark(Weak<()>);
+
+impl EraMark {
+    pub(super) fn is_of(&self, era: &Era) -> bool {
+        std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(&era.0))
+    }
 }
 
 /// How the time of the present loan was spent; in nanoseconds of the metrics' clock.

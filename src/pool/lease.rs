@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::holder::Loan;
+use super::holder::{EraMark, Loan};
 use super::{Connect, Object, Pool};
 use crate::metrics::Phase;
 
@@ -82,6 +82,10 @@ impl<C: Connect> Lease<C> {
     #[must_use]
     pub fn has_expired(&self) -> bool {
         self.object.as_ref().is_some_and(|object| object.term.ended(self.pool.age_ms()).is_some())
+    }
+
+    pub(super) fn era(&self) -> Option<EraMark> {
+        self.object.as_ref().map(|object| object.era.mark())
     }
 
     /// The pool it came from.

@@ -8,6 +8,7 @@
 mod budget;
 mod ceiling;
 mod error;
+mod gate;
 mod holder;
 mod lease;
 mod opener;
@@ -109,6 +110,8 @@ pub struct Pool<C: Connect> {
     closing: Arc<Notify>,
     /// Tells those who share that somebody waits.
     asked: Notify,
+    /// Tells who keeps a connection for long that all are to be replaced.
+    renewed: Notify,
 }
 
 /// The answer to a checkout.
@@ -149,6 +152,7 @@ impl<C: Connect> Pool<C> {
             age_ms: AtomicU64::new(0),
             closing: Arc::default(),
             asked: Notify::default(),
+            renewed: Notify::default(),
         });
         pool.limit_changed(budget.limit());
         let weak: Weak<Self> = Arc::downgrade(&pool);
@@ -401,9 +405,14 @@ impl<C: Connect> Pool<C> {
     /// Hands a clean connection to the first waiter, or lays it among the idle ones.
     fn pass_on(&self, object: Box<Object<C>>) {
         let mut state = self.lock();
-        if state.is_closed() {
+        let unfit = if state.is_closed() {
+            Some("shutdown")
+        } else {
+            (!state.gate.lets_in(&object.era)).then_some("renewed")
+        };
+        if let Some(reason) = unfit {
             drop(state);
-            return self.discard(*object, "shutdown");
+            return self.discard(*object, reason);
         }
         match state.grant_first(object) {
             Ok(waker) => {

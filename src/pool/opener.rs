@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::budget::Permit;
-use super::holder::{Held, Loan, Term};
+use super::holder::{Era, Held, Loan, Term};
 use super::queue::Opening;
 use super::{Connect, ConnectError, Fault, Pool};
 
@@ -35,6 +35,7 @@ pub(super) enum Cause {
 struct Opener<C: Connect> {
     pool: Arc<Pool<C>>,
     permit: Option<Permit>,
+    era: Era,
 }
 
 impl<C: Connect> Opener<C> {
@@ -50,7 +51,7 @@ impl<C: Connect> Opener<C> {
         });
         let Some(permit) = self.permit.take() else { return };
         match outcome {
-            Ok(backend) => self.pool.opened(backend, permit),
+            Ok(backend) => self.pool.opened(backend, permit, self.era.clone()),
             Err(error) => self.pool.failed_to_open(error, permit),
         }
     }
@@ -77,10 +78,11 @@ impl<C: Connect> Pool<C> {
         cause: Cause,
     ) -> Result<(), Permit> {
         let mut state = self.lock();
+        let open = !state.is_closed() && state.gate.is_open();
         let wanted = match cause {
             Cause::Waiter => state.demand().is_some(),
-            Cause::Doubt => state.is_forgotten() && !state.is_closed(),
-            Cause::Warmth => state.opening == Opening::Free && !state.is_closed(),
+            Cause::Doubt => state.is_forgotten() && open,
+            Cause::Warmth => state.opening == Opening::Free && open,
         };
         // There is a runtime if there ever was a waiter.
         let Some(runtime) = state.runtime.clone().filter(|_| wanted) else {
@@ -90,12 +92,13 @@ impl<C: Connect> Pool<C> {
         state.openers += 1;
         self.metrics.servers_opening.inc();
         self.publish(&mut state);
+        let era = state.gate.era().clone();
         drop(state);
-        runtime.spawn(Opener { pool: Arc::clone(self), permit: Some(permit) }.run());
+        runtime.spawn(Opener { pool: Arc::clone(self), permit: Some(permit), era }.run());
         Ok(())
     }
 
-    fn opened(&self, backend: C::Backend, permit: Permit) {
+    fn opened(&self, backend: C::Backend, permit: Permit, era: Era) {
         let age_ms = self.age_ms_now();
         let term = Term {
             expires_ms: age_ms.saturating_add(self.limit_ms(self.settings.lifetime)),
@@ -104,7 +107,7 @@ impl<C: Connect> Pool<C> {
         };
         self.account.opened_now();
         self.account.budget().opened();
-        let held = Box::new(Held { backend, permit, pin: None, loan: Loan::default(), term });
+        let held = Box::new(Held { backend, permit, pin: None, loan: Loan::default(), term, era });
         let object = {
             let mut state = self.lock();
             state.openers -= 1;

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::budget::NOBODY;
+use super::gate::Gate;
 use super::ticket::Slot;
 use super::{
     CheckoutError, CheckoutErrorKind, Connect, ConnectError, Fault, Object, Pool, Reachability,
@@ -21,6 +22,7 @@ const WAIT_LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// What a pool's lock guards.
 pub(super) struct State<C: Connect> {
     phase: Phase,
+    pub(super) gate: Gate,
     queue: VecDeque<Arc<Slot<C>>>,
     next_number: u64,
     /// Openers under way.
@@ -78,6 +80,7 @@ impl<C: Connect> Default for State<C> {
     fn default() -> Self {
         Self {
             phase: Phase::Open,
+            gate: Gate::default(),
             queue: VecDeque::new(),
             next_number: 0,
             openers: 0,
@@ -93,7 +96,7 @@ impl<C: Connect> Default for State<C> {
 
 impl<C: Connect> State<C> {
     pub(super) fn may_take_idle(&self) -> bool {
-        self.phase == Phase::Open && self.queue.is_empty()
+        self.phase == Phase::Open && self.gate.is_open() && self.queue.is_empty()
     }
 
     pub(super) fn has_waiters(&self) -> bool {
@@ -112,7 +115,8 @@ impl<C: Connect> State<C> {
     /// More wait than connections are being opened, though the server is there: they are exhausted.
     fn shortage(&self) -> Shortage {
         let away = self.failure().is_some_and(|error| error.fault != Fault::Refused);
-        if self.queue.len() > self.openers && !away { Shortage::Yes } else { Shortage::No }
+        let short = self.queue.len() > self.openers && !away && self.gate.is_open();
+        if short { Shortage::Yes } else { Shortage::No }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -176,7 +180,7 @@ impl<C: Connect> State<C> {
             Opening::Probe => 1,
             Opening::HoldOff => 0,
         };
-        if self.is_closed() || self.openers >= at_once {
+        if self.is_closed() || !self.gate.is_open() || self.openers >= at_once {
             return None;
         }
         self.queue.get(self.openers).map(|slot| &**slot)
@@ -193,7 +197,9 @@ impl<C: Connect> Pool<C> {
     /// Tells the budget and the metrics who waits. Under the lock, after each change of queue, openers or opening.
     pub(super) fn publish(&self, state: &mut State<C>) {
         let stamp = |slot: &Slot<C>| self.account.budget().stamp(slot.since);
-        let oldest = state.queue.front().map_or(NOBODY, |slot| stamp(slot));
+        // While the gate is shut nobody has a claim to a connection.
+        let first = state.queue.front().filter(|_| state.gate.is_open());
+        let oldest = first.map_or(NOBODY, |slot| stamp(slot));
         self.account.publish(oldest, state.demand().map_or(NOBODY, stamp));
         self.metrics.queue_changed(state.queue.len());
         let (before, now) = (state.shortage, state.shortage());
@@ -221,13 +227,19 @@ impl<C: Connect> Pool<C> {
         }
         state.queue.push_back(Arc::clone(&slot));
         self.publish(state);
+        self.start_timer(state);
+        Ticket::new(slot)
+    }
+
+    /// Has the waits end at their deadlines, if somebody waits. Under the lock.
+    pub(super) fn start_timer(self: &Arc<Self>, state: &mut State<C>) {
         if state.timer == Timer::Off
+            && state.has_waiters()
             && let Some(runtime) = &state.runtime
         {
             state.timer = Timer::Running;
             runtime.spawn(end_waits(Arc::downgrade(self)));
         }
-        Ticket::new(slot)
     }
 
     /// Why nobody may join the queue now, if so.
@@ -300,8 +312,11 @@ impl<C: Connect> Pool<C> {
         failure.map_or(CheckoutErrorKind::TimedOut, CheckoutErrorKind::of)
     }
 
-    fn deadline(&self, slot: &Slot<C>) -> Instant {
-        slot.since.checked_add(self.settings.wait).unwrap_or_else(|| slot.since + WAIT_LONGEST)
+    /// Never while the gate is shut; who waited then has the whole wait before it when the gate opens.
+    fn deadline(&self, state: &State<C>) -> Option<Instant> {
+        let first = state.queue.front()?.since;
+        let since = state.gate.open_since().map(|opened| opened.max(first))?;
+        Some(since.checked_add(self.settings.wait).unwrap_or_else(|| since + WAIT_LONGEST))
     }
 
     /// Ends the waits that are over; the next deadline, if anybody still waits.
@@ -310,14 +325,14 @@ impl<C: Connect> Pool<C> {
         let next = {
             let mut state = self.lock();
             let now = Instant::now();
-            while state.queue.front().is_some_and(|slot| self.deadline(slot) <= now)
+            while self.deadline(&state).is_some_and(|deadline| deadline <= now)
                 && let Some(slot) = state.queue.pop_front()
             {
                 let kind = self.kind_at_deadline(&state);
                 let error = self.checkout_error(kind, slot.since, state.queue.len() + 1);
                 wakers.extend(slot.fail(error));
             }
-            let next = state.queue.front().map(|slot| self.deadline(slot));
+            let next = self.deadline(&state);
             if next.is_none() {
                 state.timer = Timer::Off;
             }

@@ -21,6 +21,8 @@ impl<C: Connect> Pool<C> {
             limit: self.limit(),
             limit_configured: self.limit_configured(),
             limit_reason: self.shortfall(),
+            paused: self.is_paused(),
+            idle_min: self.settings.idle_min,
             servers: servers(metrics),
             clients: clients(metrics),
             queue,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
-use super::clients::{Seat, Seats};
+use super::clients::{Seat, Seats, Way};
 use super::connect::{Dial, Dialled, dial};
 use super::hub::Hub;
 use super::message::{self, BackendKey, ErrorFields};
@@ -424,7 +424,7 @@ impl Connect for PgConnect {
         self.met(&parameters);
         let statements = ServerStatements::new(nonce, self.limits.statements_per_backend);
         let line = Line::new(statements, &parameters);
-        let seat = Seat::new(key.pid, Arc::clone(&line.words));
+        let seat = Seat::new(key.pid, Way::of(&stream), Arc::clone(&line.words));
         self.seats.admit(&seat);
         let mut backend = PgBackend {
             stream,

@@ -81,6 +81,19 @@ impl CancelRegistry {
         keys: CancelKeys,
         random: &[u8; LONG_BYTES],
     ) -> Result<(BackendKey, CancelHandle), Full> {
+        self.register_beyond(0, keys, random)
+    }
+
+    /// As [`CancelRegistry::register`], for those who may be here beyond the client limit: so many.
+    ///
+    /// # Errors
+    /// When that is reached.
+    pub fn register_beyond(
+        self: &Arc<Self>,
+        beyond: usize,
+        keys: CancelKeys,
+        random: &[u8; LONG_BYTES],
+    ) -> Result<(BackendKey, CancelHandle), Full> {
         let (secret, bytes) = match keys {
             CancelKeys::Short => {
                 let [a, b, c, d, ..] = *random;
@@ -88,7 +101,7 @@ impl CancelRegistry {
             }
             CancelKeys::Long => (Secret::Long(Box::new(*random)), random.to_vec()),
         };
-        let card = self.lock().insert(secret)?;
+        let card = self.lock().insert(secret, beyond)?;
         let pid = card.pid();
         let handle = CancelHandle { card, registry: Arc::clone(self), visit: None };
         Ok((BackendKey { pid, secret: bytes }, handle))
@@ -115,6 +128,18 @@ impl CancelRegistry {
         self.lock().by_pid.values().map(|session| Arc::clone(&session.card)).collect()
     }
 
+    /// How many of them there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().by_pid.len()
+    }
+
+    /// Whether there is nobody.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// How many there may be.
     #[must_use]
     pub fn limit(&self) -> usize {
@@ -128,8 +153,8 @@ impl CancelRegistry {
 
 impl Sessions {
     /// Process ids count up and start again at 1; one that is still in use is passed over.
-    fn insert(&mut self, secret: Secret) -> Result<Arc<Card>, Full> {
-        if self.by_pid.len() >= self.limit {
+    fn insert(&mut self, secret: Secret, beyond: usize) -> Result<Arc<Card>, Full> {
+        if self.by_pid.len() >= self.limit.saturating_add(beyond) {
             return Err(Full { limit: self.limit });
         }
         loop {

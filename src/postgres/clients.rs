@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::relay::Words;
 use super::settings::Settings;
 use crate::metrics::{Phase, now_ms, seconds};
+use crate::net::Stream;
 use crate::status::Holder;
 
 /// Longest name of an application that is shown.
@@ -45,6 +46,8 @@ pub struct Card {
 #[derive(Debug)]
 struct Who {
     address: SocketAddr,
+    /// Our end.
+    local: Option<SocketAddr>,
     born_ms: u64,
     settings: Mutex<Arc<Settings>>,
     seats: Arc<Seats>,
@@ -83,12 +86,16 @@ impl Card {
         }
     }
 
-    /// It is logged in. Once only; the first word counts.
-    pub fn introduce(&self, address: SocketAddr, settings: &Arc<Settings>, seats: &Arc<Seats>) {
+    /// It is logged in, and comes from `address` to `local`. Once only; the first word counts.
+    pub fn introduce(
+        &self,
+        (address, local): (SocketAddr, Option<SocketAddr>),
+        settings: &Arc<Settings>,
+        seats: &Arc<Seats>,
+    ) {
         self.since_ms.store(seats.now_ms(), Relaxed);
-        let settings = Mutex::new(Arc::clone(settings));
-        let _known =
-            self.who.set(Who { address, born_ms: now_ms(), settings, seats: Arc::clone(seats) });
+        let (settings, seats) = (Mutex::new(Arc::clone(settings)), Arc::clone(seats));
+        let _known = self.who.set(Who { address, local, born_ms: now_ms(), settings, seats });
     }
 
     /// The number it was told at login.
@@ -145,8 +152,13 @@ impl Card {
     /// It does something else from now on.
     pub fn turn(&self, doing: Doing) {
         let Some(who) = self.who.get() else { return };
+        self.turn_at(doing, who.seats.now_ms());
+    }
+
+    /// As [`Card::turn`], since a moment that is known better than the seats' clock has it.
+    pub fn turn_at(&self, doing: Doing, now_ms: u64) {
         self.doing.store(doing as u8, Relaxed);
-        self.since_ms.store(who.seats.now_ms(), Relaxed);
+        self.since_ms.store(now_ms, Relaxed);
     }
 
     /// What it does, and since when by the clock of its pool's seats, in milliseconds.
@@ -182,6 +194,12 @@ impl Card {
     pub fn address(&self) -> Option<SocketAddr> {
         self.who.get().map(|who| who.address)
     }
+
+    /// Our end of its connection, once it is logged in.
+    #[must_use]
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.who.get().and_then(|who| who.local)
+    }
 }
 
 /// A server connection, and who holds it.
@@ -189,8 +207,29 @@ impl Card {
 pub struct Seat {
     /// The server's process.
     pub server_pid: i32,
+    /// The way there.
+    pub way: Way,
     words: Arc<Words>,
     held: Mutex<Option<Held>>,
+}
+
+/// How a server connection goes.
+#[derive(Clone, Debug, Default)]
+pub struct Way {
+    /// When it was opened: milliseconds since 1970.
+    pub born_ms: u64,
+    /// The server's address and ours; `None` over a unix socket.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// Version and cipher; empty without encryption.
+    pub encryption: String,
+}
+
+impl Way {
+    /// Of a stream that was opened now.
+    #[must_use]
+    pub fn of(stream: &Stream) -> Self {
+        Self { born_ms: now_ms(), ends: stream.ends(), encryption: stream.encryption() }
+    }
 }
 
 /// Moments are those of the pool's metrics.
@@ -224,8 +263,8 @@ pub enum Reported {
 impl Seat {
     /// Of a connection whose latest statement is kept in `words`.
     #[must_use]
-    pub fn new(server_pid: i32, words: Arc<Words>) -> Arc<Self> {
-        Arc::new(Self { server_pid, words, held: Mutex::default() })
+    pub fn new(server_pid: i32, way: Way, words: Arc<Words>) -> Arc<Self> {
+        Arc::new(Self { server_pid, way, words, held: Mutex::default() })
     }
 
     /// A session has it from now on.

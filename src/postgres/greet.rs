@@ -12,7 +12,8 @@ use prometheus::IntGauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::backend::{PgPool, settings_for};
-use super::cancel::{CancelHandle, CancelRegistry};
+use super::cancel::{CancelHandle, CancelRegistry, Full};
+use super::console::{CLIENTS_MOST, Console, Desk};
 use super::exchange::Status;
 use super::greeting::{Greeting, Refusal, Startup, Step};
 use super::message::{
@@ -38,7 +39,8 @@ const LAST_BYTES: usize = 64 * 1024;
 
 /// What the greetings of one listener share.
 pub(super) struct Reception {
-    pub(super) routes: Routes,
+    pub(super) routes: Arc<Routes>,
+    pub(super) console: Arc<Console>,
     pub(super) limits: Arc<PostgresLimits>,
     pub(super) login_timeout: Duration,
     pub(super) cancels: Arc<CancelRegistry>,
@@ -97,7 +99,7 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
     };
     let welcomed = tokio::select! {
         biased;
-        welcomed = welcome(&reception, &mut talk) => welcomed,
+        welcomed = welcome(&reception, &mut talk, peer) => welcomed,
         end = draining => Err(end),
     };
     match welcomed {
@@ -109,13 +111,17 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
             let drain = reception.drain.clone();
             match seat {
                 Seat::Shared { pool, settings } => {
-                    cancel.card().introduce(peer, &settings, pool.connector().seats());
+                    let ends = (peer, client.ends().map(|(_, local)| local));
+                    cancel.card().introduce(ends, &settings, pool.connector().seats());
                     let drain = drain.guard();
                     let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
                     tokio::spawn(Running::new(parts));
                 }
                 Seat::Own(own) => {
                     tokio::spawn(own.pass(client, leftover, cancel, drain));
+                }
+                Seat::Console(desk) => {
+                    tokio::spawn(desk.pass(client, leftover, cancel, (peer, drain)));
                 }
             }
         }
@@ -147,6 +153,8 @@ enum Seat {
     Shared { pool: Arc<PgPool>, settings: Arc<Settings> },
     /// By one of its own: it replicates.
     Own(Box<OwnConnection>),
+    /// By ourselves.
+    Console(Box<Desk>),
 }
 
 impl Seat {
@@ -154,11 +162,12 @@ impl Seat {
         match self {
             Self::Shared { settings, .. } => &settings.reported,
             Self::Own(own) => own.reported(),
+            Self::Console(desk) => desk.reported(),
         }
     }
 }
 
-async fn welcome(reception: &Reception, talk: &mut Talk) -> Result<Welcome, End> {
+async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Result<Welcome, End> {
     let words = admit(reception, talk);
     let startup = match tokio::time::timeout(reception.login_timeout, words).await {
         Ok(admitted) => admitted?,
@@ -171,17 +180,19 @@ async fn welcome(reception: &Reception, talk: &mut Talk) -> Result<Welcome, End>
         }
     };
     let random = random()?;
-    let (key, cancel) = reception.cancels.register(startup.keys, &random).map_err(|full| {
-        reception.metrics.reject(Reason::ClientLimit);
-        reception.metrics.note(
-            "client_limit",
-            format!("a client was turned away: {full}"),
-            "Close idle clients, make the applications' own pools smaller, or raise postgres.client_limit.".to_owned(),
-        );
-        ErrorFields::fatal("53300", "sorry, too many clients already")
-            .detail(full.to_string())
-            .hint("Close idle clients, make the applications' own pools smaller, or raise the client limit.")
-    })?;
+    if let Some(desk) = reception.console.desk(&reception.routes, &startup, peer.ip())? {
+        let registered = reception.cancels.register_beyond(CLIENTS_MOST, startup.keys, &random);
+        let (key, cancel) = registered.map_err(|full| turned_away(reception, full))?;
+        return enter(
+            reception,
+            talk,
+            Welcome { seat: Seat::Console(Box::new(desk)), cancel },
+            &key,
+        )
+        .await;
+    }
+    let registered = reception.cancels.register(startup.keys, &random);
+    let (key, cancel) = registered.map_err(|full| turned_away(reception, full))?;
     let Route { pool, visit } = find(reception, &startup)?;
     let cancel = cancel.holding(visit);
     let seat = tokio::select! {
@@ -191,15 +202,38 @@ async fn welcome(reception: &Reception, talk: &mut Talk) -> Result<Welcome, End>
             return Err(End::Quiet("the client left before there was a server"));
         }
     };
+    enter(reception, talk, Welcome { seat, cancel }, &key).await
+}
+
+/// The last of the greeting: what the client must know, and that it may begin.
+async fn enter(
+    reception: &Reception,
+    talk: &mut Talk,
+    welcome: Welcome,
+    key: &BackendKey,
+) -> Result<Welcome, End> {
     let mut bytes = Vec::new();
-    for (name, value) in seat.reported() {
+    for (name, value) in welcome.seat.reported() {
         bytes.extend(parameter_status(name, value));
     }
-    bytes.extend(backend_key_data(&key));
+    bytes.extend(backend_key_data(key));
     bytes.extend(ready(Status::Idle));
     let sent = tokio::time::timeout(reception.login_timeout, talk.send(&bytes));
     sent.await.map_err(|_elapsed| End::Quiet("the client does not read"))??;
-    Ok(Welcome { seat, cancel })
+    Ok(welcome)
+}
+
+/// Counts a client that finds a full house; what it is told.
+fn turned_away(reception: &Reception, full: Full) -> ErrorFields {
+    reception.metrics.reject(Reason::ClientLimit);
+    reception.metrics.note(
+        "client_limit",
+        format!("a client was turned away: {full}"),
+        "Close idle clients, make the applications' own pools smaller, or raise postgres.client_limit.".to_owned(),
+    );
+    ErrorFields::fatal("53300", "sorry, too many clients already").detail(full.to_string()).hint(
+        "Close idle clients, make the applications' own pools smaller, or raise the client limit.",
+    )
 }
 
 /// What will serve this client, once a server has accepted what it asks for.
@@ -296,6 +330,10 @@ fn find(reception: &Reception, startup: &Startup) -> Result<Route, ErrorFields> 
             ErrorFields::fatal("3D000", format!("database \"{database}\" does not exist"))
         }
         NoRoute::User => ErrorFields::fatal("28000", format!("role \"{user}\" does not exist")),
+        NoRoute::Disabled => {
+            ErrorFields::fatal("57P03", format!("database \"{database}\" is disabled"))
+                .hint("ENABLE it in the console.")
+        }
         NoRoute::TooMany(limit) => ErrorFields::fatal(
             "53300",
             format!(

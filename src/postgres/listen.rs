@@ -100,6 +100,8 @@ enum Start {
 /// Why the hub stops to serve.
 enum Stop {
     Lost,
+    /// All connections of the pool are to be replaced.
+    Outdated,
     Unused,
 }
 
@@ -113,7 +115,11 @@ impl Task {
             self.phase.send_replace(Phase::Up);
             lease.pin(REASON);
             let _since = lease.turn(crate::metrics::Phase::Pinned);
-            let stop = self.serve(&mut lease).await;
+            let outdated = lease.until_outdated();
+            let stop = tokio::select! {
+                stop = self.serve(&mut lease) => stop,
+                () = outdated => Stop::Outdated,
+            };
             lease.unpin();
             drop(permit);
             match stop {
@@ -123,17 +129,19 @@ impl Task {
                     }
                     return;
                 }
-                Stop::Lost => self.lost(lease),
+                Stop::Lost => self.lost(lease, "server_closed"),
+                Stop::Outdated => self.lost(lease, "renewed"),
             }
         }
     }
 
-    fn lost(&mut self, lease: Lease<PgConnect>) {
-        lease.close("server_closed");
+    fn lost(&mut self, lease: Lease<PgConnect>, reason: &'static str) {
+        lease.close(reason);
         self.pool.metrics().listen_losses.inc();
         tracing::warn!(
             pool = self.pool.settings().name,
             channels = self.channels.len(),
+            reason,
             "the listening connection is lost: notifications are missed until there is another"
         );
         self.phase.send_replace(Phase::Lost);

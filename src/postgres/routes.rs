@@ -8,6 +8,7 @@ use postgres_protocol::password::scram_sha_256;
 
 use super::backend::{PgConnect, PgPool, Rules};
 use super::connect::Dial;
+use super::orders::{Entry, Orders, Passage, Place};
 use super::scram::Verifier;
 use crate::config::{
     Auth, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret, UserSecret,
@@ -104,6 +105,8 @@ pub enum NoRoute {
     User,
     /// No more pools may be made on demand; with the limit.
     TooMany(usize),
+    /// No new clients are let in for now.
+    Disabled,
 }
 
 /// What it takes to make pools. The budgets are per upstream server, whatever listener leads there.
@@ -115,6 +118,7 @@ pub(super) struct Foundry {
     budgets: Arc<Mutex<Budgets>>,
     /// By what they are of.
     ceilings: Arc<Mutex<HashMap<String, Arc<Ceiling>, RandomState>>>,
+    orders: Arc<Orders>,
 }
 
 /// By upstream server.
@@ -128,6 +132,7 @@ impl Foundry {
             drain,
             budgets: Arc::default(),
             ceilings: Arc::default(),
+            orders: Arc::default(),
         }
     }
 
@@ -192,8 +197,18 @@ impl Foundry {
         let (connections, share_percent) =
             (self.size(), settings.portions.application_share_percent);
         let rules = Rules { mode, probe, passing, connections, share_percent };
+        let place = Place::of(dial.upstream());
         let connect = PgConnect::new(&name, dial, Arc::new(settings.limits.clone()), rules);
-        Pool::new(connect, pool_settings, budget, metrics)
+        let pool = Pool::new(connect, pool_settings, budget, metrics);
+        if self.orders.passage(&place) == Passage::Paused {
+            pool.pause();
+        }
+        pool
+    }
+
+    /// What was ordered of databases.
+    pub(super) fn orders(&self) -> &Arc<Orders> {
+        &self.orders
     }
 
     /// Keeps house in a pool until it is closed, which the drain's deadline does at the latest.
@@ -249,7 +264,9 @@ impl Routes {
     pub(super) fn all(&self) -> Vec<Arc<PgPool>> {
         let mut all: Vec<_> = self.fixed().map(Arc::clone).collect();
         if let Some(any) = &self.any {
-            all.extend(any.lock().values().map(|made| Arc::clone(&made.pool)));
+            let mut made: Vec<_> = any.lock().values().map(|made| Arc::clone(&made.pool)).collect();
+            made.sort_by(|one, other| one.settings().name.cmp(&other.settings().name));
+            all.extend(made);
         }
         all
     }
@@ -291,14 +308,29 @@ impl Routes {
     pub fn find(&self, user: &str, database: &str) -> Result<Route, NoRoute> {
         let exact =
             self.fixed.iter().find(|fixed| fixed.user == user && fixed.database == database);
-        if let Some(fixed) = exact {
-            return Ok(Route { pool: Arc::clone(&fixed.pool), visit: None });
+        let route = match (exact, &self.any) {
+            (Some(fixed), _) => Route { pool: Arc::clone(&fixed.pool), visit: None },
+            (None, Some(any)) => self.make(any, user, database)?,
+            (None, None) if self.has_user(user) => return Err(NoRoute::Database),
+            (None, None) => return Err(NoRoute::User),
+        };
+        let place = Place::of(route.pool.connector().dial().upstream());
+        match self.foundry.orders.entry(&place) {
+            Entry::Allowed => Ok(route),
+            Entry::Disabled => Err(NoRoute::Disabled),
         }
-        match &self.any {
-            Some(any) => self.make(any, user, database),
-            None if self.fixed.iter().any(|fixed| fixed.user == user) => Err(NoRoute::Database),
-            None => Err(NoRoute::User),
-        }
+    }
+
+    /// Whether a URL is this user's.
+    #[must_use]
+    pub fn has_user(&self, user: &str) -> bool {
+        self.fixed.iter().any(|fixed| fixed.user == user)
+    }
+
+    /// Whether a URL leads to a database of this name.
+    #[must_use]
+    pub fn has_database(&self, database: &str) -> bool {
+        self.fixed.iter().any(|fixed| fixed.database == database)
     }
 
     fn make(&self, any: &Any, user: &str, database: &str) -> Result<Route, NoRoute> {

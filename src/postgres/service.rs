@@ -10,13 +10,14 @@ use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
 
 use super::cancel::CancelRegistry;
+use super::console::{Console, Parts};
 use super::greet::{Reception, greet};
 use super::overdue;
 use super::plan;
 use super::routes::{Foundry, Routes};
 use super::view;
 use crate::config::{Auth, PostgresListener, PostgresSettings, PostgresUpstream};
-use crate::lifecycle::Drain;
+use crate::lifecycle::{Drain, StopRequest};
 use crate::metrics::{Metrics, Protocol};
 use crate::net::Listener;
 use crate::pool::Reachability;
@@ -29,6 +30,7 @@ const GREETINGS_BEYOND_LIMIT: usize = 100;
 /// The Postgres side. Made once by the composition root.
 pub struct Service {
     listeners: Vec<Hall>,
+    console: Arc<Console>,
     drain: Drain,
 }
 
@@ -40,7 +42,7 @@ struct Hall {
 }
 
 impl Service {
-    /// Makes the pools of every listener; opens nothing and spawns nothing.
+    /// Makes the pools of every listener; opens nothing and spawns nothing. `stop`: what a client of the console may ask for.
     ///
     /// # Errors
     /// When root certificates cannot be had, a setting would let strangers in, or the system has no
@@ -49,6 +51,7 @@ impl Service {
         settings: &PostgresSettings,
         metrics: &Arc<Metrics>,
         drain: Drain,
+        stop: Option<StopRequest>,
     ) -> anyhow::Result<Self> {
         let limits = &settings.limits;
         let cancels = CancelRegistry::new(limits.client_limit);
@@ -57,14 +60,26 @@ impl Service {
         let foundry = Foundry::new(settings, metrics, drain.clone());
         let mut mock_seed = [0; 32];
         getrandom::fill(&mut mock_seed).context("the system has no random numbers")?;
-        let mut listeners = Vec::with_capacity(settings.listeners.len());
+        let mut routes = Vec::with_capacity(settings.listeners.len());
         for listener in &settings.listeners {
             check_access(settings, listener)?;
+            routes.push(Arc::new(Routes::new(listener, foundry.clone())?));
+        }
+        let console = Console::new(Parts {
+            settings: Arc::new(settings.clone()),
+            routes: routes.clone(),
+            cancels: Arc::clone(&cancels),
+            orders: Arc::clone(foundry.orders()),
+            stop,
+        });
+        let mut listeners = Vec::with_capacity(settings.listeners.len());
+        for (listener, routes) in settings.listeners.iter().zip(routes) {
             let Some(first) = listener.upstreams.first() else {
                 bail!("the Postgres listener {} leads to no upstream", listener.listen);
             };
             let reception = Arc::new(Reception {
-                routes: Routes::new(listener, foundry.clone())?,
+                routes,
+                console: Arc::clone(&console),
                 limits: Arc::new(limits.clone()),
                 login_timeout: settings.login_timeout,
                 cancels: Arc::clone(&cancels),
@@ -75,7 +90,7 @@ impl Service {
             let (foundry, greetings) = (foundry.clone(), Arc::clone(&greetings));
             listeners.push(Hall { reception, foundry, greetings });
         }
-        Ok(Self { listeners, drain })
+        Ok(Self { listeners, console, drain })
     }
 
     /// Accepts clients on the listener with this index in the settings, until the drain starts or
@@ -87,6 +102,7 @@ impl Service {
         listener: Listener,
     ) -> impl Future<Output = ()> + Send + 'static {
         let drain = self.drain.clone();
+        let console = (listener_index == 0).then(|| Arc::clone(&self.console));
         let hall = self.listeners.get(listener_index).map(|hall| {
             let Hall { reception, foundry, greetings } = hall;
             (Arc::clone(reception), foundry.clone(), Arc::clone(greetings))
@@ -96,6 +112,9 @@ impl Service {
             reception.routes.fixed().for_each(|pool| foundry.spawn_reaper(pool));
             tokio::spawn(watch(Arc::clone(&reception), drain.clone()));
             tokio::spawn(watch_plans(Arc::clone(&reception), drain.clone()));
+            if let Some(console) = console {
+                tokio::spawn(console.keep(drain.clone()));
+            }
             loop {
                 let accepted = tokio::select! {
                     biased;
@@ -134,7 +153,10 @@ impl Service {
     /// Every client that is logged in.
     #[must_use]
     pub fn clients(&self) -> Vec<ClientStatus> {
-        self.listeners.first().map_or_else(Vec::new, |hall| view::clients(&hall.reception.cancels))
+        let pools: Vec<_> =
+            self.listeners.iter().flat_map(|hall| hall.reception.routes.all()).collect();
+        let cancels = self.listeners.first().map(|hall| &hall.reception.cancels);
+        cancels.map_or_else(Vec::new, |cancels| view::clients(cancels, &pools))
     }
 
     /// Each configured pool's name and whether its server can be reached, for /readyz. Pools made on

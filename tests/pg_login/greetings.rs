@@ -52,7 +52,7 @@ fn settings(upstream_port: u16) -> PostgresSettings {
 async fn open(settings: &PostgresSettings) -> Gate {
     let (trigger, drain) = Drain::new();
     let metrics = Metrics::new().unwrap();
-    let service = Service::new(settings, &metrics, drain).unwrap();
+    let service = Service::new(settings, &metrics, drain, None).unwrap();
     let listen = settings.listeners[0].listen;
     let listener = tidegate::net::bind(listen).await.unwrap();
     tokio::spawn(service.serve(0, listener));
@@ -270,17 +270,17 @@ async fn strangers_are_kept_out_at_start() {
     let metrics = Metrics::new().unwrap();
     let mut settings = settings(1);
     settings.listeners[0].listen = SocketAddr::from(([0, 0, 0, 0], 15_000));
-    assert!(Service::new(&settings, &metrics, drain.clone()).is_ok());
+    assert!(Service::new(&settings, &metrics, drain.clone(), None).is_ok());
     settings.auth = Auth::Trust;
-    assert!(Service::new(&settings, &metrics, drain.clone()).is_err());
+    assert!(Service::new(&settings, &metrics, drain.clone(), None).is_err());
     settings.auth = Auth::Password;
     settings.any = true;
-    assert!(Service::new(&settings, &metrics, drain.clone()).is_err());
+    assert!(Service::new(&settings, &metrics, drain.clone(), None).is_err());
     settings.any = false;
     let open = PostgresUpstream {
         password: None,
         ..PostgresUpstream::clone(&settings.listeners[0].upstreams[0])
     };
     settings.listeners[0].upstreams = vec![Arc::new(open)];
-    assert!(Service::new(&settings, &metrics, drain).is_err());
+    assert!(Service::new(&settings, &metrics, drain, None).is_err());
 }

@@ -3,6 +3,7 @@
 mod fairness;
 mod fake;
 mod faults;
+mod gates;
 mod lending;
 mod limits;
 mod model;

@@ -81,7 +81,12 @@ impl Session {
             Phase::Barred(_) | Phase::Waiting(_) => Doing::Waiting,
             Phase::Linked(_) => Doing::Linked,
         };
-        self.cancel.card().turn(doing);
+        let card = self.cancel.card();
+        match doing {
+            // Waits are told to the millisecond.
+            Doing::Waiting => card.turn_at(doing, self.pool.metrics().times.now_ns() / 1_000_000),
+            Doing::Idle | Doing::Linked => card.turn(doing),
+        }
     }
 }
 
