@@ -12,3 +12,4 @@ pub mod postgres;
 pub mod redis;
 pub mod status;
 pub mod supervisor;
+pub mod top;

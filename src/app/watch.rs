@@ -173,7 +173,10 @@ impl Watch for Tower {
         let (past, at_ms) = (self.past(), now_ms());
         for pool in &mut pools {
             if let Some(past) = past.get(&key(pool)) {
-                pool.exhaustion_seconds = past.exhaustion_seconds(pool.limit);
+                // The latest sample may be five seconds old, and what it saw over.
+                let is_full = pool.servers.in_use() >= pool.limit;
+                let left = past.exhaustion_seconds(pool.limit);
+                pool.exhaustion_seconds = left.filter(|seconds| *seconds > 0.0 || is_full);
                 pool.history = past.samples.iter().copied().collect();
             }
             pool.verdict = Verdict::of(pool, at_ms);

@@ -63,7 +63,7 @@ impl Level {
     }
 }
 
-/// A predicted exhaustion further off than this worries nobody yet.
+/// A predicted exhaustion further off than this worries nobody yet; nor does one while most connections are free.
 const SOON_SECONDS: f64 = 900.0;
 
 impl Verdict {
@@ -92,7 +92,9 @@ fn level(pool: &PoolStatus) -> Level {
         Level::Leaking
     } else if is_full {
         Level::Full
-    } else if pool.exhaustion_seconds.is_some_and(|seconds| seconds < SOON_SECONDS) {
+    } else if servers.in_use() * 2 > pool.limit
+        && pool.exhaustion_seconds.is_some_and(|seconds| seconds < SOON_SECONDS)
+    {
         Level::Rising
     } else if pool.limit < pool.limit_configured {
         Level::Reduced
@@ -171,8 +173,9 @@ fn advice(pool: &PoolStatus, level: Level) -> String {
             pool.host, pool.port, pool.name
         );
     }
-    if let Some(leak) = pool.holders.iter().find(|holder| holder.leaks) {
-        return advice_on_leak(leak);
+    let leaks: Vec<&Holder> = pool.holders.iter().filter(|holder| holder.leaks).collect();
+    if let [worst, others @ ..] = &leaks[..] {
+        return advice_on_leak(worst, others.len());
     }
     let is_short = matches!(level, Level::Full | Level::Waiting | Level::Exhausted);
     if pool.limit < pool.limit_configured {
@@ -187,21 +190,24 @@ fn advice(pool: &PoolStatus, level: Level) -> String {
     }
 }
 
-fn advice_on_leak(leak: &Holder) -> String {
-    let (who, unused) = (name(leak), span(leak.phase_seconds));
-    match (leak.phase.as_str(), &leak.pin) {
-        ("pinned", Some(pin)) => format!(
-            "{who} has kept a pinned connection unused for {unused} ({pin}): have it give that up, or let \
+fn advice_on_leak(worst: &Holder, others: usize) -> String {
+    let (who, unused) = (name(worst), span(worst.phase_seconds));
+    let others = match others {
+        0 => String::new(),
+        1 => ", and 1 more does the like".to_owned(),
+        others => format!(", and {others} more do the like"),
+    };
+    if worst.phase == "pinned" {
+        let pin = worst.pin.as_deref().unwrap_or("nobody knows by what");
+        return format!(
+            "{who} has kept a pinned connection unused for {unused} (pinned by {pin}){others}: have it give that up, or let \
              postgres.pinned_timeout_ms end it."
-        ),
-        ("pinned", None) => format!(
-            "{who} has kept a pinned connection unused for {unused}: postgres.pinned_timeout_ms ends that."
-        ),
-        _ => format!(
-            "{who} has done nothing inside a transaction for {unused}: have it commit or roll back before it does anything \
-             else, or let postgres.idle_transaction_timeout_ms end it."
-        ),
+        );
     }
+    format!(
+        "{who} has done nothing inside a transaction for {unused}{others}: have it commit or roll back before it does \
+         anything else, or let postgres.idle_transaction_timeout_ms end it."
+    )
 }
 
 fn advice_on_limit(pool: &PoolStatus) -> String {
@@ -328,6 +334,10 @@ mod tests {
         );
         let mut rising = pool(3, 0, 0);
         rising.exhaustion_seconds = Some(130.0);
+        assert_eq!(
+            Verdict::of(&PoolStatus { limit: 6, limit_configured: 6, ..rising.clone() }, 0).level,
+            Level::Well
+        );
         let said =
             "Rising: 3 of 5 in use, nobody waits; at this pace all are in use in about 2 min 10 s";
         assert_eq!(sentence_of(&rising), said);
