@@ -134,7 +134,7 @@ pub struct Flags {
     /// password, or trust (loopback only) [env: TIDEGATE_REDIS_AUTH] [default: password]
     #[arg(long, global = true, value_name = "WORD")]
     redis_auth: Option<String>,
-    /// Where metrics and health are served [env: TIDEGATE_ADMIN_LISTEN] [default: 127.0.0.1:9127]
+    /// Where status page, metrics and health are served [env: TIDEGATE_ADMIN_LISTEN] [default: 127.0.0.1:9127]
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
     admin_listen: Option<String>,
     /// Threads that carry traffic [env: TIDEGATE_WORKERS] [default: 1]

@@ -177,14 +177,15 @@ fn a_port_that_is_gone_is_said_and_what_was_known_stays() {
 
 #[test]
 fn any_size_will_do() {
-    for width in (1..130).step_by(7) {
-        for height in 1..45 {
-            let mut view = view();
-            screen(&mut view, width, height, Instant::now());
-            view.next_pool();
-            view.hear(Err(NoStatus::Late { url: "x".repeat(300) }), Instant::now());
-            screen(&mut view, width, height, Instant::now());
-        }
+    let sizes = [1, 2, 12, 30, 80, 130]
+        .into_iter()
+        .flat_map(|width| [1, 2, 3, 5, 8, 13, 18, 20, 26, 45].map(|height| (width, height)));
+    for (width, height) in sizes {
+        let mut view = view();
+        screen(&mut view, width, height, Instant::now());
+        view.next_pool();
+        view.hear(Err(NoStatus::Late { url: "x".repeat(300) }), Instant::now());
+        screen(&mut view, width, height, Instant::now());
     }
     let wide = screen(&mut view(), 160, 50, Instant::now()).join("\n");
     assert!(wide.contains("127.0.0.1:40001") && wide.contains("for update"), "{wide}");
