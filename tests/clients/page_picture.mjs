@@ -43,10 +43,10 @@ for (let number = 0; number < 12; number++) connect(`web.${number}`).then((clien
 await sleep(LEAKY_MS);
 
 const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", chromiumSandbox: false });
-const page = await browser.newPage({ viewport: { width: 900, height: 1000 } });
+const page = await browser.newPage({ viewport: { width: 900, height: 1150 } });
 await page.goto(ADMIN_URL);
 await page.locator("#pool-1 [data-part=holders] tr").nth(4).waitFor();
-await page.screenshot({ path: PICTURE, clip: { x: 0, y: 0, width: 900, height: 1000 } });
+await page.screenshot({ path: PICTURE, clip: { x: 0, y: 0, width: 900, height: 1150 } });
 await browser.close();
 console.log("well");
 process.exit(0);
