@@ -1,6 +1,8 @@
-//! The admin port: /metrics, /healthz, /readyz over HTTP/1.1.
+//! The admin port: the status page, /status.json, /metrics, /healthz, /readyz over HTTP/1.1.
 //!
 //! Everything a stranger could hold on to is bounded: connections, headers, the time to send them, the life of a connection.
+
+mod page;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -23,6 +25,8 @@ use crate::metrics::Metrics;
 use crate::net::{Listener, Stream};
 use crate::pool::Reachability;
 use crate::status::Watcher;
+
+use page::Page;
 
 /// Tells, for each pool, whether its server could be reached.
 pub type Readiness = Arc<dyn Fn() -> Vec<(String, Reachability)> + Send + Sync>;
@@ -115,7 +119,8 @@ fn make_room(open: &mut VecDeque<JoinHandle<()>>, limit: usize) {
 async fn converse(stream: Stream, admin: Admin, limits: AdminLimits) {
     let drain = admin.drain.clone();
     let answer = service_fn(move |request: Request<Incoming>| {
-        let response = admin.answer(request.method(), request.uri().path());
+        let uri = request.uri();
+        let response = admin.answer(request.method(), uri.path(), uri.query().unwrap_or_default());
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let connection = http1::Builder::new()
@@ -134,10 +139,10 @@ async fn converse(stream: Stream, admin: Admin, limits: AdminLimits) {
 
 impl Admin {
     /// The answer to a request; hyper leaves the body out for HEAD.
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
-        if !matches!(path, "/metrics" | "/healthz" | "/readyz" | "/status.json") {
+    fn answer(&self, method: &Method, path: &str, query: &str) -> Response<Full<Bytes>> {
+        if !matches!(path, "/" | "/metrics" | "/healthz" | "/readyz" | "/status.json") {
             let text =
-                "not found; there are /metrics, /status.json, /healthz and /readyz\n".to_owned();
+                "not found; there are /, /status.json, /metrics, /healthz and /readyz\n".to_owned();
             return response(StatusCode::NOT_FOUND, TEXT_TYPE, text);
         }
         if method != Method::GET && method != Method::HEAD {
@@ -149,7 +154,8 @@ impl Admin {
         match path {
             "/metrics" => self.metrics(),
             "/readyz" => self.readiness(),
-            "/status.json" => self.status(),
+            "/" => Page::new().answer(),
+            "/status.json" => self.status(since(query)),
             _ => response(StatusCode::OK, TEXT_TYPE, "ok\n".to_owned()),
         }
     }
@@ -164,8 +170,13 @@ impl Admin {
         }
     }
 
-    fn status(&self) -> Response<Full<Bytes>> {
-        match serde_json::to_string(&self.watcher.status()) {
+    /// Of the pools' history only what is newer than `since_ms`: who asks every other second has the rest.
+    fn status(&self, since_ms: u64) -> Response<Full<Bytes>> {
+        let mut status = self.watcher.status();
+        for pool in &mut status.pools {
+            pool.history.retain(|sample| sample.at_ms > since_ms);
+        }
+        match serde_json::to_string(&status) {
             Ok(text) => response(StatusCode::OK, JSON_TYPE, text),
             Err(error) => {
                 let text = format!("the status cannot be written down: {error}\n");
@@ -200,6 +211,12 @@ impl Admin {
     }
 }
 
+/// What `since=` says in a query; from the start if it says nothing that can be read.
+fn since(query: &str) -> u64 {
+    let said = query.split('&').find_map(|pair| pair.strip_prefix("since="));
+    said.and_then(|ms| ms.parse().ok()).unwrap_or(0)
+}
+
 fn response(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
@@ -213,7 +230,7 @@ mod tests {
     use super::*;
     use crate::lifecycle::DrainTrigger;
     use crate::metrics::Protocol;
-    use crate::status::{ClientStatus, Status, Watch};
+    use crate::status::{ClientStatus, PoolStatus, Sample, Status, Watch};
     use std::net::SocketAddr;
     use std::sync::Mutex;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -226,12 +243,14 @@ mod tests {
         task: tokio::task::JoinHandle<()>,
     }
 
-    /// Sees nothing.
-    struct Nobody;
+    /// Sees one pool, sampled twice.
+    struct Lookout;
 
-    impl Watch for Nobody {
+    impl Watch for Lookout {
         fn status(&self) -> Status {
-            Status::default()
+            let history = [10, 20].map(|at_ms| Sample { at_ms, ..Sample::default() }).to_vec();
+            let pools = vec![PoolStatus { history, ..PoolStatus::default() }];
+            Status { pools, ..Status::default() }
         }
 
         fn clients(&self) -> Vec<ClientStatus> {
@@ -257,7 +276,7 @@ mod tests {
             Arc::new(move || pools.lock().unwrap().clone())
         };
         let (trigger, drain) = Drain::new();
-        let admin = Admin { metrics, readiness, watcher: Arc::new(Nobody), drain };
+        let admin = Admin { metrics, readiness, watcher: Arc::new(Lookout), drain };
         let task = tokio::spawn(serve(listener, admin, limits));
         Port { addr, pools, trigger, task }
     }
@@ -292,6 +311,21 @@ mod tests {
         assert!(refusal.starts_with("HTTP/1.1 405"), "{refusal}");
         assert!(refusal.contains("allow: GET, HEAD"), "{refusal}");
         assert!(ask(&port, "nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    }
+
+    #[tokio::test]
+    async fn the_page_and_what_it_asks_for() {
+        let port = port(AdminLimits::default()).await;
+        let page = get(&port, "GET", "/").await;
+        assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.contains("text/html"), "{page}");
+        assert!(page.contains("content-security-policy: default-src 'none';"), "{page}");
+        assert!(get(&port, "POST", "/").await.starts_with("HTTP/1.1 405"));
+        for (query, samples) in [("", 2), ("?since=10", 1), ("?x&since=20", 0), ("?since=-1", 2)] {
+            let answer = get(&port, "GET", &format!("/status.json{query}")).await;
+            let (_, json) = answer.split_once("\r\n\r\n").unwrap();
+            let status: Status = serde_json::from_str(json).unwrap();
+            assert_eq!(status.pools[0].history.len(), samples, "{query}");
+        }
     }
 
     #[tokio::test]

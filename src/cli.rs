@@ -1,11 +1,12 @@
 //! The command line: what may be said, and how it is read.
 
 use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Environment;
+use crate::config::{AdminSettings, Environment};
 
 /// Carries many Postgres and Redis clients over the few connections a plan allows.
 #[derive(Debug, Parser)]
@@ -25,14 +26,15 @@ Examples:
   tidegate run --postgres-pool-size 3 -- gunicorn app:app
   tidegate serve                         stand beside the process, as a line of its own
   tidegate check                         say what the configuration means
+  tidegate top                           who holds the connections, now
 
 In a Procfile:
   web: tidegate run -- npm start
 
 Settings come from flags, then the environment, then a TOML file, then the defaults.
-Metrics: http://127.0.0.1:9127/metrics";
+Status page: http://127.0.0.1:9127/, metrics: http://127.0.0.1:9127/metrics";
 
-/// The three ways to start.
+/// The ways to start.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a command with its database URLs leading through the pool
@@ -60,6 +62,19 @@ pub enum Command {
     ///
     /// Exits with 0, or with 2 and the setting that cannot be taken.
     Check,
+    /// Show who holds the connections of a tidegate that runs, and who waits
+    ///
+    /// What the status page shows, in a terminal, asked each second from the admin port. q quits, Tab shows the next pool,
+    /// arrow keys scroll. Without a terminal, or with --once, writes it once as plain text.
+    #[command(after_help = "Example:\n  tidegate top --once | grep LEAK")]
+    Top {
+        /// The admin port [default: where the settings say, http://127.0.0.1:9127]
+        #[arg(long, value_name = "URL")]
+        admin: Option<String>,
+        /// Write it once as plain text
+        #[arg(long)]
+        once: bool,
+    },
 }
 
 /// The settings that have a flag. Their texts are read by the same rules as the environment's.
@@ -123,7 +138,7 @@ pub struct Flags {
     /// password, or trust (loopback only) [env: TIDEGATE_REDIS_AUTH] [default: password]
     #[arg(long, global = true, value_name = "WORD")]
     redis_auth: Option<String>,
-    /// Where metrics and health are served [env: TIDEGATE_ADMIN_LISTEN] [default: 127.0.0.1:9127]
+    /// Where status page, metrics and health are served [env: TIDEGATE_ADMIN_LISTEN] [default: 127.0.0.1:9127]
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
     admin_listen: Option<String>,
     /// Threads that carry traffic [env: TIDEGATE_WORKERS] [default: 1]
@@ -175,6 +190,21 @@ pub fn environment() -> Environment {
         .collect()
 }
 
+/// Where somebody on this machine reaches the admin port.
+#[must_use]
+pub fn admin_url(settings: &AdminSettings) -> String {
+    let mut address = settings.listen;
+    // Everywhere is no place to connect to.
+    if address.ip().is_unspecified() {
+        let loopback: IpAddr = match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        address.set_ip(loopback);
+    }
+    format!("http://{address}")
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -197,6 +227,18 @@ mod tests {
             assert_eq!(cli.flags.given(), [("workers", "2".to_owned())], "{line:?}");
             let Command::Run { command } = cli.command else { panic!("not run") };
             assert_eq!(command, ["psql", "--log", "-c", "x"], "{line:?}");
+        }
+    }
+
+    #[test]
+    fn top_asks_where_it_can_connect_to() {
+        for (listen, url) in [
+            ("127.0.0.1:9127", "http://127.0.0.1:9127"),
+            ("0.0.0.0:80", "http://127.0.0.1:80"),
+            ("[::]:80", "http://[::1]:80"),
+        ] {
+            let listen = listen.parse().unwrap();
+            assert_eq!(admin_url(&AdminSettings { listen, ..AdminSettings::default() }), url);
         }
     }
 

@@ -13,3 +13,4 @@ pub mod push;
 pub mod redis;
 pub mod status;
 pub mod supervisor;
+pub mod top;

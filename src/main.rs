@@ -6,12 +6,16 @@ use clap::Parser as _;
 use tidegate::app::{self, Work};
 use tidegate::cli::{self, Cli, Command};
 use tidegate::config;
+use tidegate::top::{self, AdminPort, Show};
 
 /// What a setting that cannot be taken, or a wrong command line, exits with.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Top { admin: Some(url), once } = &cli.command {
+        return look(url, *once);
+    }
     let environment = cli::environment();
     let flags = cli.flags.given();
     let loaded = match config::load(cli.flags.config.as_deref(), &environment, &flags) {
@@ -25,12 +29,25 @@ fn main() -> ExitCode {
         Command::Run { command } => Work::Run(command),
         Command::Serve => Work::Serve,
         Command::Check => Work::Check,
+        Command::Top { once, .. } => return look(&cli::admin_url(&loaded.settings.admin), once),
     };
     match app::run(&loaded, &work) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("tidegate: {error:#}");
             ExitCode::from(app::exit_code(&error))
+        }
+    }
+}
+
+fn look(url: &str, once: bool) -> ExitCode {
+    let show = if once { Show::Once } else { Show::Live };
+    let port = AdminPort::at(url).map_err(anyhow::Error::from);
+    match port.and_then(|port| top::run(port, show)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tidegate: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

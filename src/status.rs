@@ -1,10 +1,14 @@
 //! What there is to see of the program at one moment, as plain data: for the status page, `top`, the console and the
 //! samples in the log. Holds no secret and no literal of anybody's statements.
 
+mod verdict;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use verdict::{Level, Verdict, span};
 
 /// Everything at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +34,8 @@ pub struct PoolStatus {
     pub protocol: String,
     /// Its name: the variable its URL came from.
     pub name: String,
+    /// How it stands, in words.
+    pub verdict: Verdict,
     /// Where its server is.
     pub host: String,
     /// The server's port.

@@ -16,9 +16,7 @@ mod tokio_postgres_client;
 #[path = "clients/tools.rs"]
 mod tools;
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -26,14 +24,12 @@ use rustix::process::Signal;
 use crowd::Crowd;
 use support::postgres::Postgres;
 use support::process::Process;
+use support::programs;
 use support::redis::Redis;
 use support::tidegate::{Setup, Tidegate};
 
 /// The programs count on it: two held by others leave no third.
 const SERVER_CONNECTIONS: usize = 2;
-
-/// Where Debian puts the JDBC driver.
-const JDBC: &str = "/usr/share/java/postgresql.jar";
 
 #[test]
 fn psycopg() {
@@ -192,7 +188,7 @@ fn three_share_one_redis() {
     for (listener, port) in [("REDIS", support::ports::free()), ("ADMIN", support::ports::free())] {
         command.env(format!("TIDEGATE_{listener}_LISTEN"), format!("127.0.0.1:{port}"));
     }
-    command.args(["run", "--"]).arg(installed().join("python/bin/python")).arg(source);
+    command.args(["run", "--"]).arg(programs::installed().join("python/bin/python")).arg(source);
     let mut run = Process::start(command, Signal::KILL);
     let status = run.wait(Duration::from_secs(60));
     let said = run.output();
@@ -254,44 +250,11 @@ fn in_a_namespace(script: &str) {
 }
 
 fn run(script: &str, variable: &str, url: &str, gate: &Tidegate) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script);
-    let mut command = interpreter(&source);
+    let mut command = programs::interpreter(script);
     command.env(variable, url);
     let mut client = Process::start(command, Signal::KILL);
     let status = client.wait(Duration::from_secs(60));
     let said = client.output();
     let well = status.is_some_and(|status| status.success()) && said.contains("well");
     assert!(well, "{script}: {status:?}\n{said}\ntidegate said:\n{}", gate.output());
-}
-
-/// What runs a script, in its language.
-fn interpreter(source: &Path) -> Command {
-    let (program, arguments) = match source.extension().and_then(OsStr::to_str) {
-        Some("py") => (installed().join("python/bin/python"), vec![source.to_owned()]),
-        Some("mjs") => ("node".into(), vec![beside_packages(source, &installed().join("node"))]),
-        Some("java") => ("java".into(), vec!["-cp".into(), JDBC.into(), source.to_owned()]),
-        other => panic!("no language has the ending {other:?}"),
-    };
-    let mut command = Command::new(program);
-    command.args(arguments);
-    command
-}
-
-/// Node looks for its packages beside the script: gives a copy beside the packages, with what the script imports. Other
-/// tests may run the same ones, so each is put there in one step.
-fn beside_packages(script: &Path, node: &Path) -> PathBuf {
-    for source in [script, &script.with_file_name("crowd.mjs")] {
-        let draft = tempfile::NamedTempFile::new_in(node).expect("bin/setup has made the place");
-        std::fs::copy(source, draft.path()).expect("a script of ours");
-        draft.persist(node.join(source.file_name().expect("a file"))).expect("same directory");
-    }
-    node.join(script.file_name().expect("a file"))
-}
-
-/// Where bin/setup puts the client libraries: beside what cargo builds.
-fn installed() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp");
-    let clients = target.join("clients");
-    assert!(clients.exists(), "{} is missing: run bin/setup", clients.display());
-    clients
 }

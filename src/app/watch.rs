@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, PoolMetrics, Protocol, now_ms};
 use crate::pool::Reachability;
-use crate::status::{ClientStatus, PoolStatus, Reach, Sample, Status, Watch};
+use crate::status::{ClientStatus, PoolStatus, Reach, Sample, Status, Verdict, Watch};
 use crate::{postgres, redis};
 
 /// Time between two samples, and how many are kept: a quarter of an hour.
@@ -171,16 +171,20 @@ fn line_through(points: &[(f64, f64)]) -> Option<(f64, f64)> {
 impl Watch for Tower {
     fn status(&self) -> Status {
         let mut pools = self.pools();
-        let past = self.past();
+        let (past, at_ms) = (self.past(), now_ms());
         for pool in &mut pools {
             if let Some(past) = past.get(&key(pool)) {
-                pool.exhaustion_seconds = past.exhaustion_seconds(pool.limit);
+                // The latest sample may be five seconds old, and what it saw over.
+                let is_full = pool.servers.in_use() >= pool.limit;
+                let left = past.exhaustion_seconds(pool.limit);
+                pool.exhaustion_seconds = left.filter(|seconds| *seconds > 0.0 || is_full);
                 pool.history = past.samples.iter().copied().collect();
             }
+            pool.verdict = Verdict::of(pool, at_ms);
         }
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            at_ms: now_ms(),
+            at_ms,
             uptime_seconds: self.born.elapsed().as_secs_f64(),
             draining: self.drain.is_draining(),
             pools,

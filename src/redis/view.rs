@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::upstream::{Realm, Upstream};
-use crate::status::{NamespaceStatus, PoolStatus, QueueStatus};
+use crate::status::{NamespaceStatus, PoolStatus, QueueStatus, Reach};
 
 /// One upstream: its lanes, and the connections of those who have one of their own.
 pub(super) fn upstream(upstream: &Arc<Upstream>) -> PoolStatus {
@@ -24,6 +24,10 @@ pub(super) fn upstream(upstream: &Arc<Upstream>) -> PoolStatus {
             (holds.limit + lanes.limit, holds.limit_configured + lanes.limit_configured, queue)
         }
     };
+    let reach = match (&holds.reach, &lanes) {
+        (Reach::NotTried, Some(lanes)) => lanes.reach.clone(),
+        (reach, _) => reach.clone(),
+    };
     let reason = lanes.as_ref().and_then(|lanes| lanes.limit_reason.clone());
     PoolStatus {
         protocol: "redis".to_owned(),
@@ -37,6 +41,7 @@ pub(super) fn upstream(upstream: &Arc<Upstream>) -> PoolStatus {
         limit_configured: configured,
         limit_reason: holds.limit_reason.clone().or(reason),
         queue,
+        reach,
         lanes: upstream
             .lanes()
             .iter()

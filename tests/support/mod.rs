@@ -7,6 +7,7 @@ pub mod pg;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod programs;
 pub mod prometheus;
 pub mod redis;
 pub mod resp;
