@@ -259,7 +259,7 @@ fn upstream_down_at_start_the_command_still_runs() {
     let output = gate.output();
     assert_eq!(status.code(), Some(5), "{output}");
     assert!(output.contains("started"), "{output}");
-    assert!(output.contains("ERR tidegate") && output.contains("REDIS_URL"), "{output}");
+    assert!(output.contains("TRYAGAIN tidegate") && output.contains("REDIS_URL"), "{output}");
 }
 
 /// Something that takes connections and greets each with `words`, or with silence.

@@ -12,7 +12,7 @@ use super::scripts::Scripts;
 use super::wire::{Reply, ReplyScanner, write_command};
 use crate::config::RedisUpstream;
 use crate::net::{self, Stream, Tls};
-use crate::pool::{Backend, Connect, ConnectError, Fault, Pool};
+use crate::pool::{Backend, CheckoutError, CheckoutErrorKind, Connect, ConnectError, Fault, Pool};
 
 /// A pool of Redis connections.
 pub type RedisPool = Pool<RedisConnect>;
@@ -119,6 +119,20 @@ impl RedisConnect {
         }
         Ok(())
     }
+}
+
+/// What a client is told when there is no connection for its command, which was not sent then. With `TRYAGAIN` it may try again,
+/// and some client libraries do; with `ERR` somebody has to change something first.
+#[must_use]
+pub fn checkout_error(error: &CheckoutError) -> String {
+    let word = match error.kind {
+        CheckoutErrorKind::TimedOut
+        | CheckoutErrorKind::QueueFull
+        | CheckoutErrorKind::Unreachable { .. }
+        | CheckoutErrorKind::Refused { .. } => "TRYAGAIN",
+        CheckoutErrorKind::Rejected { .. } | CheckoutErrorKind::Closed => "ERR",
+    };
+    format!("{word} tidegate: {error}")
 }
 
 impl Connect for RedisConnect {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::backend::{Key, RedisConnect, RedisPool};
+use super::backend::{Key, RedisConnect, RedisPool, checkout_error};
 use super::lane::Lane;
 use super::mailbox::Backlog;
 use super::pop::{Catch, Class, KeyName, Kind, Pop};
@@ -274,7 +274,7 @@ impl Stations {
                 }
                 Some(Err(error)) if error.kind == CheckoutErrorKind::Closed => return,
                 Some(Err(error)) => {
-                    self.fail_all(&spot, &Outcome::Failed(format!("ERR tidegate: {error}")));
+                    self.fail_all(&spot, &Outcome::Failed(checkout_error(&error)));
                     tokio::time::sleep(PAUSE).await;
                 }
             }

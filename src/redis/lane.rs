@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::backend::{Key, RedisPool};
+use super::backend::{Key, RedisPool, checkout_error};
 use super::greeting::write_error;
 use super::mailbox::{MailLimits, Mailbox, Tail};
 use crate::pool::{Checkout, CheckoutError, Lease};
@@ -66,7 +66,7 @@ pub enum Fate {
 }
 
 /// What those are told whose commands were for a connection that is lost.
-const UNSENT: &str = "ERR tidegate: the connection to the Redis server was lost before this command was sent; try again";
+const UNSENT: &str = "TRYAGAIN tidegate: the connection to the Redis server was lost before this command was sent; try again";
 
 /// Whether a reply says that its command was not sent.
 #[must_use]
@@ -390,7 +390,7 @@ impl Lane {
                     self.strand();
                     self.after(&ending);
                 }
-                Err(error) => self.fail_all(&format!("ERR tidegate: {error}")),
+                Err(error) => self.fail_all(&checkout_error(&error)),
             }
         }
     }
@@ -461,7 +461,7 @@ impl Lane {
         };
         if retries > RETRY_LIMIT {
             self.fail_all(&format!(
-                "ERR tidegate: the Redis server closed {retries} connections in a row before anything could be \
+                "TRYAGAIN tidegate: the Redis server closed {retries} connections in a row before anything could be \
                  sent ({reason}); nothing was applied, look at the server's log"
             ));
         }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backend::RedisPool;
+use super::backend::{RedisPool, checkout_error};
 use super::mailbox::{Backlog, MailLimits};
 use super::wire::Arguments;
 use crate::pool::{Checkout, CheckoutErrorKind};
@@ -433,7 +433,7 @@ impl Hub {
                 },
                 Err(error) if error.kind == CheckoutErrorKind::Closed => return,
                 Err(error) => {
-                    self.refuse_waiting(Duration::ZERO, &format!("ERR tidegate: {error}").into());
+                    self.refuse_waiting(Duration::ZERO, &checkout_error(&error).into());
                     tokio::time::sleep(PAUSE).await;
                 }
             }

@@ -11,7 +11,7 @@ use tokio::time::Sleep;
 
 use super::{Closing, Moved, Pinned, Session, Slow, State};
 use crate::pool::{Checkout, Lease, Ticket};
-use crate::redis::backend::RedisConnect;
+use crate::redis::backend::{RedisConnect, checkout_error};
 use crate::redis::blocking::{Patience, Stations};
 use crate::redis::command::Reason;
 use crate::redis::greeting::write_error;
@@ -100,9 +100,7 @@ impl Session {
                 self.waits_no_more();
                 match result {
                     Ok(lease) => self.use_lease(lease, place, purpose),
-                    Err(error) => {
-                        self.refuse_first(&format!("TRYAGAIN tidegate: {error}"), purpose)
-                    }
+                    Err(error) => self.refuse_first(&checkout_error(&error), purpose),
                 }
             }
         }
