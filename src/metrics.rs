@@ -584,10 +584,11 @@ impl PoolMetrics {
         }
     }
 
-    /// The queue has this many waiters now.
-    pub fn queue_changed(&self, waiters: usize) {
-        let waiters = i64::try_from(waiters).unwrap_or(i64::MAX);
-        self.queue_length.set(waiters);
+    /// A queue had `before` waiters and has `now`: one of several, perhaps, whose pools are counted together.
+    pub fn queue_changed(&self, before: usize, now: usize) {
+        let count = |waiters: usize| i64::try_from(waiters).unwrap_or(i64::MAX);
+        self.queue_length.add(count(now) - count(before));
+        let waiters = self.queue_length.get();
         for peak in &self.queue_peaks {
             peak.fetch_max(waiters, Ordering::Relaxed);
         }
@@ -789,14 +790,14 @@ mod tests {
     fn a_burst_between_two_scrapes_shows_once() {
         let metrics = Metrics::new().unwrap();
         let pool = metrics.pool(Protocol::Postgres, "p");
-        pool.queue_changed(7);
-        pool.queue_changed(1);
+        pool.queue_changed(0, 7);
+        pool.queue_changed(7, 1);
         let line = |value: i64| {
             format!("tidegate_queue_length_max{{pool=\"p\",protocol=\"postgres\"}} {value}")
         };
         assert!(metrics.render().unwrap().contains(&line(7)));
         assert!(metrics.render().unwrap().contains(&line(1)));
-        pool.queue_changed(0);
+        pool.queue_changed(1, 0);
         assert!(metrics.render().unwrap().contains(&line(1)));
         assert!(metrics.render().unwrap().contains(&line(0)));
     }
@@ -805,8 +806,8 @@ mod tests {
     fn each_reader_sees_the_burst() {
         let metrics = Metrics::new().unwrap();
         let pool = metrics.pool(Protocol::Postgres, "p");
-        pool.queue_changed(7);
-        pool.queue_changed(0);
+        pool.queue_changed(0, 7);
+        pool.queue_changed(7, 0);
         for reader in [Reader::Page, Reader::Push] {
             assert!(!metrics.gather(reader).is_empty());
             assert_eq!(pool.queue_length_max.get(), 7, "{reader:?}");
