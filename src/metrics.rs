@@ -658,15 +658,28 @@ impl PoolMetrics {
         self.labelled.count(&self.labelled.timeouts, kind);
     }
 
-    /// What the server says of a limit of its own: `scope` is `role`, `database` or `server`.
-    pub fn plan(&self, scope: &str, used: u64, limit: u64) {
-        let labels = [self.labelled.protocol.as_str(), &self.labelled.pool, scope];
-        let set = |family: &IntGaugeVec, value: u64| {
-            family.with_label_values(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        set(&self.labelled.plan_used, used);
-        set(&self.labelled.plan_limit, limit);
-        lock(&self.plans).insert(scope.to_owned(), (used, limit));
+    /// What the server says of its limits: of each `scope`, which is `role`, `database` or `server`. Those that it doesn't
+    /// name are no more.
+    pub fn plan(&self, limits: &[PlanLimit]) {
+        let Labelled { protocol, pool, plan_used, plan_limit, .. } = &self.labelled;
+        let gauges = [plan_used, plan_limit];
+        let (protocol, pool) = (protocol.as_str(), pool.as_str());
+        let mut plans = lock(&self.plans);
+        plans.retain(|scope, _| {
+            let stays = limits.iter().any(|limit| limit.scope == *scope);
+            if !stays {
+                // One that is there can be removed.
+                let _gone = gauges.map(|gauge| gauge.remove_label_values(&[protocol, pool, scope]));
+            }
+            stays
+        });
+        for PlanLimit { scope, used, limit } in limits {
+            for (gauge, value) in gauges.into_iter().zip([*used, *limit]) {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                gauge.with_label_values(&[protocol, pool, scope]).set(value);
+            }
+            plans.insert(scope.clone(), (*used, *limit));
+        }
     }
 
     /// What the server said of its limits.

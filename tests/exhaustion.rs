@@ -472,6 +472,12 @@ fn what_the_server_allows_is_seen_before_it_is_hit() {
     assert!(!plan.iter().any(|limit| limit.scope == "database"), "it has no limit");
     let labels = [("protocol", "postgres"), ("scope", "role")];
     assert_eq!(gate.page().sum("tidegate_plan_connections_limit", &labels), 20.0);
+    superuser.query("alter role app connection limit -1").expect_no_error();
+    eventually("a limit that is lifted is forgotten", || {
+        gate.client().query("select 1").expect_no_error();
+        (!pool(&gate).plan.iter().any(|limit| limit.scope == "role")).then_some(())
+    });
+    assert_eq!(gate.page().sum("tidegate_plan_connections_limit", &labels), 0.0);
 }
 
 #[test]
