@@ -584,10 +584,11 @@ impl PoolMetrics {
         }
     }
 
-    /// The queue has this many waiters now.
-    pub fn queue_changed(&self, waiters: usize) {
-        let waiters = i64::try_from(waiters).unwrap_or(i64::MAX);
-        self.queue_length.set(waiters);
+    /// A queue had `before` waiters and has `now`: one of several, perhaps, whose pools are counted together.
+    pub fn queue_changed(&self, before: usize, now: usize) {
+        let count = |waiters: usize| i64::try_from(waiters).unwrap_or(i64::MAX);
+        self.queue_length.add(count(now) - count(before));
+        let waiters = self.queue_length.get();
         for peak in &self.queue_peaks {
             peak.fetch_max(waiters, Ordering::Relaxed);
         }
@@ -657,15 +658,28 @@ impl PoolMetrics {
         self.labelled.count(&self.labelled.timeouts, kind);
     }
 
-    /// What the server says of a limit of its own: `scope` is `role`, `database` or `server`.
-    pub fn plan(&self, scope: &str, used: u64, limit: u64) {
-        let labels = [self.labelled.protocol.as_str(), &self.labelled.pool, scope];
-        let set = |family: &IntGaugeVec, value: u64| {
-            family.with_label_values(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        set(&self.labelled.plan_used, used);
-        set(&self.labelled.plan_limit, limit);
-        lock(&self.plans).insert(scope.to_owned(), (used, limit));
+    /// What the server says of its limits: of each `scope`, which is `role`, `database` or `server`. Those that it doesn't
+    /// name are no more.
+    pub fn plan(&self, limits: &[PlanLimit]) {
+        let Labelled { protocol, pool, plan_used, plan_limit, .. } = &self.labelled;
+        let gauges = [plan_used, plan_limit];
+        let (protocol, pool) = (protocol.as_str(), pool.as_str());
+        let mut plans = lock(&self.plans);
+        plans.retain(|scope, _| {
+            let stays = limits.iter().any(|limit| limit.scope == *scope);
+            if !stays {
+                // One that is there can be removed.
+                let _gone = gauges.map(|gauge| gauge.remove_label_values(&[protocol, pool, scope]));
+            }
+            stays
+        });
+        for PlanLimit { scope, used, limit } in limits {
+            for (gauge, value) in gauges.into_iter().zip([*used, *limit]) {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                gauge.with_label_values(&[protocol, pool, scope]).set(value);
+            }
+            plans.insert(scope.clone(), (*used, *limit));
+        }
     }
 
     /// What the server said of its limits.
@@ -789,14 +803,14 @@ mod tests {
     fn a_burst_between_two_scrapes_shows_once() {
         let metrics = Metrics::new().unwrap();
         let pool = metrics.pool(Protocol::Postgres, "p");
-        pool.queue_changed(7);
-        pool.queue_changed(1);
+        pool.queue_changed(0, 7);
+        pool.queue_changed(7, 1);
         let line = |value: i64| {
             format!("tidegate_queue_length_max{{pool=\"p\",protocol=\"postgres\"}} {value}")
         };
         assert!(metrics.render().unwrap().contains(&line(7)));
         assert!(metrics.render().unwrap().contains(&line(1)));
-        pool.queue_changed(0);
+        pool.queue_changed(1, 0);
         assert!(metrics.render().unwrap().contains(&line(1)));
         assert!(metrics.render().unwrap().contains(&line(0)));
     }
@@ -805,8 +819,8 @@ mod tests {
     fn each_reader_sees_the_burst() {
         let metrics = Metrics::new().unwrap();
         let pool = metrics.pool(Protocol::Postgres, "p");
-        pool.queue_changed(7);
-        pool.queue_changed(0);
+        pool.queue_changed(0, 7);
+        pool.queue_changed(7, 0);
         for reader in [Reader::Page, Reader::Push] {
             assert!(!metrics.gather(reader).is_empty());
             assert_eq!(pool.queue_length_max.get(), 7, "{reader:?}");

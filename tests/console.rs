@@ -338,6 +338,31 @@ fn a_pause_that_its_client_gives_up_is_undone() {
 }
 
 #[test]
+fn who_comes_to_replicate_during_a_pause_is_let_in_behind_it() {
+    let server = Postgres::start();
+    let gate = Setup::new().database_url(&server.url_with("postgres", "", "app")).start();
+    let login = |database: &str| {
+        let (user, database) = ("postgres".to_owned(), database.to_owned());
+        Login { user, password: String::new(), database, ..Login::app() }
+    };
+    let mut console = gate.try_client(&login("tidegate")).unwrap();
+    console.query("PAUSE").expect_no_error();
+    thread::scope(|scope| {
+        let standby = scope.spawn(|| {
+            let login = login("app").with("replication", "database");
+            let mut standby = gate.try_client(&login).unwrap();
+            standby.query("IDENTIFY_SYSTEM").expect_no_error();
+        });
+        eventually("it is here", || {
+            (gate.postgres_metric("tidegate_clients", &[("state", "greeting")]) == 1.0)
+                .then_some(())
+        });
+        console.query("RESUME").expect_no_error();
+        standby.join().unwrap();
+    });
+}
+
+#[test]
 fn reconnect_replaces_connections_as_they_come_back() {
     let server = Postgres::start();
     let gate = Tidegate::before(&server, 2);

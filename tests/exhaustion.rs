@@ -234,6 +234,31 @@ fn limits_on_time_end_what_is_over_them_and_nothing_else() {
     assert_eq!(server.superuser().one("select count(*) from pg_locks where not granted"), "0");
 }
 
+/// Sent ahead, each statement has its own time, inside a transaction and outside.
+#[test]
+fn statements_sent_ahead_are_each_judged_by_their_own_time() {
+    let server = Postgres::start();
+    let file = config("query_timeout_ms = 1000\ncleanup_timeout_ms = 1500");
+    let gate = Setup::new().postgres(&server).pool_size(1).config(file.path()).start();
+    let mut client = gate.client();
+    let slow = pg::query("select pg_sleep(20)");
+    client.send(&[slow.clone(), slow.clone(), slow].concat());
+    for _ in 0..3 {
+        assert_eq!(client.reply().codes(), ["57014"]);
+    }
+    let ended = || gate.postgres_metric("tidegate_timeouts_total", &[("kind", "query")]);
+    // A server signals twice for one request, and may hit the next statement, too.
+    let before = ended();
+    assert!((2.0..=3.0).contains(&before), "{before}");
+    let short = pg::query("select pg_sleep(0.3)");
+    let flight = [pg::query("begin"), short.repeat(6), pg::query("commit")].concat();
+    client.send(&flight);
+    for _ in 0..8 {
+        client.reply().expect_no_error();
+    }
+    assert_eq!(ended(), before);
+}
+
 #[test]
 fn a_pinned_connection_and_a_silent_client_have_their_limits() {
     let server = Postgres::start();
@@ -447,6 +472,12 @@ fn what_the_server_allows_is_seen_before_it_is_hit() {
     assert!(!plan.iter().any(|limit| limit.scope == "database"), "it has no limit");
     let labels = [("protocol", "postgres"), ("scope", "role")];
     assert_eq!(gate.page().sum("tidegate_plan_connections_limit", &labels), 20.0);
+    superuser.query("alter role app connection limit -1").expect_no_error();
+    eventually("a limit that is lifted is forgotten", || {
+        gate.client().query("select 1").expect_no_error();
+        (!pool(&gate).plan.iter().any(|limit| limit.scope == "role")).then_some(())
+    });
+    assert_eq!(gate.page().sum("tidegate_plan_connections_limit", &labels), 0.0);
 }
 
 #[test]
@@ -480,6 +511,56 @@ fn one_application_leaves_the_others_their_share() {
     assert!((2..=4).contains(&served), "{served}");
     for client in &mut batch {
         assert_eq!(client.one("select 1"), "1");
+    }
+}
+
+/// Whoever waits for a part of its share keeps nothing that one with a part may wait for.
+#[test]
+fn leave_to_pin_is_not_kept_while_waiting_for_a_share() {
+    let server = Postgres::start();
+    let file = config("application_share_percent = 25\npinned_limit = 1");
+    let gate =
+        Setup::new().postgres(&server).pool_size(4).wait_ms(5_000).config(file.path()).start();
+    let mut pinning = gate.try_client(&named("web")).unwrap();
+    pinning.query("create temp table t (a int)").expect_no_error();
+    let mut stepped_back = gate.try_client(&named("batch")).unwrap();
+    stepped_back.send(&pg::query("create temp table u (a int)"));
+    eventually("it waits for leave", || {
+        (gate.postgres_metric("tidegate_pin_waits_total", &[]) == 1.0
+            && pool(&gate).clients.waiting == 1)
+            .then_some(())
+    });
+    let mut in_transaction = gate.try_client(&named("batch")).unwrap();
+    in_transaction.query("begin").expect_no_error();
+    pinning.query("drop table t").expect_no_error();
+    drop(pinning);
+    eventually("nothing is pinned", || (pool(&gate).servers.pinned == 0).then_some(()));
+    in_transaction.query("create temp table v (a int)").expect_no_error();
+    in_transaction.query("rollback").expect_no_error();
+    stepped_back.reply().expect_no_error();
+}
+
+/// A pause is nobody's fault: a wait for a share begins anew behind it.
+#[test]
+fn a_pause_does_not_use_up_the_wait_for_a_share() {
+    let server = Postgres::start();
+    let file = config("application_share_percent = 25");
+    let gate =
+        Setup::new().postgres(&server).pool_size(4).wait_ms(2_000).config(file.path()).start();
+    let mut clients: Vec<_> = (0..2).map(|_| gate.try_client(&named("batch")).unwrap()).collect();
+    let mut console =
+        gate.try_client(&Login { database: "tidegate".into(), ..Login::app() }).unwrap();
+    console.query("pause").expect_no_error();
+    for client in &mut clients {
+        client.send(&pg::query("select 1"));
+    }
+    eventually("both wait for longer than they may", || {
+        let pool = pool(&gate);
+        (pool.clients.waiting == 2 && pool.queue.oldest_wait_ms > 3_000.0).then_some(())
+    });
+    console.query("resume").expect_no_error();
+    for client in &mut clients {
+        client.reply().expect_no_error();
     }
 }
 

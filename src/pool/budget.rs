@@ -374,7 +374,7 @@ impl Budget {
             if let Some(permit) = account.reserve() {
                 return Some(permit);
             }
-            let full = account.full_ceiling();
+            let full = account.full_ceilings().next();
             let below = |other: &Account| full.is_none_or(|full| other.is_below(full));
             // The last idle ones may have been closed by their server already.
             let Some(permit) = evict(members, below) else { return account.reserve() };
@@ -388,7 +388,7 @@ impl Budget {
 
     /// Whether a connection that `mine` could hand to its own next waiter is owed to another pool: to one whose waiter
     /// came earlier and which has at least two connections less, or has none and waited for its turn while `mine` had
-    /// one.
+    /// one. Not to one whose ceiling would keep it from opening another all the same.
     pub(super) fn owes_elsewhere(&self, mine: &Account) -> bool {
         let oldest = mine.oldest.load(SeqCst);
         if oldest == NOBODY || self.demanding.load(SeqCst) == 0 {
@@ -404,7 +404,8 @@ impl Budget {
         members.iter().any(|entry| {
             let demand = entry.account.demand.load(SeqCst);
             let held = entry.account.held();
-            demand < oldest && (mine.held() >= held + 2 || (held == 0 && had_turn && demand <= due))
+            let owed = mine.held() >= held + 2 || (held == 0 && had_turn && demand <= due);
+            demand < oldest && owed && entry.account.full_ceilings().all(|full| mine.is_below(full))
         })
     }
 
@@ -415,8 +416,8 @@ impl Budget {
 
 /// Whether its ceilings let a pool open one more connection, if need be by closing an idle one of another pool.
 fn may_have_one(members: &[Entry], account: &Account) -> bool {
-    let Some(full) = account.full_ceiling() else { return true };
-    members.iter().any(|entry| entry.account.idle() > 0 && entry.account.is_below(full))
+    let frees = |entry: &Entry, full| entry.account.idle() > 0 && entry.account.is_below(full);
+    account.full_ceilings().all(|full| members.iter().any(|entry| frees(entry, full)))
 }
 
 /// Closes an idle connection of the pool that has most of them, among those that `may` lose one.
@@ -460,9 +461,9 @@ impl Account {
         Some(Permit { account: Arc::clone(self), places })
     }
 
-    /// The first of its ceilings that is reached.
-    fn full_ceiling(&self) -> Option<&Arc<Ceiling>> {
-        self.ceilings.iter().find(|ceiling| ceiling.is_reached())
+    /// Those of its ceilings that are reached.
+    fn full_ceilings(&self) -> impl Iterator<Item = &Arc<Ceiling>> {
+        self.ceilings.iter().filter(|ceiling| ceiling.is_reached())
     }
 
     fn is_below(&self, ceiling: &Arc<Ceiling>) -> bool {

@@ -4,11 +4,15 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::holder::Era;
 use super::{Connect, Lease, Pool, State};
+
+/// A wait that can't be added to the clock's reading is cut to this: a year.
+const WAIT_LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Whether connections are lent, and which.
 pub(super) struct Gate {
@@ -37,11 +41,18 @@ impl Gate {
         self.stance != Stance::Shut
     }
 
-    pub(super) fn open_since(&self) -> Option<Instant> {
+    fn open_since(&self) -> Option<Instant> {
         match self.stance {
             Stance::Open { since } => Some(since),
             Stance::Shut => None,
         }
+    }
+
+    /// When a wait of `wait` ends that began at `since`. Never while it is shut; who waited then has the whole wait before
+    /// it when it opens.
+    pub(super) fn deadline(&self, since: Instant, wait: Duration) -> Option<Instant> {
+        let since = self.open_since().map(|opened| opened.max(since))?;
+        Some(since.checked_add(wait).unwrap_or_else(|| since + WAIT_LONGEST))
     }
 
     /// What a connection that is opened now belongs to.
@@ -84,6 +95,7 @@ impl<C: Connect> Pool<C> {
             self.start_timer(&mut state);
             self.publish(&mut state);
         }
+        self.opened.notify_waiters();
         self.account.budget().settle();
         true
     }
@@ -92,6 +104,41 @@ impl<C: Connect> Pool<C> {
     #[must_use]
     pub fn is_paused(&self) -> bool {
         !self.lock().gate.is_open()
+    }
+
+    /// Waits until the gate is open. Cancel safe.
+    pub async fn until_open(&self) {
+        loop {
+            let mut opened = pin!(self.opened.notified());
+            // From here on no word is missed.
+            opened.as_mut().enable();
+            if !self.is_paused() {
+                return;
+            }
+            opened.await;
+        }
+    }
+
+    /// Waits for what `coming` brings, beside the queue, at most as long as in it: not while the gate is shut. Cancel safe if
+    /// that is.
+    pub async fn within_wait<T>(&self, coming: impl Future<Output = T>) -> Option<T> {
+        let (since, wait) = (Instant::now(), self.settings.wait);
+        let mut coming = pin!(coming);
+        loop {
+            let ends = self.lock().gate.deadline(since, wait);
+            match ends {
+                Some(ends) if ends <= Instant::now() => return None,
+                Some(ends) => {
+                    if let Ok(brought) = tokio::time::timeout_at(ends, coming.as_mut()).await {
+                        return Some(brought);
+                    }
+                }
+                None => tokio::select! {
+                    brought = coming.as_mut() => return Some(brought),
+                    () = self.until_open() => {}
+                },
+            }
+        }
     }
 
     /// Has every connection replaced: idle ones are closed now, lent ones when they are given back.

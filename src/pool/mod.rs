@@ -112,6 +112,8 @@ pub struct Pool<C: Connect> {
     asked: Notify,
     /// Tells who keeps a connection for long that all are to be replaced.
     renewed: Notify,
+    /// Tells that the gate has opened.
+    opened: Notify,
 }
 
 /// The answer to a checkout.
@@ -153,6 +155,7 @@ impl<C: Connect> Pool<C> {
             closing: Arc::default(),
             asked: Notify::default(),
             renewed: Notify::default(),
+            opened: Notify::default(),
         });
         pool.limit_changed(budget.limit());
         let weak: Weak<Self> = Arc::downgrade(&pool);
@@ -224,9 +227,15 @@ impl<C: Connect> Pool<C> {
         self.account.budget().settle();
     }
 
-    /// What is known of the server.
+    /// What is known of the server. One that gives no more connections than there are is reached.
     pub fn state(&self) -> Reachability {
-        self.lock().reachability()
+        let state = self.lock();
+        match state.failure() {
+            Some(error) if error.fault == Fault::Refused && self.serves(&state) => {
+                Reachability::Reachable
+            }
+            _ => state.reachability(),
+        }
     }
 
     /// Whether a checkout would bring a connection that nobody else waits for.

@@ -16,9 +16,6 @@ use super::{
     Ticket,
 };
 
-/// A wait that can't be added to the clock's reading is cut to this: a year.
-const WAIT_LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
-
 /// What a pool's lock guards.
 pub(super) struct State<C: Connect> {
     phase: Phase,
@@ -33,6 +30,8 @@ pub(super) struct State<C: Connect> {
     pub(super) failures: u32,
     timer: Timer,
     shortage: Shortage,
+    /// Waiters that the metrics know of.
+    counted: usize,
     /// The runtime of the first waiter: leases may be dropped outside of it.
     pub(super) runtime: Option<Handle>,
 }
@@ -89,6 +88,7 @@ impl<C: Connect> Default for State<C> {
             failures: 0,
             timer: Timer::Off,
             shortage: Shortage::No,
+            counted: 0,
             runtime: None,
         }
     }
@@ -201,7 +201,8 @@ impl<C: Connect> Pool<C> {
         let first = state.queue.front().filter(|_| state.gate.is_open());
         let oldest = first.map_or(NOBODY, |slot| stamp(slot));
         self.account.publish(oldest, state.demand().map_or(NOBODY, stamp));
-        self.metrics.queue_changed(state.queue.len());
+        let counted = std::mem::replace(&mut state.counted, state.queue.len());
+        self.metrics.queue_changed(counted, state.queue.len());
         let (before, now) = (state.shortage, state.shortage());
         if before != now {
             state.shortage = now;
@@ -307,16 +308,19 @@ impl<C: Connect> Pool<C> {
     /// Why a wait ends in vain. A server that is full is nobody's concern while connections to it serve: then there are
     /// so many and no more.
     fn kind_at_deadline(&self, state: &State<C>) -> CheckoutErrorKind {
-        let serves = self.account.budget().in_use() > state.openers;
+        let serves = self.serves(state);
         let failure = state.failure().filter(|error| error.fault != Fault::Refused || !serves);
         failure.map_or(CheckoutErrorKind::TimedOut, CheckoutErrorKind::of)
     }
 
-    /// Never while the gate is shut; who waited then has the whole wait before it when the gate opens.
+    /// Whether any connection to its server is open, whichever pool's it is.
+    pub(super) fn serves(&self, state: &State<C>) -> bool {
+        self.account.budget().in_use() > state.openers
+    }
+
+    /// The first waiter's.
     fn deadline(&self, state: &State<C>) -> Option<Instant> {
-        let first = state.queue.front()?.since;
-        let since = state.gate.open_since().map(|opened| opened.max(first))?;
-        Some(since.checked_add(self.settings.wait).unwrap_or_else(|| since + WAIT_LONGEST))
+        state.gate.deadline(state.queue.front()?.since, self.settings.wait)
     }
 
     /// Ends the waits that are over; the next deadline, if anybody still waits.

@@ -293,11 +293,20 @@ impl Seat {
         }
     }
 
-    /// One statement of several has ended, the next has begun.
-    pub fn restart(&self, now_ns: u64) {
+    /// One statement of several in a transaction has ended, the next has begun.
+    pub fn next_statement(&self, now_ns: u64) {
+        if let Some(held) = &mut *lock(&self.held) {
+            held.phase_ns = now_ns;
+            held.reported = Reported::No;
+        }
+    }
+
+    /// One transaction of several has ended, the next has begun.
+    pub fn next_transaction(&self, now_ns: u64) {
         if let Some(held) = &mut *lock(&self.held) {
             held.phase_ns = now_ns;
             held.transaction_ns = Some(now_ns);
+            held.reported = Reported::No;
         }
     }
 

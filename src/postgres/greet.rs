@@ -248,6 +248,7 @@ async fn seat(
         return Ok(Seat::Shared { pool, settings });
     };
     parameters.push(("replication".to_owned(), replication));
+    pool.until_open().await;
     let apart = reception.routes.apart(&pool, parameters);
     match OwnConnection::open(&apart).await {
         Ok(own) => Ok(Seat::Own(Box::new(own))),

@@ -31,9 +31,8 @@ pub(super) async fn ask(pool: &std::sync::Arc<PgPool>) {
         tracing::debug!(pool = %pool.settings().name, error = %error.message, "no limits of the server");
         return;
     }
-    for limit in answer.rows().iter().filter_map(|row| read(row)) {
-        pool.metrics().plan(&limit.scope, limit.used, limit.limit);
-    }
+    let limits: Vec<_> = answer.rows().iter().filter_map(|row| read(row)).collect();
+    pool.metrics().plan(&limits);
 }
 
 fn put_question(user: &str, out: &mut Vec<u8>) {

@@ -249,6 +249,8 @@ enum Settled {
 pub struct Tally {
     /// Transactions ended.
     pub transactions: u64,
+    /// Queries, and runs up to a Sync, that ended inside a transaction.
+    pub steps: u64,
     /// Queries, Executes and FunctionCalls sent.
     pub requests: u64,
 }

@@ -199,6 +199,8 @@ impl Foundry {
         let rules = Rules { mode, probe, passing, connections, share_percent };
         let place = Place::of(dial.upstream());
         let connect = PgConnect::new(&name, dial, Arc::new(settings.limits.clone()), rules);
+        // The metrics may be older: of a pool of that name that was given up.
+        connect.seats().tick(metrics.times.now_ns());
         let pool = Pool::new(connect, pool_settings, budget, metrics);
         if self.orders.passage(&place) == Passage::Paused {
             pool.pause();
@@ -276,6 +278,8 @@ impl Routes {
         let dial = pool.connector().dial().saying(parameters);
         let budget = self.foundry.budget(dial.upstream());
         let apart = self.foundry.pool(pool.settings().name.clone(), dial, budget, 0);
+        // It is not among those that are told of orders: who makes it waits for the one that is.
+        apart.resume();
         self.foundry.spawn_reaper(&apart);
         apart
     }
@@ -387,4 +391,24 @@ fn proof(auth: Auth, password: Option<&Secret>) -> Proof {
 fn verifier(password: &Secret) -> Verifier {
     let stored = scram_sha_256(password.expose().as_bytes());
     Verifier::parse(&stored).unwrap_or_else(|| Verifier::mock("", &[0; 32]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, load};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_pool_has_the_time_of_older_metrics_of_its_name() {
+        let variable = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()));
+        let variables = [variable("DATABASE_URL", "postgres://u:p@db/app"), variable("USER", "me")];
+        let settings = load(None, &Environment::from(variables), &[]).unwrap().settings;
+        let (settings, metrics) = (settings.postgres.unwrap(), Metrics::new().unwrap());
+        let _of_an_older_pool = metrics.pool(Protocol::Postgres, "DATABASE_URL");
+        tokio::time::advance(std::time::Duration::from_secs(3600)).await;
+        let foundry = Foundry::new(&settings, &metrics, Drain::new().1);
+        let routes = Routes::new(&settings.listeners[0], foundry).unwrap();
+        // Or its first clients would have been idle for an hour when the clock is looked at.
+        assert_eq!(routes.all()[0].connector().seats().now_ms(), 3_600_000);
+    }
 }

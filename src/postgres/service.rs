@@ -198,7 +198,9 @@ async fn watch_plans(reception: Arc<Reception>, drain: Drain) {
             () = drain.started() => return,
             () = tokio::time::sleep(every) => {}
         }
-        for pool in reception.routes.all() {
+        let pools = reception.routes.all();
+        asked.retain(|name, _| pools.iter().any(|pool| pool.settings().name == *name));
+        for pool in pools {
             let checkouts = pool.metrics().checkouts.get();
             if asked.insert(pool.settings().name.clone(), checkouts) != Some(checkouts) {
                 plan::ask(&pool).await;

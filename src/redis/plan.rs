@@ -16,6 +16,7 @@ use super::lane::{Submitted, Work};
 use super::mailbox::{MailState, Mailbox};
 use super::upstream::Upstream;
 use super::wire::write_command;
+use crate::status::PlanLimit;
 
 /// Until then the server must have answered.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,7 +39,7 @@ pub(super) async fn run(upstream: Arc<Upstream>, period: Duration) {
         // What may still come is nobody's.
         mailbox.kill();
         if let Some((used, limit)) = answer.ok().flatten().as_deref().and_then(read) {
-            upstream.metrics.plan("server", used, limit);
+            upstream.metrics.plan(&[PlanLimit { scope: "server".to_owned(), used, limit }]);
         }
     }
 }

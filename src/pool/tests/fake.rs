@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use crate::metrics::{Metrics, Protocol};
+use crate::metrics::{Metrics, PoolMetrics, Protocol};
 use crate::pool::*;
 
 /// How the server answers the next attempts.
@@ -141,6 +141,16 @@ pub(super) fn pool_with(
     settings: PoolSettings,
 ) -> Arc<Pool<Fake>> {
     let metrics = Metrics::new().unwrap().pool(Protocol::Postgres, &settings.name);
+    pool_counted(server, budget, settings, metrics)
+}
+
+/// As [`pool_with`], counted there.
+pub(super) fn pool_counted(
+    server: &Arc<Server>,
+    budget: &Arc<Budget>,
+    settings: PoolSettings,
+    metrics: Arc<PoolMetrics>,
+) -> Arc<Pool<Fake>> {
     Pool::new(Fake(Arc::clone(server)), settings, Arc::clone(budget), metrics)
 }
 

@@ -41,6 +41,28 @@ async fn behind_a_pause_the_whole_wait_begins() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_waited_for_beside_the_queue_has_its_time_too() {
+    let (_, _, pool) = pool_of(1);
+    let never = || pool.within_wait(std::future::pending::<()>());
+    let begun = Instant::now();
+    assert_eq!(never().await, None);
+    assert_eq!(begun.elapsed().as_secs(), 10);
+    pool.pause();
+    let begun = Instant::now();
+    let wait = async {
+        assert_eq!(never().await, None);
+        assert_eq!(begun.elapsed().as_secs(), 40);
+    };
+    let resume = async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        pool.resume();
+    };
+    tokio::join!(wait, resume);
+    pool.pause();
+    assert_eq!(pool.within_wait(std::future::ready(7)).await, Some(7));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_catches_connections_that_are_being_opened() {
     let (server, _, pool) = pool_of(1);
     let mut waiter = queued(&pool);

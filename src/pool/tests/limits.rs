@@ -1,7 +1,7 @@
 //! Deadlines, bounds, lifetimes, and a budget that changes.
 
 use super::fake::*;
-use crate::metrics::Reason;
+use crate::metrics::{Metrics, Protocol, Reason};
 use crate::pool::*;
 
 #[tokio::test(start_paused = true)]
@@ -170,6 +170,7 @@ async fn a_server_that_is_full_lowers_the_limit_and_nobody_hears_of_it() {
     assert!(budget.shortfall().is_some_and(|words| words.contains("too many")), "{budget:?}");
     assert_eq!(pool.metrics().server_limit.get(), 2);
     assert_eq!(pool.metrics().server_refusals.get(), 3);
+    assert_eq!(pool.state(), Reachability::Reachable, "it serves");
     let attempts = server.attempts();
     pass(3_000).await;
     assert_eq!(server.attempts(), attempts, "a known limit is not tried again at once");
@@ -215,4 +216,38 @@ async fn a_ceiling_holds_for_all_pools_below_it_and_an_idle_one_makes_room() {
     assert!(poll(&mut waiter).is_pending());
     leases.into_iter().for_each(Lease::give_back);
     granted_within(&mut waiter, 1_000).await.give_back();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_closed_for_a_pool_that_its_ceiling_keeps_from_opening() {
+    let (server, budget) = (Server::new(), Budget::new(4));
+    let ceilings = vec![Ceiling::new(1)];
+    let small = pool_with(&server, &budget, PoolSettings { ceilings, ..settings("small") });
+    let large = pool_with(&server, &budget, settings("large"));
+    let _held = lease(&small).await.unwrap();
+    let mut leases = Vec::new();
+    for _ in 0..3 {
+        leases.push(lease(&large).await.unwrap());
+    }
+    let mut older = queued(&small);
+    pass(200).await;
+    for _ in 0..20 {
+        let mut next = queued(&large);
+        leases.pop().unwrap().give_back();
+        leases.push(granted_within(&mut next, 100).await);
+    }
+    assert_eq!(server.attempts(), 4, "no connection was closed and opened again");
+    assert!(poll(&mut older).is_pending());
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_of_pools_that_are_counted_together_add_up() {
+    let (server, budget) = (Server::new(), Budget::new(0));
+    let metrics = Metrics::new().unwrap().pool(Protocol::Redis, "p");
+    let pool = || pool_counted(&server, &budget, settings("p"), Arc::clone(&metrics));
+    let (one, two) = (pool(), pool());
+    let waiters = [queued(&one), queued(&one), queued(&two)];
+    assert_eq!(metrics.queue_length.get(), 3);
+    drop(waiters);
+    assert_eq!(metrics.queue_length.get(), 0);
 }

@@ -311,6 +311,7 @@ fn reply(
                 ledger.committed();
             }
         }
+        b'Z' if verdict == Verdict::Relay => line.tally.steps += 1,
         b'C' => command_done(line, ledger, body),
         _ => {}
     }

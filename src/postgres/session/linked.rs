@@ -650,8 +650,16 @@ impl Session {
         let Phase::Linked(lease) = &mut self.phase else { return };
         let tally = lease.line.take_tally();
         let metrics = self.pool.metrics();
-        if tally.transactions > 0 && lease.line.exchange.owed() > 0 {
-            lease.seat.restart(metrics.times.now_ns());
+        if tally.transactions + tally.steps > 0 && lease.line.exchange.owed() > 0 {
+            let now_ns = metrics.times.now_ns();
+            match tally.transactions {
+                0 => lease.seat.next_statement(now_ns),
+                _ => lease.seat.next_transaction(now_ns),
+            }
+            // What ran too long was the one before.
+            if let Some(rare) = &mut self.rare {
+                rare.overrun = None;
+            }
         }
         if tally.transactions > 0 {
             metrics.transactions.inc_by(tally.transactions);

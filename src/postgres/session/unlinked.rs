@@ -77,6 +77,10 @@ impl Session {
             Work::Ready if self.hears_late(bytes) => self.park(bytes, 0),
             Work::Ready => {
                 if let Some(admission) = self.awaits_share() {
+                    // As below: whoever has a part of the share may be waiting for it.
+                    if let Some(rare) = &mut self.rare {
+                        rare.permit = None;
+                    }
                     self.enter(Phase::Barred(admission));
                     self.park(bytes, 0);
                     return Turn::Again;
@@ -153,9 +157,10 @@ impl Session {
                 None
             }
             Err(_) => {
-                let wait = tokio::time::timeout(self.pool.settings().wait, share.acquire_owned());
+                let pool = Arc::clone(&self.pool);
                 Some(Box::pin(async move {
-                    wait.await.ok().and_then(Result::ok).map_or(Admitted::NoShare, Admitted::Share)
+                    let part = pool.within_wait(share.acquire_owned()).await;
+                    part.and_then(Result::ok).map_or(Admitted::NoShare, Admitted::Share)
                 }))
             }
         }

@@ -122,6 +122,8 @@ fn string(text: &[u8], escapes: Escapes) -> usize {
     let mut at = 1;
     while at < text.len() {
         match text[at] {
+            // In some encodings of clients it is the second byte of a character.
+            b'\\' if escapes == Escapes::Backslash && text[at - 1] >= 0x80 => return text.len(),
             b'\\' if escapes == Escapes::Backslash => at += 2,
             b'\\' if text.get(at + 1) == Some(&b'\'') => return text.len(),
             b'\'' if text.get(at + 1) == Some(&b'\'') => at += 2,
@@ -210,6 +212,15 @@ mod tests {
         }
         let long = format!("select {}", "a, ".repeat(100));
         assert_eq!(shape(long.as_bytes()).chars().count(), SHAPE_CHARS + 1);
+    }
+
+    #[test]
+    fn a_character_that_ends_like_a_backslash_hides_no_quote() {
+        let mut text = b"select E'".to_vec();
+        // In Shift JIS one character.
+        text.extend([0x95, 0x5c]);
+        text.extend(b"', 'secret'");
+        assert_eq!(shape(&text), "select ?");
     }
 
     proptest! {
