@@ -197,6 +197,11 @@ impl Answer {
         }
     }
 
+    /// The server refused the question: nothing is to be read from what it said.
+    pub fn spoil(&mut self) {
+        self.overflow = Overflow::Yes;
+    }
+
     /// Its rows as they are; a null is an empty column. None if it is too long.
     #[must_use]
     pub fn raw(&self) -> Vec<Vec<Vec<u8>>> {

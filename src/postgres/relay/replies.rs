@@ -272,7 +272,8 @@ fn reply(
         Outcome::Went | Outcome::Lost => {}
         Outcome::OursFailed => line.gate = Gate::Refused,
         Outcome::HandOverFailed => line.handover_failed(),
-        Outcome::TruthFailed => line.news = Some(News::Untold),
+        // Said when all of it is here: see `told`.
+        Outcome::TruthFailed => line.answer.spoil(),
         Outcome::ResettleFailed => {
             if let Some(ledger) = ledger.as_deref_mut() {
                 ledger.suspect_settings();
@@ -462,10 +463,7 @@ fn command_done(line: &mut Line, ledger: &mut Option<Box<Ledger>>, tag: &[u8]) {
 
 /// The answer about what the session has left is complete.
 fn told(line: &mut Line, ledger: &mut Option<Box<Ledger>>) {
-    let truth = match line.news.take() {
-        Some(News::Untold) => None,
-        _ => std::mem::take(&mut line.answer).read(),
-    };
+    let truth = std::mem::take(&mut line.answer).read();
     if let Some(ledger) = ledger.as_deref_mut() {
         match &truth {
             Some(truth) => ledger.told(Some(truth.left), &truth.channels),

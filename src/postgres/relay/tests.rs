@@ -381,3 +381,28 @@ fn settings_ride_ahead_and_their_answer_is_swallowed() {
     bench.line.begin(1, &settings, &bench.registry, Emptied::No, &mut again);
     assert!(again.is_empty(), "they are in force already");
 }
+
+/// An answer that comes in pieces is an answer when it is whole: half a refusal is not "nothing is left".
+#[test]
+fn a_refused_question_is_untold_however_its_answer_comes() {
+    let error = crate::postgres::message::ErrorFields::error("42501", "permission denied");
+    let mut answer = crate::postgres::message::error_frame(&error);
+    let refusal = answer.len();
+    answer.extend_from_slice(b"Z\0\0\0\x05I");
+    for split in [refusal, answer.len()] {
+        let mut line = Line::new(crate::postgres::statements::ServerStatements::new(1, 10), &[]);
+        let mut ledger = Some(Box::<Ledger>::default());
+        let suspects = crate::postgres::sql::Suspects::LISTEN;
+        let findings = crate::postgres::sql::Findings { suspects, ..Default::default() };
+        ledger.as_mut().unwrap().suspect(&findings);
+        assert_eq!(line.ask_truth(&mut ledger, &mut Vec::new()), Asked::Yes);
+        let (mut first, mut second) = (answer[..split].to_vec(), answer[split..].to_vec());
+        assert_eq!(replies(&mut line, &mut ledger, &mut first).unwrap().relay, 0);
+        if split < answer.len() {
+            assert!(line.take_news().is_none(), "not before its end");
+            assert_eq!(replies(&mut line, &mut ledger, &mut second).unwrap().relay, 0);
+        }
+        assert!(matches!(line.take_news(), Some(News::Untold)), "{split}");
+        assert_eq!(ledger.unwrap().pins().reason(), Some("listen"));
+    }
+}
