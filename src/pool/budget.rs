@@ -244,6 +244,15 @@ impl Budget {
             let now = Instant::now();
             let configured = plan.configured.saturating_add(plan.reserve.settings.size);
             if let Some(granted) = &mut plan.granted
+                && oldest == NOBODY
+                && granted.step == Step::Up
+                && self.in_use() < granted.limit
+            {
+                // Nobody has tried it: it is not known to be given.
+                granted.limit = granted.limit.saturating_sub(1).max(1);
+                granted.step = Step::Down;
+            }
+            if let Some(granted) = &mut plan.granted
                 && oldest != NOBODY
                 && granted.raise_at <= now
                 && self.in_use() >= granted.limit
