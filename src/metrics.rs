@@ -5,10 +5,13 @@
 
 mod help;
 mod journal;
+mod loans;
 mod meter;
+mod spread;
 mod time;
 
 pub use journal::{Journal, now_ms};
+pub use loans::{Lent, LoanAccount};
 pub use meter::{Meter, Spell, seconds};
 pub use time::{Outcome, Phase, Reason, Times};
 

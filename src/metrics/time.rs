@@ -1,20 +1,33 @@
 //! What takes time in a pool: waits, loans and shortages.
 
-use prometheus::{
-    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, Registry,
-};
+use std::sync::Arc;
+
+use prometheus::{Counter, CounterVec, Gauge, GaugeVec, Opts, Registry};
 use tokio::time::Instant;
 
+use super::loans::{HOLDS, LoanAccount, Loans};
 use super::meter::{Meter, Spell, seconds};
+use super::spread::{Cells, Limits, SpreadFamily, Totals};
 use super::{POOL, Registered, help};
 
-/// Upper bounds, in seconds, of waits: from "at once" to "gave up".
-const WAIT_BUCKETS: [f64; 15] =
-    [0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-
-/// Upper bounds, in seconds, of loans: from one short statement to one that was forgotten.
-const HOLD_BUCKETS: [f64; 13] =
-    [0.000_25, 0.001, 0.002_5, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0];
+/// Upper bounds, in nanoseconds, of waits: from "at once" to "gave up".
+const WAITS: Limits = Limits(&[
+    100_000,
+    500_000,
+    1_000_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
+    30_000_000_000,
+]);
 
 /// What a client does with the connection it has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,8 +138,8 @@ impl Reason {
 /// The families of what takes time.
 #[derive(Debug)]
 pub(super) struct TimeFamilies {
-    waits: HistogramVec,
-    holds: HistogramVec,
+    waits: SpreadFamily,
+    holds: SpreadFamily,
     busy: CounterVec,
     waiting: CounterVec,
     saturated: CounterVec,
@@ -136,11 +149,8 @@ pub(super) struct TimeFamilies {
 
 impl TimeFamilies {
     pub(super) fn register(registry: &Registry) -> Registered<Self> {
-        let histogram = |name: &str, help: &str, buckets: &[f64], extra: &str| {
-            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-            let family = HistogramVec::new(opts, &[POOL[0], POOL[1], extra])?;
-            registry.register(Box::new(family.clone()))?;
-            Registered::Ok(family)
+        let spread = |name: &str, help: &str, limits: Limits, extra: &str| {
+            SpreadFamily::register(registry, (name, help), limits, &[POOL[0], POOL[1], extra])
         };
         let counter = |name: &str, help: &str, extra: &[&str]| {
             let family = CounterVec::new(Opts::new(name, help), &[&POOL, extra].concat())?;
@@ -154,8 +164,8 @@ impl TimeFamilies {
         };
         let waits = "tidegate_checkout_wait_seconds";
         Ok(Self {
-            waits: histogram(waits, help::CHECKOUT_WAIT, &WAIT_BUCKETS, "outcome")?,
-            holds: histogram("tidegate_server_hold_seconds", help::HOLD, &HOLD_BUCKETS, "phase")?,
+            waits: spread(waits, help::CHECKOUT_WAIT, WAITS, "outcome")?,
+            holds: spread("tidegate_server_hold_seconds", help::HOLD, HOLDS, "phase")?,
             busy: counter("tidegate_server_busy_seconds_total", help::BUSY, &["phase"])?,
             waiting: counter("tidegate_waiting_seconds_total", help::WAITING, &[])?,
             saturated: counter("tidegate_pool_saturated_seconds_total", help::SATURATED, &[])?,
@@ -168,15 +178,23 @@ impl TimeFamilies {
         let with = |extra| [labels[0], labels[1], extra];
         let exhaustion = self.exhaustion.with_label_values(&labels);
         exhaustion.set(f64::INFINITY);
+        let (loans, waits) = (Arc::<Loans>::default(), Arc::<Waits>::default());
+        for phase in Phase::ALL {
+            let loans = Arc::clone(&loans);
+            // Only loans that are over: the time until now adds nothing.
+            let read = move || loans.summary(0).holds[phase as usize].clone();
+            self.holds.add(&with(phase.as_str()), Box::new(read));
+        }
+        for outcome in Outcome::ALL {
+            let (waits, loans) = (Arc::clone(&waits), Arc::clone(&loans));
+            self.waits
+                .add(&with(outcome.as_str()), Box::new(move || waits.totals(outcome, &loans)));
+        }
         Times {
             born: Instant::now(),
-            waits: Outcome::ALL
-                .map(|outcome| self.waits.with_label_values(&with(outcome.as_str()))),
-            holds: Phase::ALL.map(|phase| self.holds.with_label_values(&with(phase.as_str()))),
-            busy: Phase::ALL.map(|phase| Published {
-                meter: Meter::default(),
-                counter: self.busy.with_label_values(&with(phase.as_str())),
-            }),
+            waits,
+            loans,
+            busy: Phase::ALL.map(|phase| self.busy.with_label_values(&with(phase.as_str()))),
             waiting: Published {
                 meter: Meter::default(),
                 counter: self.waiting.with_label_values(&labels),
@@ -199,12 +217,31 @@ struct Published<M> {
 }
 
 impl<M> Published<M> {
-    /// A counter never goes back, whatever two threads were at when it was read.
     fn publish(&self, seconds: f64) {
-        let more = seconds - self.counter.get();
-        if more > 0.0 {
-            self.counter.inc_by(more);
+        raise(&self.counter, seconds);
+    }
+}
+
+/// A counter never goes back, whatever two threads were at when it was read.
+fn raise(counter: &Counter, seconds: f64) {
+    let more = seconds - counter.get();
+    if more > 0.0 {
+        counter.inc_by(more);
+    }
+}
+
+/// Ended waits, by outcome.
+#[derive(Debug, Default)]
+struct Waits([Cells; 5]);
+
+impl Waits {
+    fn totals(&self, outcome: Outcome, loans: &Loans) -> Totals {
+        let mut totals = Totals::default();
+        totals.add(&self.0[outcome as usize]);
+        if outcome == Outcome::Ok {
+            totals.add_nothings(loans.summary(0).at_once);
         }
+        totals
     }
 }
 
@@ -212,9 +249,9 @@ impl<M> Published<M> {
 #[derive(Debug)]
 pub struct Times {
     born: Instant,
-    waits: [Histogram; 5],
-    holds: [Histogram; 3],
-    busy: [Published<Meter>; 3],
+    waits: Arc<Waits>,
+    loans: Arc<Loans>,
+    busy: [Counter; 3],
     waiting: Published<Meter>,
     saturated: Published<Spell>,
     oldest_wait_seconds: Gauge,
@@ -242,41 +279,19 @@ impl Times {
     /// It has ended, after so many nanoseconds.
     pub fn wait_ended(&self, began_ns: u64, at_ns: u64, outcome: Outcome) {
         self.waiting.meter.end(at_ns);
-        self.observe_wait(seconds(at_ns.saturating_sub(began_ns)), outcome);
-    }
-
-    /// A checkout ended that did not wait.
-    pub fn not_waited(&self, outcome: Outcome) {
-        self.observe_wait(0.0, outcome);
-    }
-
-    fn observe_wait(&self, seconds: f64, outcome: Outcome) {
-        self.waits[outcome as usize].observe(seconds);
+        self.waits.0[outcome as usize].add(WAITS, at_ns.saturating_sub(began_ns));
     }
 
     /// How many waits have ended so.
     #[must_use]
     pub fn waits(&self, outcome: Outcome) -> u64 {
-        self.waits[outcome as usize].get_sample_count()
+        self.waits.totals(outcome, &self.loans).count()
     }
 
-    /// A connection is lent, or its loan enters this phase.
-    pub fn phase_began(&self, phase: Phase, at_ns: u64) {
-        self.busy[phase as usize].meter.begin(at_ns);
-    }
-
-    /// That phase is over.
-    pub fn phase_ended(&self, phase: Phase, at_ns: u64) {
-        self.busy[phase as usize].meter.end(at_ns);
-    }
-
-    /// A loan is over; so many nanoseconds of it were spent in each phase.
-    pub fn loan_ended(&self, spent_ns: [u64; 3]) {
-        for (hold, spent_ns) in self.holds.iter().zip(spent_ns) {
-            if spent_ns > 0 {
-                hold.observe(seconds(spent_ns));
-            }
-        }
+    /// The account of a connection that has been opened.
+    #[must_use]
+    pub fn open_account(&self) -> LoanAccount {
+        self.loans.open()
     }
 
     /// A client waits for whom there is no connection.
@@ -304,7 +319,7 @@ impl Times {
     /// Seconds lent in this phase, all connections together.
     #[must_use]
     pub fn busy_seconds(&self, phase: Phase) -> f64 {
-        self.busy[phase as usize].meter.seconds(self.now_ns())
+        seconds(self.loans.summary(self.now_ns()).spent_ns[phase as usize])
     }
 
     /// How long the first of the queue has waited.
@@ -320,8 +335,8 @@ impl Times {
     /// Brings the counters up to now.
     pub(super) fn publish(&self) {
         let now = self.now_ns();
-        for busy in &self.busy {
-            busy.publish(busy.meter.seconds(now));
+        for (busy, spent_ns) in self.busy.iter().zip(self.loans.summary(now).spent_ns) {
+            raise(busy, seconds(spent_ns));
         }
         self.waiting.publish(self.waiting.meter.seconds(now));
         self.saturated.publish(self.saturated.meter.seconds(now));
@@ -330,14 +345,15 @@ impl Times {
 
 #[cfg(test)]
 mod tests {
-    use crate::metrics::{Metrics, Outcome, Phase, Protocol};
+    use crate::metrics::{Lent, Metrics, Outcome, Protocol};
 
     #[test]
     fn what_still_lasts_is_in_the_counters() {
         let metrics = Metrics::new().unwrap();
         let pool = metrics.pool(Protocol::Postgres, "p");
         let times = &pool.times;
-        times.phase_began(Phase::Query, 0);
+        let mut account = times.open_account();
+        account.begin(0, Lent::AtOnce);
         times.wait_began(0);
         times.saturation_began(0);
         std::thread::sleep(std::time::Duration::from_millis(2));
@@ -353,7 +369,7 @@ mod tests {
             assert!(value > 0.001, "{name}: {value}");
         }
         times.wait_ended(0, 2_000_000_000, Outcome::Timeout);
-        times.loan_ended([1_000_000, 0, 0]);
+        account.end(1_000_000);
         let text = metrics.render().unwrap();
         assert!(text.contains(
             "tidegate_checkout_wait_seconds_sum{outcome=\"timeout\",pool=\"p\",protocol=\"postgres\"} 2"

@@ -11,7 +11,7 @@ use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
 
 use super::budget::{Account, Permit};
 use super::{Backend, Connect};
-use crate::metrics::{Phase, PoolMetrics};
+use crate::metrics::{LoanAccount, PoolMetrics};
 
 /// One open connection. The backend is dropped, and so closed, before its permit.
 pub(super) struct Held<B> {
@@ -19,7 +19,7 @@ pub(super) struct Held<B> {
     pub(super) permit: Permit,
     /// Why it stays with one session, if it does.
     pub(super) pin: Option<&'static str>,
-    pub(super) loan: Loan,
+    pub(super) loan: LoanAccount,
     pub(super) term: Term,
     pub(super) era: Era,
 }
@@ -53,28 +53,12 @@ impl EraMark {
     }
 }
 
-/// How the time of the present loan was spent; in nanoseconds of the metrics' clock.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Loan {
-    pub(super) phase: Phase,
-    pub(super) phase_began_ns: u64,
-    pub(super) spent_ns: [u64; 3],
-}
-
 /// When a connection must be closed; in milliseconds of its pool's age.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Term {
     pub(super) expires_ms: u64,
     pub(super) idle_limit_ms: u64,
     pub(super) idle_since_ms: u64,
-}
-
-impl Loan {
-    /// The phase has lasted until now.
-    pub(super) fn spend(&mut self, now_ns: u64) {
-        self.spent_ns[self.phase as usize] += now_ns.saturating_sub(self.phase_began_ns);
-        self.phase_began_ns = now_ns;
-    }
 }
 
 impl Term {

@@ -4,9 +4,9 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::holder::{EraMark, Loan};
+use super::holder::EraMark;
 use super::{Connect, Object, Pool};
-use crate::metrics::Phase;
+use crate::metrics::{Lent, Phase};
 
 /// A lent connection. Whoever holds it decides how it ends: [`Lease::give_back`] if the backend is clean,
 /// [`Lease::close`] if not. Dropping it closes the backend, for nobody has said that it is clean.
@@ -18,9 +18,13 @@ pub struct Lease<C: Connect> {
 
 impl<C: Connect> Lease<C> {
     /// Begins a loan now, by the metrics' clock.
-    pub(super) fn new(mut object: Box<Object<C>>, pool: Arc<Pool<C>>, now_ns: u64) -> Self {
-        object.loan = Loan { phase_began_ns: now_ns, ..Loan::default() };
-        pool.metrics().times.phase_began(Phase::Query, now_ns);
+    pub(super) fn new(
+        mut object: Box<Object<C>>,
+        pool: Arc<Pool<C>>,
+        now_ns: u64,
+        lent: Lent,
+    ) -> Self {
+        object.loan.begin(now_ns, lent);
         Self { object: Some(object), pool }
     }
 
@@ -28,16 +32,12 @@ impl<C: Connect> Lease<C> {
     /// clock, if that is something else than before.
     pub fn turn(&mut self, phase: Phase) -> Option<u64> {
         let object = self.object.as_mut()?;
-        let before = object.loan.phase;
+        let before = object.loan.phase();
         if phase == before {
             return None;
         }
-        let times = &self.pool.metrics().times;
-        let now_ns = times.now_ns();
-        times.phase_ended(before, now_ns);
-        times.phase_began(phase, now_ns);
-        object.loan.spend(now_ns);
-        object.loan.phase = phase;
+        let now_ns = self.pool.metrics().times.now_ns();
+        object.loan.turn(phase, now_ns);
         if object.pin.is_none() {
             self.pool.metrics().turned(before, phase);
         }
@@ -47,19 +47,15 @@ impl<C: Connect> Lease<C> {
     /// Since when the client does what it does, by the metrics' clock.
     #[must_use]
     pub fn since_ns(&self) -> u64 {
-        self.object.as_ref().map_or(0, |object| object.loan.phase_began_ns)
+        self.object.as_ref().map_or(0, |object| object.loan.since_ns())
     }
 
     /// Ends the loan.
     fn settle(&self, object: &mut Object<C>) {
-        let times = &self.pool.metrics().times;
-        let now_ns = times.now_ns();
-        times.phase_ended(object.loan.phase, now_ns);
-        object.loan.spend(now_ns);
-        times.loan_ended(object.loan.spent_ns);
-        if object.loan.phase != Phase::Query {
-            self.pool.metrics().turned(object.loan.phase, Phase::Query);
-            object.loan.phase = Phase::Query;
+        let phase = object.loan.phase();
+        object.loan.end(self.pool.metrics().times.now_ns());
+        if phase != Phase::Query {
+            self.pool.metrics().turned(phase, Phase::Query);
         }
     }
 
@@ -100,7 +96,7 @@ impl<C: Connect> Lease<C> {
         if let Some(object) = &mut self.object
             && object.pin.replace(reason).is_none()
         {
-            self.pool.metrics().pin(reason, object.loan.phase);
+            self.pool.metrics().pin(reason, object.loan.phase());
         }
     }
 
@@ -115,7 +111,7 @@ impl<C: Connect> Lease<C> {
         if let Some(object) = &mut self.object
             && object.pin.take().is_some()
         {
-            self.pool.metrics().unpin(object.loan.phase);
+            self.pool.metrics().unpin(object.loan.phase());
         }
     }
 

@@ -39,7 +39,7 @@ use deadpool::managed::{QueueMode, Timeouts};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::metrics::{Outcome, PoolMetrics};
+use crate::metrics::{Lent, PoolMetrics};
 use budget::{Account, Member};
 use holder::{Held, Holder};
 use queue::State;
@@ -173,8 +173,8 @@ impl<C: Connect> Pool<C> {
             drop(state);
             let times = &self.metrics.times;
             self.metrics.checkouts.inc();
-            times.not_waited(Outcome::Ok);
-            return Checkout::Ready(Lease::new(object, Arc::clone(self), times.now_ns()));
+            let pool = Arc::clone(self);
+            return Checkout::Ready(Lease::new(object, pool, times.now_ns(), Lent::AtOnce));
         }
         let ticket = self.join_queue(&mut state);
         drop(state);
@@ -192,7 +192,8 @@ impl<C: Connect> Pool<C> {
         }
         let object = self.take_idle()?;
         drop(state);
-        Some(Lease::new(object, Arc::clone(self), self.metrics.times.now_ns()))
+        let now_ns = self.metrics.times.now_ns();
+        Some(Lease::new(object, Arc::clone(self), now_ns, Lent::Otherwise))
     }
 
     /// Leave to pin a connection, if as many as may be are not pinned yet and nobody waits for it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::budget::Permit;
-use super::holder::{Era, Held, Loan, Term};
+use super::holder::{Era, Held, Term};
 use super::queue::Opening;
 use super::{Connect, ConnectError, Fault, Pool};
 
@@ -107,7 +107,8 @@ impl<C: Connect> Pool<C> {
         };
         self.account.opened_now();
         self.account.budget().opened();
-        let held = Box::new(Held { backend, permit, pin: None, loan: Loan::default(), term, era });
+        let loan = self.metrics.times.open_account();
+        let held = Box::new(Held { backend, permit, pin: None, loan, term, era });
         let object = {
             let mut state = self.lock();
             state.openers -= 1;

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::time::Instant;
 
-use crate::metrics::{Outcome, Reason};
+use crate::metrics::{Lent, Outcome, Reason};
 
 use super::{CheckoutError, CheckoutErrorKind, Connect, Lease, Object, Pool};
 
@@ -108,7 +108,7 @@ impl<C: Connect> Ticket<C> {
             Place::Granted(object) => {
                 let now_ns = self.slot.wait_ended(Outcome::Ok);
                 pool.metrics().checkouts.inc();
-                Poll::Ready(Ok(Lease::new(object, Arc::clone(pool), now_ns)))
+                Poll::Ready(Ok(Lease::new(object, Arc::clone(pool), now_ns, Lent::Otherwise)))
             }
             Place::Failed(error) => {
                 self.slot.wait_ended(error.kind.outcome());
@@ -151,7 +151,8 @@ impl<C: Connect> Drop for Ticket<C> {
         let now_ns = self.slot.wait_ended(Outcome::Gone);
         if let Place::Granted(object) = answer {
             // Nobody has used it, so it is as clean as it came.
-            Lease::new(object, Arc::clone(&self.slot.pool), now_ns).give_back();
+            let pool = Arc::clone(&self.slot.pool);
+            Lease::new(object, pool, now_ns, Lent::Otherwise).give_back();
         }
     }
 }

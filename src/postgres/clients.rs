@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -210,6 +210,8 @@ pub struct Seat {
     /// The way there.
     pub way: Way,
     words: Arc<Words>,
+    /// Whether `held` tells of the present: who leaves needs no lock for that.
+    taken: AtomicBool,
     held: Mutex<Option<Held>>,
 }
 
@@ -264,7 +266,8 @@ impl Seat {
     /// Of a connection whose latest statement is kept in `words`.
     #[must_use]
     pub fn new(server_pid: i32, way: Way, words: Arc<Words>) -> Arc<Self> {
-        Arc::new(Self { server_pid, way, words, held: Mutex::default() })
+        let (taken, held) = (AtomicBool::new(false), Mutex::default());
+        Arc::new(Self { server_pid, way, words, taken, held })
     }
 
     /// A session has it from now on.
@@ -279,6 +282,7 @@ impl Seat {
             pin: None,
             reported: Reported::No,
         });
+        self.taken.store(true, Release);
     }
 
     /// The session does something else with it, and whether something pins it.
@@ -312,13 +316,13 @@ impl Seat {
 
     /// Nobody has it from now on.
     pub fn leave(&self) {
-        *lock(&self.held) = None;
+        self.taken.store(false, Release);
     }
 
     /// Who has it.
     #[must_use]
     pub fn held(&self) -> Option<Held> {
-        lock(&self.held).clone()
+        if self.taken.load(Acquire) { lock(&self.held).clone() } else { None }
     }
 
     /// It was reported as kept unused; `false` if that was done before.

@@ -5,6 +5,7 @@
 //! gathered. It may suspect what turns out harmless; what it misses is what code hides in functions.
 
 mod names;
+mod quick;
 mod routines;
 mod shape;
 mod suspects;
@@ -198,15 +199,14 @@ impl Lexer {
 
     /// Reads on.
     pub fn feed(&mut self, text: &[u8]) {
-        let mut at = 0;
-        while let Some(&byte) = text.get(at) {
-            // The long places are skipped by search; everything else goes byte by byte.
-            if let Some(skipped) = self.skip(&text[at..]) {
-                at += skipped;
-                continue;
-            }
-            if self.step(byte) == Taken::Yes {
-                at += 1;
+        let mut rest = text;
+        while let [byte, behind @ ..] = rest {
+            // Runs of bytes that mean the same are passed over at once; what is between them goes byte by byte.
+            let skipped = self.skip(rest);
+            if skipped > 0 {
+                rest = &rest[skipped..];
+            } else if self.step(*byte) == Taken::Yes {
+                rest = behind;
             }
         }
     }
@@ -223,20 +223,20 @@ impl Lexer {
         self.findings
     }
 
-    /// How many bytes can be passed over without a look at each; `None` if the next one needs a look.
-    fn skip(&self, rest: &[u8]) -> Option<usize> {
+    /// How many bytes can be passed over without a look at each; nought if the next one needs a look.
+    fn skip(&mut self, rest: &[u8]) -> usize {
         let found = match &self.place {
+            Place::Plain if self.call.is_none() => return quick::dull(rest),
+            Place::Word => {
+                return quick::take_word(rest, &mut self.word, &mut self.word_len);
+            }
             Place::Text { escapes: false } => memchr::memchr(b'\'', rest),
             Place::Text { escapes: true } => memchr::memchr2(b'\'', b'\\', rest),
             Place::LineComment => memchr::memchr2(b'\n', b'\r', rest),
             Place::DollarBody { matched: None, .. } => memchr::memchr(b'$', rest),
-            _ => return None,
+            _ => return 0,
         };
-        match found {
-            Some(0) => None,
-            Some(n) => Some(n),
-            None => Some(rest.len()),
-        }
+        found.unwrap_or(rest.len())
     }
 
     /// Reads one byte, or changes place so that it is read there.
@@ -451,6 +451,12 @@ impl Lexer {
         let word = self.word;
         let word = &word[..self.word_len];
         self.word_len = 0;
+        if quoted == Quoted::No && self.means_nothing_here(word) {
+            self.runs(word, quoted);
+            self.before = Before::Other;
+            self.index = self.index.saturating_add(1);
+            return;
+        }
         let begins = matches!(word, b"begin" | b"then" | b"else" | b"loop");
         if self.block.is_some() && begins && quoted == Quoted::No {
             return self.end_statement();
@@ -482,6 +488,14 @@ impl Lexer {
             self.before = Before::Other;
         }
         self.index = self.index.saturating_add(1);
+    }
+
+    /// Whether a word is one that only the database's routines may be called by, where no name is waited for.
+    fn means_nothing_here(&self, word: &[u8]) -> bool {
+        self.verb == Verb::Other
+            && self.before != Before::Execute
+            && self.call.is_none()
+            && !quick::may_matter(word)
     }
 
     fn unlisten(&mut self, what: Unlisten) {

@@ -1,6 +1,7 @@
 //! Checkout, queue, give back, and leaving at every point.
 
 use super::fake::*;
+use crate::metrics::Outcome;
 use crate::pool::*;
 use std::mem::size_of;
 use std::sync::atomic::Ordering::SeqCst;

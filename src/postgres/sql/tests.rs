@@ -186,4 +186,30 @@ proptest! {
         prop_assert_eq!(pieces.suspects, whole.suspects.without(Suspects::RESET));
         prop_assert_eq!(pieces.deallocates, whole.deallocates);
     }
+
+    /// The short ways lead where the long one does.
+    #[test]
+    fn byte_by_byte_finds_the_same(
+        parts in proptest::collection::vec(
+            prop_oneof![
+                Just("set "), Just("'"), Just("$a$"), Just("$1"), Just("--"), Just("\n"), Just("/*"), Just("*/"), Just(";"),
+                Just("abalance"), Just(" = 1.5, ("), Just("e'"), Just("\""), Just("with hold "), Just("declare "),
+                Just("create "), Just("temp "), Just("deallocate "), Just("all"), Just("set_config("), Just("true"),
+                Just(")"), Just(","), Just("nextval"), Just("unlisten "), Just("*"), Just("."), Just("local"),
+                Just("\u{e9}t\u{e9} "), Just("reset role"), Just("do $$"), Just("$$"), Just("begin "),
+                Just("a_name_that_is_longer_than_postgres_keeps_it_0123456789_0123456789_0123456789 "),
+            ],
+            0..40,
+        ),
+    ) {
+        let text = parts.concat().into_bytes();
+        let mut quick = Lexer::new(Quoting::Standard, None);
+        quick.feed(&text);
+        let mut slow = Lexer::new(Quoting::Standard, None);
+        for byte in text {
+            while slow.step(byte) == Taken::No {}
+        }
+        prop_assert_eq!(quick.place.clone(), slow.place.clone());
+        prop_assert_eq!(quick.finish(), slow.finish());
+    }
 }

@@ -1,0 +1,175 @@
+//! The lexer's short ways: runs of bytes that mean the same, and words that mean nothing.
+
+/// The bytes that continue an unquoted word, in lower case; nought for those that end it.
+const WORD: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte: u8 = 0;
+    loop {
+        if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte >= 0x80 {
+            table[byte as usize] = byte.to_ascii_lowercase();
+        }
+        if byte == u8::MAX {
+            break table;
+        }
+        byte += 1;
+    }
+};
+
+/// Which bytes mean nothing between words: no word, string, name, comment or dollar quote begins with them, no statement ends.
+const DULL: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte: u8 = 0;
+    loop {
+        let matters = byte.is_ascii_alphabetic()
+            || byte >= 0x80
+            || matches!(byte, b'_' | b'\'' | b'"' | b'-' | b'/' | b'$' | b';' | b'*' | b'.');
+        table[byte as usize] = !matters;
+        if byte == u8::MAX {
+            break table;
+        }
+        byte += 1;
+    }
+};
+
+/// How many of the first bytes mean nothing between words.
+pub(super) fn dull(bytes: &[u8]) -> usize {
+    let end = bytes.iter().position(|byte| !DULL[usize::from(*byte)]);
+    end.unwrap_or(bytes.len())
+}
+
+/// Takes the first bytes, as far as they continue a word, into `room`, of which `used` is used; what doesn't fit is passed over. How
+/// many they are.
+pub(super) fn take_word(bytes: &[u8], room: &mut [u8], used: &mut usize) -> usize {
+    let mut taken = 0;
+    for byte in bytes {
+        let lower = WORD[usize::from(*byte)];
+        if lower == 0 {
+            break;
+        }
+        if let Some(slot) = room.get_mut(*used) {
+            *slot = lower;
+            *used += 1;
+        }
+        taken += 1;
+    }
+    taken
+}
+
+/// The words that the lexer knows, but for those with one of the beginnings.
+const KNOWN: &[&[u8]] = &[
+    b"begin",
+    b"then",
+    b"else",
+    b"loop",
+    b"set_config",
+    b"setseed",
+    b"pg_settings",
+    b"currval",
+    b"lastval",
+    b"nextval",
+    b"setval",
+    b"insert",
+    b"merge",
+    b"update",
+    b"delete",
+    b"copy",
+    b"truncate",
+    b"set",
+    b"reset",
+    b"discard",
+    b"deallocate",
+    b"declare",
+    b"do",
+    b"unlisten",
+    b"create",
+    b"alter",
+    b"drop",
+    b"close",
+    b"listen",
+    b"load",
+    b"call",
+    b"execute",
+    b"prepare",
+    b"local",
+    b"transaction",
+    b"constraints",
+    b"seed",
+    b"all",
+    b"function",
+    b"procedure",
+    b"routine",
+    b"trigger",
+    b"extension",
+    b"hold",
+    b"temp",
+    b"temporary",
+    b"into",
+    b"or",
+    b"replace",
+    b"global",
+    b"with",
+    b"on",
+    b"commit",
+    b"true",
+];
+
+/// What known words begin with.
+const BEGINNINGS: [&[u8]; 2] = [b"pg_", b"dblink_"];
+
+/// Whether there is a known word with this [`mark`].
+const MARKS: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut at = 0;
+    while at < KNOWN.len() {
+        table[mark(KNOWN[at])] = true;
+        at += 1;
+    }
+    table
+};
+
+/// Tells most words apart by their ends and their length. The factors were searched for: no word that queries are full of has a
+/// known one's mark.
+const fn mark(word: &[u8]) -> usize {
+    let [first, .., last] = word else { return 0 };
+    (*first as usize * 19 + *last as usize * 29 + word.len() * 17) % 256
+}
+
+/// Whether the lexer may know a word, in lower case. Most words of most queries are passed over without comparing them to any.
+pub(super) fn may_matter(word: &[u8]) -> bool {
+    word.len() < 2 || MARKS[mark(word)] || BEGINNINGS.iter().any(|known| word.starts_with(known))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each word that the lexer's source compares to must get as far as the comparison.
+    #[test]
+    fn every_word_that_the_lexer_knows_may_matter() {
+        let source = include_str!("../sql.rs");
+        let literals = source.split("b\"").skip(1).filter_map(|rest| rest.split('"').next());
+        let words: Vec<_> = literals.filter(|word| word.len() > 1).collect();
+        assert!(words.len() > 50, "{words:?}");
+        for word in words {
+            assert!(may_matter(word.as_bytes()), "{word}");
+        }
+        for word in ["abalance", "where", "select", "from", "aid", "users", "order"] {
+            assert!(!may_matter(word.as_bytes()), "{word}");
+        }
+    }
+
+    #[test]
+    fn runs_end_where_they_should() {
+        assert_eq!(dull(b" = 12, (x"), 8);
+        assert_eq!(dull(b"'a"), 0);
+        assert_eq!(dull(b""), 0);
+        let taken = |bytes: &[u8]| {
+            let (mut room, mut used) = ([0; 6], 1);
+            let taken = take_word(bytes, &mut room, &mut used);
+            (taken, room[1..used].to_vec())
+        };
+        assert_eq!(taken(b"Bc_\xc3\xa9 d"), (5, b"bc_\xc3\xa9".to_vec()));
+        assert_eq!(taken(b"a1$Bcdef"), (8, b"a1$bc".to_vec()), "what doesn't fit");
+        assert_eq!(taken(b"'"), (0, Vec::new()));
+    }
+}
