@@ -303,6 +303,12 @@ impl Exchange {
         matches!(self.owed.front(), Some(Owed::Truth))
     }
 
+    /// Whether rows and what is copied out are the client's now, and end nothing.
+    #[must_use]
+    pub fn relays_rows(&self) -> bool {
+        matches!(self.owed.front(), Some(Owed::Query | Owed::Execute))
+    }
+
     /// The statement that the reply which comes now may describe.
     #[must_use]
     pub fn describes(&self) -> Option<&Owed> {

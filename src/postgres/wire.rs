@@ -60,6 +60,19 @@ pub fn head(bytes: &[u8]) -> Head {
     }
 }
 
+/// How many bytes at the start of `bytes` are whole frames of this type, one behind another.
+#[must_use]
+pub fn run_of(tag: u8, bytes: &[u8]) -> usize {
+    let mut end = 0;
+    while let Head::Frame(header) = head(&bytes[end..])
+        && header.tag == tag
+        && header.frame() <= bytes.len() - end
+    {
+        end += header.frame();
+    }
+    end
+}
+
 /// Whether `length` bytes of body are more than a frame of a client with this type may have, by Postgres' own limits.
 /// `None` for a type that no client may send.
 #[must_use]

@@ -70,6 +70,12 @@ pub fn replies(
             Head::Absurd { tag } => return Err(Desync { tag }),
             Head::Frame(header) => header,
         };
+        let rows = line.rows(header, &buffer[read..]);
+        if rows > 0 {
+            write = keep(buffer, read, write, rows);
+            read += rows;
+            continue;
+        }
         let whole = buffer.len() - read >= header.frame();
         if !whole && is_understood(line, header, ledger.as_deref()) {
             return Ok(Given { relay: write, rest: read });
@@ -91,7 +97,7 @@ pub fn replies(
             sure => sure,
         };
         let errors = if header.tag == b'E' && whole { Errors::Mended } else { Errors::None };
-        let (verdict, other) = reply_or_other(line, ledger, (header, body), errors)?;
+        let (mut verdict, other) = reply_or_other(line, ledger, (header, body), errors)?;
         if let Some(frame) = other.filter(|frame| frame.len() <= header.frame())
             && verdict == Verdict::Relay
         {
@@ -102,16 +108,12 @@ pub fn replies(
             line.tells(b'E');
             continue;
         }
-        let verdict = match verdict {
-            Verdict::RelayAs(tag) => {
-                buffer[read] = tag;
-                Verdict::Relay
-            }
-            other => other,
-        };
-        let void = parameters == Parameters::OfVoid;
-        let twice = void || line.has_told(buffer[read], verdict);
-        let verdict = if twice { Verdict::Swallow } else { verdict };
+        if let Verdict::RelayAs(tag) = verdict {
+            (buffer[read], verdict) = (tag, Verdict::Relay);
+        }
+        if parameters == Parameters::OfVoid || line.has_told(buffer[read], verdict) {
+            verdict = Verdict::Swallow;
+        }
         if verdict != Verdict::Swallow {
             write = keep(buffer, read, write, HEADER_BYTES);
             line.tells(buffer[read]);
@@ -148,6 +150,20 @@ fn reply_or_other(
 }
 
 impl Line {
+    /// How many bytes of rows, or of what is copied out, begin here that are the client's: most of what servers say, passed on as a
+    /// run without a look at each.
+    fn rows(&mut self, header: Header, bytes: &[u8]) -> usize {
+        if !matches!(header.tag, b'D' | b'd') || !self.exchange.relays_rows() {
+            return 0;
+        }
+        let run = wire::run_of(header.tag, bytes);
+        if run > 0 {
+            self.server_row = Row::Other;
+            self.tells(header.tag);
+        }
+        run
+    }
+
     /// The client gets a frame of this type: a flight of which it has seen something does not go again.
     fn tells(&mut self, tag: u8) {
         match (self.retry, tag) {
