@@ -226,7 +226,7 @@ impl Lexer {
     /// How many bytes can be passed over without a look at each; nought if the next one needs a look.
     fn skip(&mut self, rest: &[u8]) -> usize {
         let found = match &self.place {
-            Place::Plain if self.call.is_none() => return quick::dull(rest),
+            Place::Plain => return self.words(rest),
             Place::Word => {
                 return quick::take_word(rest, &mut self.word, &mut self.word_len);
             }
@@ -237,6 +237,29 @@ impl Lexer {
             _ => return 0,
         };
         found.unwrap_or(rest.len())
+    }
+
+    /// Reads words and what means nothing between them, as far as they are whole.
+    fn words(&mut self, rest: &[u8]) -> usize {
+        let mut at = 0;
+        while self.call.is_none() {
+            at += quick::dull(&rest[at..]);
+            let Some(word) = quick::whole_word(&rest[at..]) else { break };
+            if word.len() > NAME_BYTES {
+                break;
+            }
+            at += word.len();
+            if self.routines.is_none() && self.means_nothing_here(word) {
+                self.pass_over();
+                continue;
+            }
+            for (slot, byte) in self.word.iter_mut().zip(word) {
+                *slot = byte.to_ascii_lowercase();
+            }
+            self.word_len = word.len();
+            self.word_done(Quoted::No);
+        }
+        at
     }
 
     /// Reads one byte, or changes place so that it is read there.
@@ -453,9 +476,7 @@ impl Lexer {
         self.word_len = 0;
         if quoted == Quoted::No && self.means_nothing_here(word) {
             self.runs(word, quoted);
-            self.before = Before::Other;
-            self.index = self.index.saturating_add(1);
-            return;
+            return self.pass_over();
         }
         let begins = matches!(word, b"begin" | b"then" | b"else" | b"loop");
         if self.block.is_some() && begins && quoted == Quoted::No {
@@ -496,6 +517,11 @@ impl Lexer {
             && self.before != Before::Execute
             && self.call.is_none()
             && !quick::may_matter(word)
+    }
+
+    fn pass_over(&mut self) {
+        self.before = Before::Other;
+        self.index = self.index.saturating_add(1);
     }
 
     fn unlisten(&mut self, what: Unlisten) {

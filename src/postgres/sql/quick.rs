@@ -55,6 +55,16 @@ pub(super) fn take_word(bytes: &[u8], room: &mut [u8], used: &mut usize) -> usiz
     taken
 }
 
+/// The word at the start, if its end is here, too, and tells no string (as in `E'..'`).
+pub(super) fn whole_word(bytes: &[u8]) -> Option<&[u8]> {
+    let first = bytes.first()?;
+    if DULL[usize::from(*first)] || *first == b'$' {
+        return None;
+    }
+    let end = bytes.iter().position(|byte| WORD[usize::from(*byte)] == 0)?;
+    (end > 0 && bytes[end] != b'\'').then(|| &bytes[..end])
+}
+
 /// The words that the lexer knows, but for those with one of the beginnings.
 const KNOWN: &[&[u8]] = &[
     b"begin",
@@ -131,12 +141,15 @@ const MARKS: [bool; 256] = {
 /// known one's mark.
 const fn mark(word: &[u8]) -> usize {
     let [first, .., last] = word else { return 0 };
-    (*first as usize * 19 + *last as usize * 29 + word.len() * 17) % 256
+    let (first, last) = (first.to_ascii_lowercase(), last.to_ascii_lowercase());
+    (first as usize * 19 + last as usize * 29 + word.len() * 17) % 256
 }
 
-/// Whether the lexer may know a word, in lower case. Most words of most queries are passed over without comparing them to any.
+/// Whether the lexer may know a word. Most words of most queries are passed over without comparing them to any.
 pub(super) fn may_matter(word: &[u8]) -> bool {
-    word.len() < 2 || MARKS[mark(word)] || BEGINNINGS.iter().any(|known| word.starts_with(known))
+    let begins =
+        |known: &&[u8]| word.get(..known.len()).is_some_and(|b| b.eq_ignore_ascii_case(known));
+    word.len() < 2 || MARKS[mark(word)] || BEGINNINGS.iter().any(begins)
 }
 
 #[cfg(test)]
@@ -152,6 +165,7 @@ mod tests {
         assert!(words.len() > 50, "{words:?}");
         for word in words {
             assert!(may_matter(word.as_bytes()), "{word}");
+            assert!(may_matter(word.to_ascii_uppercase().as_bytes()), "{word}");
         }
         for word in ["abalance", "where", "select", "from", "aid", "users", "order"] {
             assert!(!may_matter(word.as_bytes()), "{word}");
@@ -163,6 +177,10 @@ mod tests {
         assert_eq!(dull(b" = 12, (x"), 8);
         assert_eq!(dull(b"'a"), 0);
         assert_eq!(dull(b""), 0);
+        assert_eq!(whole_word(b"Se lect"), Some(&b"Se"[..]));
+        for none in [&b"select"[..], b"e'x' ", b"$1 ", b"1a ", b" a ", b"'a' ", b""] {
+            assert_eq!(whole_word(none), None, "{none:?}");
+        }
         let taken = |bytes: &[u8]| {
             let (mut room, mut used) = ([0; 6], 1);
             let taken = take_word(bytes, &mut room, &mut used);
