@@ -5,12 +5,14 @@
 
 mod help;
 mod journal;
+mod lines;
 mod loans;
 mod meter;
 mod spread;
 mod time;
 
 pub use journal::{Journal, now_ms};
+pub use lines::{Happening, Lines};
 pub use loans::{Lent, LoanAccount};
 pub use meter::{Meter, Spell, seconds};
 pub use time::{Outcome, Phase, Reason, Times};
@@ -345,6 +347,14 @@ impl Metrics {
         self.registry.gather()
     }
 
+    /// Logs what was only counted since its last line; to be called now and then.
+    pub fn tell_rest(&self) {
+        self.journal.tell_rest();
+        for pool in lock(&self.pools).values() {
+            pool.lines.tell_rest();
+        }
+    }
+
     /// The counters of sending them out, from nought on.
     #[must_use]
     pub fn push(&self) -> PushMetrics {
@@ -490,6 +500,8 @@ pub struct PoolMetrics {
     pub parked_losses: IntCounter,
     labelled: Labelled,
     journal: Arc<Journal>,
+    /// What happens all day.
+    pub lines: Lines,
     /// The limits of all budgets that the pool's connections come from, and as they were set.
     limits: Mutex<BTreeMap<usize, (usize, usize)>>,
     plans: Mutex<BTreeMap<String, (u64, u64)>>,
@@ -571,6 +583,7 @@ impl PoolMetrics {
             elements_lost: elements("lost"),
             parked_losses: families.parked_losses.with_label_values(&labels),
             journal: Arc::clone(journal),
+            lines: Lines::new(pool),
             limits: Mutex::default(),
             plans: Mutex::default(),
             labelled: Labelled {
@@ -729,6 +742,7 @@ impl PoolMetrics {
     pub fn pin(&self, reason: &str, phase: Phase) {
         self.lent(phase).dec();
         self.servers_pinned.inc();
+        self.lines.tell(Happening::Pinned, format_args!("{reason}"));
         self.labelled.count(&self.labelled.pins, reason);
     }
 

@@ -96,7 +96,7 @@ impl Tower {
             metrics.times.set_exhaustion(past.exhaustion_seconds(sample.limit));
         }
         drop(past);
-        self.metrics.journal().tell_rest();
+        self.metrics.tell_rest();
     }
 
     fn past(&self) -> MutexGuard<'_, HashMap<(String, String), Past>> {

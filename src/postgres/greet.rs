@@ -28,7 +28,7 @@ use super::session::{Running, SessionParts};
 use super::settings::Settings;
 use crate::config::PostgresLimits;
 use crate::lifecycle::Drain;
-use crate::metrics::{PoolMetrics, Reason};
+use crate::metrics::{Happening, PoolMetrics, Reason};
 use crate::net::Stream;
 
 /// Bytes asked of the socket at once.
@@ -105,6 +105,7 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
     match welcomed {
         Ok(welcome) => {
             reception.metrics.logins.inc();
+            reception.metrics.lines.tell(Happening::Connected, format_args!("{peer}"));
             let Welcome { seat, cancel } = welcome;
             let Talk { client, received } = talk;
             let leftover = received.to_vec();
@@ -129,7 +130,8 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
         Err(End::Told(fields)) => {
             reception.metrics.login_failures.inc();
             let ErrorFields { code, message, .. } = fields.as_ref();
-            tracing::warn!(%peer, code, message, "refused a client");
+            let lines = &reception.metrics.lines;
+            lines.tell(Happening::Refused, format_args!("{peer}: {message} ({code})"));
             talk.refuse(&fields).await;
         }
         Err(End::NoServer(fields)) => {

@@ -29,6 +29,7 @@ use super::relay::{Leave, Ledger, Pace, Stance, Transaction};
 use super::settings::Settings;
 use super::shares::Share;
 use crate::lifecycle::DrainGuard;
+use crate::metrics::Happening;
 use crate::net::{Stream, with_read_buffer};
 use crate::pool::{Lease, PinPermit, Ticket};
 
@@ -404,8 +405,11 @@ impl Session {
         } else {
             words.append(&mut end.words(None));
         }
+        let (metrics, client) = (self.pool.metrics(), self.cancel.card());
+        let detail = format_args!("client {}: {}", client.pid(), end.as_str());
+        metrics.lines.tell(Happening::Disconnected, detail);
         match end {
-            End::Vanished => self.pool.metrics().clients_aborted.inc(),
+            End::Vanished => metrics.clients_aborted.inc(),
             End::Goodbye => {}
             End::Dismissed(_) | End::ServerLost(_) => say_goodbye(self.client, words, self.drain),
         }
@@ -449,6 +453,16 @@ impl Session {
 }
 
 impl End {
+    /// Why the session ended, for the log.
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Vanished => "it closed the connection",
+            Self::Goodbye => "it said goodbye",
+            Self::Dismissed(fields) => &fields.message,
+            Self::ServerLost(_) => "its server connection was lost",
+        }
+    }
+
     /// What the client is told, as frames.
     fn words(&self, lease: Option<&Lease<PgConnect>>) -> Vec<u8> {
         match (self, lease) {

@@ -40,6 +40,7 @@ use super::wire::{
     Arguments, Progress, RequestError, RequestLimits, RequestScanner, split_inline, write_command,
 };
 use crate::lifecycle::DrainGuard;
+use crate::metrics::Happening;
 use crate::net::Stream;
 use gate::{Form, Gate, Passed};
 use parked::Parked;
@@ -723,10 +724,15 @@ impl Session {
         let effect = self.identity.answer(word, words, upstream.access(), facts, out);
         if out[from..].starts_with(b"-WRONGPASS") {
             upstream.metrics.login_failures.inc();
-            tracing::warn!(pool = upstream.name(), "a client gave a wrong user or password");
+            let detail = format_args!("client {}: a wrong user or password", self.identity.id);
+            upstream.metrics.lines.tell(Happening::Refused, detail);
         }
         if standing == Standing::Stranger && self.identity.standing == Standing::Known {
             upstream.metrics.logins.inc();
+            upstream
+                .metrics
+                .lines
+                .tell(Happening::Connected, format_args!("client {}", self.identity.id));
         }
         if self.key() != before {
             self.lane = None;
@@ -802,7 +808,8 @@ impl Future for Session {
                     return Poll::Pending;
                 }
                 Err(End(reason)) => {
-                    tracing::debug!(id = session.identity.id, reason, "a client left");
+                    let detail = format_args!("client {}: {reason}", session.identity.id);
+                    session.upstream.metrics.lines.tell(Happening::Disconnected, detail);
                     return Poll::Ready(());
                 }
             }
