@@ -2,6 +2,7 @@
 //!
 //! Everything a stranger could hold on to is bounded: connections, headers, the time to send them, the life of a connection.
 
+mod host;
 mod page;
 
 use std::collections::VecDeque;
@@ -26,6 +27,7 @@ use crate::net::{Listener, Stream};
 use crate::pool::Reachability;
 use crate::status::Watcher;
 
+use host::Names;
 use page::Page;
 
 /// Tells, for each pool, whether its server could be reached.
@@ -87,6 +89,7 @@ pub struct Admin {
 pub async fn serve(listener: Listener, admin: Admin, limits: AdminLimits) {
     let drain = admin.drain.clone();
     let mut end = std::pin::pin!(drain.deadline());
+    let names = Names::of(listener.local_addr().ok());
     let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
@@ -101,7 +104,7 @@ pub async fn serve(listener: Listener, admin: Admin, limits: AdminLimits) {
             }
         };
         make_room(&mut open, limits.client_limit);
-        open.push_back(tokio::spawn(converse(stream, admin.clone(), limits)));
+        open.push_back(tokio::spawn(converse(stream, admin.clone(), limits, names)));
     }
 }
 
@@ -116,11 +119,16 @@ fn make_room(open: &mut VecDeque<JoinHandle<()>>, limit: usize) {
     }
 }
 
-async fn converse(stream: Stream, admin: Admin, limits: AdminLimits) {
+async fn converse(stream: Stream, admin: Admin, limits: AdminLimits, names: Names) {
     let drain = admin.drain.clone();
     let answer = service_fn(move |request: Request<Incoming>| {
         let uri = request.uri();
-        let response = admin.answer(request.method(), uri.path(), uri.query().unwrap_or_default());
+        let response = if names.allow(request.headers()) {
+            admin.answer(request.method(), uri.path(), uri.query().unwrap_or_default())
+        } else {
+            let text = "not answered by this name; ask for localhost or an address\n".to_owned();
+            response(StatusCode::MISDIRECTED_REQUEST, TEXT_TYPE, text)
+        };
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let connection = http1::Builder::new()
@@ -290,13 +298,19 @@ mod tests {
     }
 
     async fn get(port: &Port, method: &str, path: &str) -> String {
-        ask(port, &format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
-            .await
+        ask(
+            port,
+            &format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"),
+        )
+        .await
     }
 
     #[tokio::test]
     async fn it_answers_what_it_knows_and_refuses_the_rest() {
         let port = port(AdminLimits::default()).await;
+        let foreign =
+            ask(&port, "GET / HTTP/1.1\r\nhost: evil.example.com\r\nconnection: close\r\n\r\n");
+        assert!(foreign.await.starts_with("HTTP/1.1 421 "));
         let metrics = get(&port, "GET", "/metrics").await;
         assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"), "{metrics}");
         assert!(metrics.contains("version=0.0.4"), "{metrics}");

@@ -105,7 +105,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_of_a_kind_are_one_line() {
         let lines = Lines::new("p");
-        let told = |what| (lines.line(what).told, lines.line(what).more);
+        let told = |what| {
+            let line = lines.line(what);
+            (line.told, line.more)
+        };
         let begun = Instant::now();
         for number in 0..1_000 {
             lines.tell(Happening::Connected, format_args!("client {number}"));
