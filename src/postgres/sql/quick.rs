@@ -175,7 +175,7 @@ const fn mark(word: &[u8]) -> usize {
 pub(super) fn may_matter(word: &[u8]) -> bool {
     let begins =
         |known: &&[u8]| word.get(..known.len()).is_some_and(|b| b.eq_ignore_ascii_case(known));
-    word.len() < 2 || MARKS[mark(word)] || BEGINNINGS.iter().any(begins)
+    word.len() > 1 && (MARKS[mark(word)] || BEGINNINGS.iter().any(begins))
 }
 
 #[cfg(test)]
