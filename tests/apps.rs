@@ -54,6 +54,17 @@ fn node_with_bullmq() {
     app.works();
 }
 
+/// What stands in this repository's own Procfile: both servers answer through the pool.
+#[test]
+fn the_smallest_procfile() {
+    let app = App::empty();
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("Procfile");
+    fs::create_dir(app.home()).unwrap();
+    fs::copy(own, app.home().join("Procfile")).unwrap();
+    let said = app.once(&app.procfile("web"));
+    assert!(said.contains("(1 row)") && said.contains("PONG"), "{said}");
+}
+
 /// An application of its own, with the servers it works on.
 struct App {
     /// Holds its copy, and a directory that stands for the one a buildpack puts on PATH.
@@ -84,11 +95,16 @@ impl Crowd {
 
 impl App {
     fn of(name: &str) -> Self {
-        let place = tempfile::Builder::new().prefix("tidegate-app-").tempdir().unwrap();
+        let app = Self::empty();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples").join(name);
-        let copied =
-            Command::new("cp").arg("-r").arg(source).arg(place.path().join("app")).status();
+        let copied = Command::new("cp").arg("-r").arg(source).arg(app.home()).status();
         assert!(copied.unwrap().success());
+        app
+    }
+
+    /// The servers, and no application yet.
+    fn empty() -> Self {
+        let place = tempfile::Builder::new().prefix("tidegate-app-").tempdir().unwrap();
         fs::create_dir(place.path().join("bin")).unwrap();
         let program = env!("CARGO_BIN_EXE_tidegate");
         std::os::unix::fs::symlink(program, place.path().join("bin/tidegate")).unwrap();
@@ -166,15 +182,13 @@ impl App {
         found.unwrap_or_else(|| panic!("no {kind} in\n{text}")).to_owned()
     }
 
-    /// Runs a line that ends by itself, well.
-    fn once(&self, line: &str) {
+    /// Runs a line that ends by itself, well; what it said.
+    fn once(&self, line: &str) -> String {
         let mut line = self.start(line);
         let status = line.process.wait(LIMIT);
-        assert!(
-            status.is_some_and(|status| status.success()),
-            "{status:?}\n{}",
-            line.process.output()
-        );
+        let said = line.process.output();
+        assert!(status.is_some_and(|status| status.success()), "{status:?}\n{said}");
+        said
     }
 
     fn start(&self, line: &str) -> Line {
