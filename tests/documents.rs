@@ -112,6 +112,23 @@ fn links_lead_somewhere() {
     }
 }
 
+/// The examples ask for the versions that bin/setup installs and the tests run.
+#[test]
+fn examples_ask_for_what_is_tested() {
+    let setup = read("bin/setup");
+    let python = read("docs/examples/django-celery/requirements.txt");
+    let package: serde_json::Value =
+        serde_json::from_str(&read("docs/examples/node-bullmq/package.json")).unwrap();
+    let node = package["dependencies"].as_object().unwrap();
+    let node = node.iter().map(|(name, version)| format!("{name}@{}", version.as_str().unwrap()));
+    let asked: Vec<String> = python.lines().map(str::to_owned).chain(node).collect();
+    assert!(asked.len() > 8, "{asked:?}");
+    for package in asked {
+        let installed = setup.split([' ', '(', ')', '\n']).any(|word| word == package);
+        assert!(installed, "bin/setup does not install {package}");
+    }
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
