@@ -1,5 +1,7 @@
 //! The command line: what may be said, and how it is read.
 
+mod papers;
+
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -7,6 +9,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{AdminSettings, Environment};
+
+pub use papers::{completions, manual};
 
 /// Carries many Postgres and Redis clients over the few connections a plan allows.
 #[derive(Debug, Parser)]
@@ -74,6 +78,24 @@ pub enum Command {
         /// Write it once as plain text
         #[arg(long)]
         once: bool,
+    },
+    /// Write completions for a shell
+    #[command(
+        hide = true,
+        after_help = "Example:\n  tidegate completions bash >/usr/share/bash-completion/completions/tidegate"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page, or that of a command
+    #[command(
+        hide = true,
+        after_help = "Example:\n  tidegate man >/usr/local/share/man/man1/tidegate.1"
+    )]
+    Man {
+        /// The command; without it the whole program
+        command: Option<String>,
     },
 }
 

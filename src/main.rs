@@ -1,37 +1,48 @@
 //! The binary: parse, load, run, exit code.
 
+use std::io::{self, stdout};
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use tidegate::app::{self, Work};
-use tidegate::cli::{self, Cli, Command};
-use tidegate::config;
+use tidegate::cli::{self, Cli, Command, Flags};
+use tidegate::config::{self, ConfigError, Loaded};
 use tidegate::top::{self, AdminPort, Show};
 
 /// What a setting that cannot be taken, or a wrong command line, exits with.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if let Command::Top { admin: Some(url), once } = &cli.command {
-        return look(url, *once);
+    let Cli { command, flags } = Cli::parse();
+    match command {
+        Command::Run { command } => work(&flags, &Work::Run(command)),
+        Command::Serve => work(&flags, &Work::Serve),
+        Command::Check => work(&flags, &Work::Check),
+        Command::Top { admin: Some(url), once } => look(&url, once),
+        Command::Top { admin: None, once } => match load(&flags) {
+            Ok(loaded) => look(&cli::admin_url(&loaded.settings.admin), once),
+            Err(error) => refused(&error),
+        },
+        Command::Completions { shell } => written(cli::completions(shell, &mut stdout())),
+        Command::Man { command } => written(cli::manual(command.as_deref(), &mut stdout())),
     }
-    let environment = cli::environment();
-    let flags = cli.flags.given();
-    let loaded = match config::load(cli.flags.config.as_deref(), &environment, &flags) {
+}
+
+fn load(flags: &Flags) -> Result<Loaded, ConfigError> {
+    config::load(flags.config.as_deref(), &cli::environment(), &flags.given())
+}
+
+fn refused(error: &ConfigError) -> ExitCode {
+    eprintln!("tidegate: {error}");
+    ExitCode::from(EXIT_USAGE)
+}
+
+fn work(flags: &Flags, work: &Work) -> ExitCode {
+    let loaded = match load(flags) {
         Ok(loaded) => loaded,
-        Err(error) => {
-            eprintln!("tidegate: {error}");
-            return ExitCode::from(EXIT_USAGE);
-        }
+        Err(error) => return refused(&error),
     };
-    let work = match cli.command {
-        Command::Run { command } => Work::Run(command),
-        Command::Serve => Work::Serve,
-        Command::Check => Work::Check,
-        Command::Top { once, .. } => return look(&cli::admin_url(&loaded.settings.admin), once),
-    };
-    match app::run(&loaded, &work) {
+    match app::run(&loaded, work) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("tidegate: {error:#}");
@@ -47,6 +58,18 @@ fn look(url: &str, once: bool) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tidegate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn written(outcome: io::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that has enough (`| head -1`) is no failure.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tidegate: {error}");
             ExitCode::FAILURE
         }
     }

@@ -325,6 +325,26 @@ fn help_and_version_help() {
     }
 }
 
+/// Neither needs settings, or a server.
+#[test]
+fn the_manual_and_completions_are_written() {
+    let wrong = ("TIDEGATE_WORKERS", "x");
+    let (status, manual, _) = output(&["man"], &[wrong]);
+    assert_eq!(status, Some(0));
+    assert!(manual.contains(".TH tidegate 1") && manual.contains("TIDEGATE_CONFIG"), "{manual}");
+    let (status, manual, _) = output(&["man", "run"], &[wrong]);
+    assert!(status == Some(0) && manual.contains(".TH tidegate-run 1"), "{manual}");
+    let (status, stdout, stderr) = output(&["man", "sevre"], &[]);
+    assert_eq!((status, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.contains("sevre"), "{stderr}");
+    let (status, script, _) = output(&["completions", "bash"], &[wrong]);
+    assert!(status == Some(0) && script.contains("--redis-pool-size"), "{script}");
+    let checked = Command::new("bash").args(["-n", "-c", &script]).status().unwrap();
+    assert!(checked.success());
+    let (status, _, stderr) = output(&["completions", "bahs"], &[]);
+    assert!(status == Some(2) && stderr.contains("bash"), "{stderr}");
+}
+
 #[test]
 fn log_lines_have_the_form_that_was_set() {
     let (_, _, logfmt) = output(&["run", "true"], &[DB]);

@@ -161,7 +161,7 @@ const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
 async fn refuse(mut stream: Stream, limit: usize) {
     let text = format!(
-        "-ERR max number of clients reached (tidegate: {limit}; raise redis.limits.client_limit or use fewer clients)\r\n"
+        "-ERR max number of clients reached (tidegate: {limit}; raise redis.client_limit or use fewer clients)\r\n"
     );
     // The client may be gone already; then there is nobody to tell.
     let _told = tokio::time::timeout(REFUSAL_TIME, stream.write_all(text.as_bytes())).await;

@@ -1,0 +1,4 @@
+Rails.application.routes.draw do
+  post "/orders", to: "orders#create"
+  get "/orders/:id", to: "orders#show"
+end
