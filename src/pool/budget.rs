@@ -181,6 +181,13 @@ impl Budget {
         self.apply_plan();
     }
 
+    /// Changes how many connections may be pinned at once; `None`: all but one.
+    pub fn set_pins(&self, pinned: Option<usize>) {
+        // Under this lock the limit stays what it is.
+        let _members = self.members();
+        self.pins.choose(self.limit(), pinned);
+    }
+
     /// Keeps connections beyond the limit for those who have waited long.
     pub fn set_reserve(&self, settings: ReserveSettings) {
         self.plan().reserve.settings = settings;
@@ -473,6 +480,11 @@ impl Account {
     /// Those of its ceilings that are reached.
     fn full_ceilings(&self) -> impl Iterator<Item = &Arc<Ceiling>> {
         self.ceilings.iter().filter(|ceiling| ceiling.is_reached())
+    }
+
+    /// Whether more connections are open below one of its ceilings than may be.
+    pub(super) fn exceeds_a_ceiling(&self) -> bool {
+        self.ceilings.iter().any(|ceiling| ceiling.is_exceeded())
     }
 
     fn is_below(&self, ceiling: &Arc<Ceiling>) -> bool {

@@ -552,7 +552,7 @@ pub async fn settings_for(
     };
     let mut lease =
         lease.map_err(|error| checkout_error_in(pool, &error, message::Severity::Fatal))?;
-    let bound = pool.settings().connect_timeout;
+    let bound = pool.settings().connect_timeout();
     let answer = match tokio::time::timeout(bound, try_settings(&mut lease, &asked)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) | Err(_) => {

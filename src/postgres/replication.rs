@@ -35,7 +35,7 @@ impl OwnConnection {
     /// # Errors
     /// The words for the client when as many connections as may be are kept already, or the server can't be had.
     pub(super) async fn open(pool: &Arc<PgPool>) -> Result<Self, ErrorFields> {
-        let deadline = Instant::now() + pool.settings().wait;
+        let deadline = Instant::now() + pool.settings().wait();
         let permit = pool.wait_to_pin(deadline).await.ok_or_else(|| {
             let text = format!(
                 "a replication connection keeps a server connection of pool {}, and as many as may be are kept already",

@@ -478,7 +478,7 @@ impl Hub {
         );
         let text =
             "ERR tidegate: the Redis server does not confirm the subscription; look at its log";
-        self.refuse_waiting(self.pool.settings().wait, &text.into());
+        self.refuse_waiting(self.pool.settings().wait(), &text.into());
     }
 
     /// There is no connection: tells those who have waited for so long that they are not subscribed; all others' wishes stand.

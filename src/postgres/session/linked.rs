@@ -581,7 +581,7 @@ impl Session {
         if rare.admission.is_none() {
             let ends = *rare.admission_ends.get_or_insert_with(|| {
                 self.pool.metrics().pin_waits.inc();
-                tokio::time::Instant::now() + self.pool.settings().wait
+                tokio::time::Instant::now() + self.pool.settings().wait()
             });
             let admission = match leave {
                 Leave::Pin => {

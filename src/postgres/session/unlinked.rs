@@ -173,7 +173,7 @@ impl Session {
         let text = format!(
             "the connections of pool {} that clients with application_name {name:?} may have were in use for {} ms",
             self.pool.settings().name,
-            self.pool.settings().wait.as_millis()
+            self.pool.settings().wait().as_millis()
         );
         let hint = "Shorten its transactions, or raise postgres.application_share_percent.";
         metrics.note("share_timeout", text.clone(), hint.to_owned());
@@ -189,7 +189,7 @@ impl Session {
             let text = format!(
                 "no server connection of pool {} came free to listen on within {} ms",
                 settings.name,
-                settings.wait.as_millis()
+                settings.wait().as_millis()
             );
             return ErrorFields::new(severity, "53300", text).hint(
                 "Raise the pool size, or end what pins connections: temporary tables, session advisory locks, WITH HOLD \
@@ -200,7 +200,7 @@ impl Session {
             "this statement would pin a server connection of pool {} to its session, and as many as may be were pinned \
              for {} ms",
             settings.name,
-            settings.wait.as_millis()
+            settings.wait().as_millis()
         );
         ErrorFields::new(severity, "53300", text).hint(
             "End what pins them (LISTEN, temporary tables, session advisory locks, WITH HOLD cursors, PREPARE), or \
