@@ -80,6 +80,26 @@ impl Sent {
     }
 }
 
+/// What became of the settings when they were read again: the label `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// They hold now.
+    Taken,
+    /// They were wrong: nothing has changed.
+    Refused,
+}
+
+impl Reload {
+    const ALL: [Self; 2] = [Self::Taken, Self::Refused];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 const POOL: [&str; 2] = ["protocol", "pool"];
 const NAMESPACE: [&str; 3] = ["protocol", "pool", "namespace"];
 
@@ -132,6 +152,8 @@ struct Families {
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
     push: IntCounterVec,
+    reloads: IntCounterVec,
+    reload_success: IntGauge,
     namespaces: NamespaceFamilies,
 }
 
@@ -210,6 +232,24 @@ impl Families {
                 registry.register(Box::new(family.clone()))?;
                 family
             },
+            reloads: {
+                let opts = Opts::new("tidegate_reloads_total", help::RELOADS);
+                let family = IntCounterVec::new(opts, &["outcome"])?;
+                registry.register(Box::new(family.clone()))?;
+                // From nought on: who looks at increases would not see the first.
+                for outcome in Reload::ALL {
+                    family.with_label_values(&[outcome.as_str()]);
+                }
+                family
+            },
+            reload_success: {
+                let opts =
+                    Opts::new("tidegate_reload_success_timestamp_seconds", help::RELOAD_SUCCESS);
+                let gauge = IntGauge::with_opts(opts)?;
+                registry.register(Box::new(gauge.clone()))?;
+                gauge.set(seconds_now());
+                gauge
+            },
             namespaces: NamespaceFamilies::register(registry)?,
         })
     }
@@ -264,6 +304,11 @@ impl NamespaceFamilies {
     }
 }
 
+/// By the calendar.
+fn seconds_now() -> i64 {
+    i64::try_from(now_ms() / 1000).unwrap_or(i64::MAX)
+}
+
 impl Metrics {
     /// Builds the registry with every family and `tidegate_build_info`.
     ///
@@ -288,6 +333,14 @@ impl Metrics {
             Arc::new(PoolMetrics::resolve(&self.families, &self.journal, protocol, pool))
         });
         Arc::clone(made)
+    }
+
+    /// The settings were read again.
+    pub fn reloaded(&self, outcome: Reload) {
+        self.families.reloads.with_label_values(&[outcome.as_str()]).inc();
+        if outcome == Reload::Taken {
+            self.families.reload_success.set(seconds_now());
+        }
     }
 
     /// What deserved a word lately.

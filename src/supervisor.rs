@@ -66,6 +66,12 @@ impl Signals {
         Ok(Self { streams: streams?, child: signal(SignalKind::child())? })
     }
 
+    /// Whether a signal is caught: not if we were started to ignore it.
+    #[must_use]
+    pub fn hears(&self, wanted: Signal) -> bool {
+        self.streams.iter().any(|(known, _)| *known == wanted)
+    }
+
     /// The next event. Cancel safe.
     pub async fn next(&mut self) -> Event {
         std::future::poll_fn(|cx| {

@@ -25,8 +25,13 @@ const fn in_file(path: &'static str) -> Key {
 }
 
 /// Variables that are read by their own name and have no place in the file.
-pub(super) const OTHER_VARIABLES: [&str; 3] =
-    ["TIDEGATE_CONFIG", "TIDEGATE_DATABASE_URL", "TIDEGATE_REDIS_URL"];
+pub(super) const OTHER_VARIABLES: [&str; 5] = [
+    "TIDEGATE_CONFIG",
+    "TIDEGATE_DATABASE_URL",
+    "TIDEGATE_DATABASE_URL_FILE",
+    "TIDEGATE_REDIS_URL",
+    "TIDEGATE_REDIS_URL_FILE",
+];
 
 /// The settings of one `[[redis.namespaces]]`.
 pub(super) const NAMESPACE_KEYS: &[&str] = &[
@@ -51,6 +56,8 @@ pub(super) const KEYS: &[Key] = &[
     everywhere("workers", "TIDEGATE_WORKERS", "workers"),
     in_file("drain_ms"),
     in_file("child_grace_ms"),
+    in_file("reload_check_ms"),
+    in_file("password_overlap_ms"),
     everywhere("log.level", "TIDEGATE_LOG", "log"),
     everywhere("log.format", "TIDEGATE_LOG_FORMAT", "log-format"),
     everywhere("admin.listen", "TIDEGATE_ADMIN_LISTEN", "admin-listen"),

@@ -4,11 +4,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::namespaces;
 use super::postgres_url::PostgresUrl;
 use super::push;
 use super::redis_url::RedisUrl;
+use super::sources::{url_file, url_source};
 use super::suggest;
 use super::users::UsersFile;
 use super::written::{Entry, Environment, Written};
@@ -65,6 +67,7 @@ pub(super) fn resolve(
         redis,
         drain: written.millis("drain_ms", default.drain, 0..=HOUR_MS)?,
         child_grace: written.millis("child_grace_ms", default.child_grace, 0..=HOUR_MS)?,
+        reload_check: written.millis("reload_check_ms", default.reload_check, HOUR)?,
     };
     check_addresses(&settings)?;
     Ok(Resolved { settings, variables, warnings })
@@ -75,6 +78,12 @@ pub(super) fn pooled_names(written: &Written) -> Vec<String> {
     let (postgres, _) = names(written, "postgres.urls", "DATABASE_URL");
     let (redis, _) = names(written, "redis.urls", "REDIS_URL");
     [postgres, redis].concat()
+}
+
+/// The files that URLs are read from.
+pub(super) fn url_files(written: &Written, environment: &Environment) -> Vec<PathBuf> {
+    let names = pooled_names(written);
+    names.iter().filter_map(|name| url_file(environment, name)).collect()
 }
 
 fn log(written: &Written, default: LogSettings) -> Result<LogSettings, ConfigError> {
@@ -143,6 +152,7 @@ fn postgres(
             default.login_timeout,
             1..=HOUR_MS,
         )?,
+        password_overlap: password_overlap(written, default.password_overlap)?,
         portions: portions(written)?,
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
@@ -185,6 +195,10 @@ fn postgres(
     let settings = PostgresSettings { listeners, ..settings };
     check_console(written, &settings)?;
     Ok(served.then_some(settings))
+}
+
+fn password_overlap(written: &Written, default: Duration) -> Result<Duration, ConfigError> {
+    written.millis("password_overlap_ms", default, 0..=MONTH_MS)
 }
 
 fn portions(written: &Written) -> Result<Portions, ConfigError> {
@@ -382,6 +396,7 @@ fn redis(
         )?,
         server_idle: millis("redis.server_idle_ms", default.server_idle, 1_000..=MONTH_MS)?,
         login_timeout: millis("redis.login_timeout_ms", default.login_timeout, 1..=HOUR_MS)?,
+        password_overlap: password_overlap(written, default.password_overlap)?,
         auth: auth(written, "redis.auth")?,
         limits: redis_limits(written)?,
     };
@@ -544,7 +559,8 @@ fn names(written: &Written, path: &str, default: &str) -> (Vec<String>, Option<E
     }
 }
 
-/// Each pooled variable's name with the URL of its upstream: `TIDEGATE_<name>` if set, else `<name>`.
+/// Each pooled variable's name with the URL of its upstream: `TIDEGATE_<name>` if set, else `<name>`; or what is in the file that
+/// one of them with `_FILE` behind it names.
 fn upstream_texts(
     written: &Written,
     environment: &Environment,
@@ -554,13 +570,8 @@ fn upstream_texts(
     let (names, named_by) = names(written, path, default);
     let mut texts = Vec::new();
     for name in names {
-        let ours = format!("TIDEGATE_{name}");
-        let source = if environment.contains_key(&ours) { ours } else { name.clone() };
-        match (environment.get(&source), &named_by) {
-            (Some(Some(text)), _) => {
-                texts.push((name, Entry { text: text.trim().to_owned(), source }));
-            }
-            (Some(None), _) => return Err(ConfigError::new(source, "is not UTF-8 text")),
+        match (url_source(environment, &name), &named_by) {
+            (Some(source), _) => texts.push((name, source.read(environment)?)),
             (None, None) => {}
             // Somebody wrote a URL where its variable's name belongs: it is not shown.
             (None, Some(entry)) if name.contains("://") => {
@@ -571,7 +582,7 @@ fn upstream_texts(
             }
             (None, Some(entry)) => {
                 return Err(entry.wrong(format!(
-                    "names {name}, which is not set; the value is the names of variables that \
+                    "names {name}, which is not set (nor is {name}_FILE); the value is the names of variables that \
                      hold URLs, separated by spaces"
                 )));
             }

@@ -253,7 +253,7 @@ impl<C: Connect> Pool<C> {
         let gone = self.connections.retain(|held, _| state.gate.serves(&held.era)).removed;
         self.count_closed(gone.len(), "renewed");
         drop(gone);
-        self.renewed.notify_waiters();
+        // Who keeps a connection for good (a listener's) keeps it: the server has let it in.
     }
 
     /// How many connections are left of those that are to be replaced, or that a pause waits for.
@@ -275,6 +275,12 @@ impl<C: Connect> Pool<C> {
 }
 
 impl<C: Connect> Lease<C> {
+    /// Whether the connection is to be replaced, and is closed when it is given back. Takes the pool's lock.
+    #[must_use]
+    pub fn is_outdated(&self) -> bool {
+        self.era().is_some_and(|era| !self.pool().lock().gate.has_marked(&era))
+    }
+
     /// Waits until the connection is to be replaced: for whoever would keep it for good. Cancel safe.
     pub fn until_outdated(&self) -> impl Future<Output = ()> + Send + use<C> {
         let era = self.era();

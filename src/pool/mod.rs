@@ -282,6 +282,11 @@ impl<C: Connect> Pool<C> {
         self.account.exceeds_a_ceiling()
     }
 
+    /// The budget that its connections are taken from.
+    pub fn budget(&self) -> &Arc<Budget> {
+        self.account.budget()
+    }
+
     /// What opens the connections.
     pub fn connector(&self) -> &C {
         &self.connect

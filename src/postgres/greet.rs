@@ -26,7 +26,7 @@ use super::routes::{NoRoute, Proof, Route, Routes};
 use super::scram::{self, Exchange, ScramError, Verifier};
 use super::session::{Running, SessionParts};
 use super::settings::Settings;
-use crate::config::PostgresLimits;
+use crate::config::{Current, PostgresSettings};
 use crate::lifecycle::Drain;
 use crate::metrics::{PoolMetrics, Reason};
 use crate::net::Stream;
@@ -41,13 +41,19 @@ const LAST_BYTES: usize = 64 * 1024;
 pub(super) struct Reception {
     pub(super) routes: Arc<Routes>,
     pub(super) console: Arc<Console>,
-    pub(super) limits: Arc<PostgresLimits>,
-    pub(super) login_timeout: Duration,
+    /// As they are now.
+    pub(super) settings: Arc<Current<PostgresSettings>>,
     pub(super) cancels: Arc<CancelRegistry>,
     pub(super) drain: Drain,
     /// Counts greetings, as nobody knows yet which pool they are for.
     pub(super) metrics: Arc<PoolMetrics>,
     pub(super) mock_seed: [u8; 32],
+}
+
+impl Reception {
+    fn login_timeout(&self) -> Duration {
+        self.settings.get().login_timeout
+    }
 }
 
 /// Why a greeting ends without a session.
@@ -169,7 +175,7 @@ impl Seat {
 
 async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Result<Welcome, End> {
     let words = admit(reception, talk);
-    let startup = match tokio::time::timeout(reception.login_timeout, words).await {
+    let startup = match tokio::time::timeout(reception.login_timeout(), words).await {
         Ok(admitted) => admitted?,
         Err(_elapsed) => {
             return Err(ErrorFields::fatal("57014", "canceling authentication due to timeout")
@@ -218,7 +224,7 @@ async fn enter(
     }
     bytes.extend(backend_key_data(key));
     bytes.extend(ready(Status::Idle));
-    let sent = tokio::time::timeout(reception.login_timeout, talk.send(&bytes));
+    let sent = tokio::time::timeout(reception.login_timeout(), talk.send(&bytes));
     sent.await.map_err(|_elapsed| End::Quiet("the client does not read"))??;
     Ok(welcome)
 }
@@ -261,7 +267,7 @@ async fn seat(
 
 /// From the first byte to `AuthenticationOk`.
 async fn admit(reception: &Reception, talk: &mut Talk) -> Result<Startup, End> {
-    let startup = match talk.first_words(reception.limits.startup_bytes).await? {
+    let startup = match talk.first_words(reception.settings.get().limits.startup_bytes).await? {
         First::Startup(startup) => startup,
         First::Cancel(key) => {
             reception.cancels.request(&key);
@@ -274,7 +280,7 @@ async fn admit(reception: &Reception, talk: &mut Talk) -> Result<Startup, End> {
     match reception.routes.proof(&startup.user, &startup.database) {
         Some(Proof::Nothing) => talk.send(&authentication_ok()).await?,
         Some(Proof::Password(verifier)) => {
-            prove(reception, talk, &startup.user, verifier).await?;
+            prove(reception, talk, &startup.user, &verifier).await?;
         }
         None => {
             let mock = Verifier::mock(&startup.user, &reception.mock_seed);
@@ -291,7 +297,7 @@ async fn prove(
     user: &str,
     verifier: &Verifier,
 ) -> Result<(), End> {
-    let limit = reception.limits.login_frame_bytes;
+    let limit = reception.settings.get().limits.login_frame_bytes;
     talk.send(&authentication_sasl(&[scram::MECHANISM])).await?;
     let initial = talk.password_frame(limit).await?;
     let (mechanism, first) = parse_sasl_initial(&initial).ok_or_else(|| {

@@ -11,7 +11,8 @@ use crate::status::{ClientStatus, Holder, PoolStatus, ServerStatus};
 /// One pool.
 pub(super) fn pool(pool: &Arc<PgPool>) -> PoolStatus {
     let (connector, now_ns) = (pool.connector(), pool.metrics().times.now_ns());
-    let upstream = connector.dial().upstream();
+    let dial = connector.dial();
+    let upstream = dial.upstream();
     let mode = match connector.mode() {
         PoolMode::Transaction => "transaction",
         PoolMode::Session => "session",

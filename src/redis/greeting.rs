@@ -115,6 +115,8 @@ pub enum Main<'a> {
         user: Option<&'a str>,
         /// The URL's password.
         password: &'a str,
+        /// Those that it has replaced lately.
+        former: &'a [Box<str>],
     },
 }
 
@@ -420,11 +422,14 @@ impl Identity {
         let right = match access.main {
             Main::Open => true,
             Main::NoPassword => user.is_none_or(|user| user == b"default"),
-            Main::Password { user: expected, password: secret } => {
+            Main::Password { user: expected, password: secret, former } => {
                 // As with Redis, a lone password is the default user's; the URL's user is the one we are.
                 let named =
                     user.is_none_or(|user| user == expected.unwrap_or("default").as_bytes());
-                same_secret(password, secret.as_bytes()) && named
+                let mut right = same_secret(password, secret.as_bytes());
+                // All are compared, whichever fits.
+                former.iter().for_each(|word| right |= same_secret(password, word.as_bytes()));
+                right && named
             }
         };
         if !right {
@@ -587,8 +592,11 @@ mod tests {
         }
     }
 
-    const SECRET: Access<'static> =
-        Access { main: Main::Password { user: None, password: "pw" }, doors: &[], first: None };
+    const SECRET: Access<'static> = Access {
+        main: Main::Password { user: None, password: "pw", former: &[] },
+        doors: &[],
+        first: None,
+    };
 
     fn say(identity: &mut Identity, word: Word, line: &str, access: Access<'_>) -> String {
         let arguments: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();

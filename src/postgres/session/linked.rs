@@ -204,8 +204,8 @@ impl Session {
         let around = Surroundings {
             registry: self.pool.connector().registry(),
             settings: &self.settings,
-            understood_bytes: self.pool.connector().limits().understood_frame_bytes,
-            statements: self.pool.connector().limits().statements_per_client,
+            understood_bytes: self.pool.connector().bounds().understood_frame_bytes(),
+            statements: self.pool.connector().bounds().statements_per_client(),
             listening,
             suspicion: self.pool.connector().suspicion(),
         };
@@ -498,9 +498,9 @@ impl Session {
             return;
         }
         let pool = Arc::clone(&self.pool);
-        let key = lease.key.clone();
+        let (key, dial) = (lease.key.clone(), Arc::clone(&lease.dial));
         rare.cancelling = Some(Box::pin(async move {
-            if let Err(error) = send_cancel(pool.connector().dial(), &key).await {
+            if let Err(error) = send_cancel(&dial, &key).await {
                 tracing::warn!(pool = %pool.settings().name, %error, "cancel request not delivered");
             }
         }));

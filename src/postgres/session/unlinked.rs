@@ -57,7 +57,7 @@ impl Session {
     /// if one is free: then this poll goes on with them.
     fn look(&mut self, bytes: &[u8]) -> Turn {
         let stance = self.rare.as_ref().map_or(Stance::Open, |rare| rare.stance);
-        let understood = self.pool.connector().limits().understood_frame_bytes;
+        let understood = self.pool.connector().bounds().understood_frame_bytes();
         let looked = relay::waiting(&mut self.dropping, stance, bytes, GATHERED_BYTES, understood);
         let Waiting { dropped, work } = match looked {
             Ok(waiting) => waiting,
@@ -211,7 +211,7 @@ impl Session {
     /// While it waits the client's words are parked, and its end is noticed.
     fn read_ahead(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         let parked = self.inbox.as_ref().map_or(0, |inbox| inbox.bytes.len());
-        if parked >= self.pool.connector().limits().parked_bytes {
+        if parked >= self.pool.connector().bounds().parked_bytes() {
             // The kernel holds the rest; that the client hangs up is seen when the wait is over.
             return match self.client.poll_hangup(cx) {
                 Poll::Ready(()) => Turn::End(End::Vanished),
