@@ -246,7 +246,17 @@ fn limits_on_time_and_modes_hold_from_then_on() {
     home.settings("[postgres]\npool_size = 1\nquery_timeout_ms = 200\npool_mode = \"statement\"");
     reload(&gate);
     assert_eq!(one.reply().codes(), ["57014"], "so does a statement that runs");
-    assert!(!one.query("begin").codes().is_empty(), "transaction blocks are refused by now");
+    let mut three = gate.client();
+    three.send(&support::pg::query("begin"));
+    let refusal = three.last_words().iter().find(|frame| frame.tag == b'E').unwrap().refusal();
+    assert_eq!(refusal.code, "0A000", "transaction blocks are refused by now");
+    home.settings("[postgres]\npool_size = 1");
+    reload(&gate);
+    one.query("begin").expect_no_error();
+    home.settings("[postgres]\npool_size = 1\npool_mode = \"statement\"");
+    reload(&gate);
+    one.query("select 1").expect_no_error();
+    one.query("commit").expect_no_error();
     home.settings("[postgres]\npool_size = 1\npool_mode = \"session\"\nwait_ms = 100");
     reload(&gate);
     one.query("select 1").expect_no_error();

@@ -97,6 +97,8 @@ pub struct PgBackend {
     pub seat: Arc<Seat>,
     /// How it was reached: another connection may lead elsewhere by now.
     pub dial: Arc<Dial>,
+    /// The pool's mode when it was lent: what a session has begun it ends.
+    pub mode: PoolMode,
     /// What the server reported at login.
     pub parameters: Vec<(String, String)>,
 }
@@ -457,6 +459,7 @@ impl Connect for PgConnect {
             to_client: Outbox::default(),
             key,
             dial: way,
+            mode: self.mode(),
             parameters,
         };
         self.read_routines(&mut backend).await?;

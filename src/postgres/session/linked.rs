@@ -522,8 +522,7 @@ impl Session {
     /// In statement mode a transaction block ends the session that opens it, as it would hold the connection.
     fn refuse_block(&self) -> Result<(), End> {
         let Phase::Linked(lease) = &self.phase else { return Ok(()) };
-        let statement = self.pool.connector().mode() == PoolMode::Statement;
-        if !statement || lease.line.exchange.status() == Status::Idle {
+        if lease.mode != PoolMode::Statement || lease.line.exchange.status() == Status::Idle {
             return Ok(());
         }
         let words = "transaction blocks are not allowed where pool_mode is statement";

@@ -235,6 +235,7 @@ impl Session {
         let connector = self.pool.connector();
         let (registry, emptied) = (connector.registry(), connector.empties());
         let session = self.cancel.pid();
+        backend.mode = connector.mode();
         backend.line.begin(session, &self.settings, registry, emptied, backend.to_server.bytes());
         if let Some(rare) = &mut self.rare
             && rare.permit.is_some()
