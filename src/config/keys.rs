@@ -78,6 +78,8 @@ pub(super) const KEYS: &[Key] = &[
     everywhere("postgres.wait_ms", "TIDEGATE_POSTGRES_WAIT_MS", "postgres-wait-ms"),
     everywhere("postgres.any", "TIDEGATE_POSTGRES_ANY", "postgres-any"),
     everywhere("postgres.auth", "TIDEGATE_POSTGRES_AUTH", "postgres-auth"),
+    in_environment("postgres.auth_query", "TIDEGATE_POSTGRES_AUTH_QUERY"),
+    in_file("postgres.auth_query_kept_ms"),
     everywhere("postgres.users_file", "TIDEGATE_POSTGRES_USERS_FILE", "postgres-users-file"),
     everywhere(
         "postgres.console_users",

@@ -157,6 +157,12 @@ fn postgres(
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
         users: users(written, warnings)?,
+        auth_query: written.entry("postgres.auth_query").map(|entry| entry.text.clone()),
+        auth_query_kept: written.millis(
+            "postgres.auth_query_kept_ms",
+            default.auth_query_kept,
+            HOUR,
+        )?,
         console: console(written),
         pool_modes: pool_modes(written, "postgres.pool_mode")?,
         probe: written.choice(
@@ -223,17 +229,38 @@ fn portions(written: &Written) -> Result<Portions, ConfigError> {
 fn check_any(written: &Written, settings: &PostgresSettings) -> Result<(), ConfigError> {
     let any_entry = written.entry("postgres.any").filter(|_| settings.any);
     let file_entry = written.entry("postgres.users_file");
+    check_auth_query(written, settings)?;
     match (any_entry, file_entry) {
-        (Some(entry), None) if settings.auth != Auth::Trust => Err(entry.wrong(
-            "serving any user needs a users file (TIDEGATE_POSTGRES_USERS_FILE), or trust on both sides: \
-             TIDEGATE_POSTGRES_AUTH=trust (loopback listeners only)",
-        )),
+        (Some(entry), None)
+            if settings.auth != Auth::Trust && settings.auth_query.is_none() =>
+        {
+            Err(entry.wrong(
+                "serving any user needs a users file (TIDEGATE_POSTGRES_USERS_FILE), a query for them \
+                 (TIDEGATE_POSTGRES_AUTH_QUERY), or trust on both sides: TIDEGATE_POSTGRES_AUTH=trust (loopback \
+                 listeners only)",
+            ))
+        }
         (None, Some(entry)) if settings.console == ConsoleUsers::OfUrls => Err(entry.wrong(
             "is of use only if any user is served, or some may use the console: set TIDEGATE_POSTGRES_ANY=1 or \
              TIDEGATE_POSTGRES_CONSOLE_USERS too, or take it out",
         )),
         _ => Ok(()),
     }
+}
+
+/// The query is for users whom nobody else knows.
+fn check_auth_query(written: &Written, settings: &PostgresSettings) -> Result<(), ConfigError> {
+    let Some(entry) = written.entry("postgres.auth_query") else { return Ok(()) };
+    if !entry.text.contains("$1") {
+        return Err(entry.wrong("must ask for the user $1 and bring its name and verifier"));
+    }
+    if !settings.any || settings.auth == Auth::Trust {
+        return Err(entry.wrong(
+            "is of use only if any user is served who has a password: set TIDEGATE_POSTGRES_ANY=1 and not \
+             TIDEGATE_POSTGRES_AUTH=trust, or take it out",
+        ));
+    }
+    Ok(())
 }
 
 /// `*` for whoever may use the pool of a URL, names, or nothing for nobody.

@@ -237,6 +237,10 @@ pub struct PostgresSettings {
     pub auth: Auth,
     /// Who may use it besides, with `any`.
     pub users: Arc<Users>,
+    /// With `any`: the query that brings the verifier of a user whom nobody else knows.
+    pub auth_query: Option<String>,
+    /// For how long its answer is remembered.
+    pub auth_query_kept: Duration,
     /// Who may use the console.
     pub console: ConsoleUsers,
     /// For how long clients keep a connection.
@@ -574,6 +578,8 @@ impl Default for PostgresSettings {
             any: false,
             auth: Auth::Password,
             users: Arc::default(),
+            auth_query: None,
+            auth_query_kept: Duration::from_secs(60),
             console: ConsoleUsers::default(),
             pool_modes: PoolModes::default(),
             probe: Probe::default(),

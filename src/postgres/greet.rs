@@ -23,7 +23,7 @@ use super::message::{
 };
 use super::replication::OwnConnection;
 use super::routes::{NoRoute, Proof, Route, Routes};
-use super::scram::{self, Exchange, ScramError, Verifier};
+use super::scram::{self, Exchange, Proved, ScramError, ScramKeys, Verifier};
 use super::session::{Running, SessionParts};
 use super::settings::Settings;
 use crate::config::{Current, PostgresSettings};
@@ -175,7 +175,7 @@ impl Seat {
 
 async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Result<Welcome, End> {
     let words = admit(reception, talk);
-    let startup = match tokio::time::timeout(reception.login_timeout(), words).await {
+    let (startup, keys) = match tokio::time::timeout(reception.login_timeout(), words).await {
         Ok(admitted) => admitted?,
         Err(_elapsed) => {
             return Err(ErrorFields::fatal("57014", "canceling authentication due to timeout")
@@ -199,7 +199,7 @@ async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Re
     }
     let registered = reception.cancels.register(startup.keys, &random);
     let (key, cancel) = registered.map_err(|full| turned_away(reception, full))?;
-    let Route { pool, visit } = find(reception, &startup)?;
+    let Route { pool, visit } = find(reception, &startup, keys)?;
     let cancel = cancel.holding(visit);
     let seat = tokio::select! {
         // What keeps the pool from its server is logged there, once for all clients.
@@ -266,7 +266,10 @@ async fn seat(
 }
 
 /// From the first byte to `AuthenticationOk`.
-async fn admit(reception: &Reception, talk: &mut Talk) -> Result<Startup, End> {
+async fn admit(
+    reception: &Reception,
+    talk: &mut Talk,
+) -> Result<(Startup, Option<ScramKeys>), End> {
     let startup = match talk.first_words(reception.settings.get().limits.startup_bytes).await? {
         First::Startup(startup) => startup,
         First::Cancel(key) => {
@@ -277,17 +280,21 @@ async fn admit(reception: &Reception, talk: &mut Talk) -> Result<Startup, End> {
     if let Some(negotiation) = &startup.negotiation {
         talk.send(negotiation).await?;
     }
-    match reception.routes.proof(&startup.user, &startup.database) {
-        Some(Proof::Nothing) => talk.send(&authentication_ok()).await?,
-        Some(Proof::Password(verifier)) => {
-            prove(reception, talk, &startup.user, &verifier).await?;
+    let user = &startup.user;
+    let proof = match reception.routes.proof(user, &startup.database) {
+        None => reception.routes.looked_up(user).await?,
+        known => known,
+    };
+    let verifier = match proof {
+        Some(Proof::Nothing) => {
+            talk.send(&authentication_ok()).await?;
+            return Ok((startup, None));
         }
-        None => {
-            let mock = Verifier::mock(&startup.user, &reception.mock_seed);
-            prove(reception, talk, &startup.user, &mock).await?;
-        }
-    }
-    Ok(startup)
+        Some(Proof::Password(verifier)) => verifier,
+        None => Verifier::mock(user, &reception.mock_seed),
+    };
+    let keys = prove(reception, talk, user, &verifier).await?;
+    Ok((startup, Some(keys)))
 }
 
 /// SCRAM-SHA-256, then `AuthenticationOk`.
@@ -296,7 +303,7 @@ async fn prove(
     talk: &mut Talk,
     user: &str,
     verifier: &Verifier,
-) -> Result<(), End> {
+) -> Result<ScramKeys, End> {
     let limit = reception.settings.get().limits.login_frame_bytes;
     talk.send(&authentication_sasl(&[scram::MECHANISM])).await?;
     let initial = talk.password_frame(limit).await?;
@@ -313,9 +320,13 @@ async fn prove(
     let (exchange, answer) = Exchange::begin(verifier, first, &nonce).map_err(failed)?;
     talk.send(&authentication_sasl_continue(answer.as_bytes())).await?;
     let last = talk.password_frame(limit).await?;
-    let answer = exchange.finish(&last).map_err(failed)?;
+    let Proved { answer, keys } = exchange.finish(&last).map_err(|error| {
+        reception.routes.doubt(user);
+        failed(error)
+    })?;
     let done = [authentication_sasl_final(answer.as_bytes()), authentication_ok()].concat();
-    Ok(talk.send(&done).await?)
+    talk.send(&done).await?;
+    Ok(keys)
 }
 
 fn scram_failure(error: &ScramError, user: &str) -> ErrorFields {
@@ -330,9 +341,13 @@ fn scram_failure(error: &ScramError, user: &str) -> ErrorFields {
     }
 }
 
-fn find(reception: &Reception, startup: &Startup) -> Result<Route, ErrorFields> {
+fn find(
+    reception: &Reception,
+    startup: &Startup,
+    keys: Option<ScramKeys>,
+) -> Result<Route, ErrorFields> {
     let Startup { user, database, .. } = startup;
-    reception.routes.find(user, database).map_err(|none| match none {
+    reception.routes.find(user, database, keys).map_err(|none| match none {
         NoRoute::Database => {
             ErrorFields::fatal("3D000", format!("database \"{database}\" does not exist"))
         }

@@ -2,6 +2,7 @@
 
 mod change;
 mod foundry;
+mod lookup;
 mod passwords;
 
 use std::collections::HashMap;
@@ -11,7 +12,9 @@ use foldhash::fast::RandomState;
 
 use super::backend::PgPool;
 use super::connect::Dial;
+use super::message::ErrorFields;
 use super::orders::{Entry, Place};
+use super::scram::ScramKeys;
 use crate::config::{
     Auth, Current, FirstPasswords, PostgresListener, PostgresSettings, UserSecret, Users,
 };
@@ -19,6 +22,7 @@ use crate::net::TlsError;
 use crate::pool::Budget;
 
 pub(super) use foundry::{Foundry, Keeping};
+use lookup::Lookups;
 use passwords::Passwords;
 pub use passwords::Proof;
 
@@ -52,6 +56,7 @@ struct Any {
     dial: Current<Dial>,
     budget: Arc<Budget>,
     made: Mutex<MadePools>,
+    lookups: Lookups,
 }
 
 /// By user and database.
@@ -97,6 +102,7 @@ impl Routes {
             dial: Current::new(dial.clone()),
             budget: foundry.budget(dial.upstream()),
             made: Mutex::default(),
+            lookups: Lookups::new(),
         });
         let keeping = *foundry.keeping();
         let fixed = dials.into_iter().map(|dial| Fixed::new(dial, &foundry, keeping.first));
@@ -129,6 +135,7 @@ impl Routes {
             let mut made: Vec<_> = any.lock().values().map(|made| Arc::clone(&made.pool)).collect();
             made.sort_by(|one, other| one.settings().name.cmp(&other.settings().name));
             all.extend(made);
+            all.extend(any.lookups.pool().map(Arc::clone));
         }
         all.extend(self.left().iter().map(Arc::clone));
         all
@@ -167,17 +174,42 @@ impl Routes {
         }
     }
 
-    /// The pool for a client that has proved itself. May make one, so call it inside the runtime.
+    /// As [`Routes::proof`], for a user whom the configuration doesn't know: the server is asked, if it is to be. Call it inside
+    /// the runtime. Cancel safe.
+    ///
+    /// # Errors
+    /// When the server could not be asked.
+    pub async fn looked_up(&self, user: &str) -> Result<Option<Proof>, ErrorFields> {
+        let Some(any) = &self.any else { return Ok(None) };
+        let dial = any.dial.get();
+        let found = any.lookups.of(user, (&self.foundry, &dial, &any.budget)).await?;
+        Ok(found.map(Proof::Password))
+    }
+
+    /// The user's password was wrong: the server may know another by now.
+    pub fn doubt(&self, user: &str) {
+        if let Some(any) = &self.any {
+            any.lookups.doubt(user);
+        }
+    }
+
+    /// The pool for a client that has proved itself, if it had to by showing `keys`. May make one, so call it inside the
+    /// runtime.
     ///
     /// # Errors
     /// When there is none and none can be made.
-    pub fn find(&self, user: &str, database: &str) -> Result<Route, NoRoute> {
+    pub fn find(
+        &self,
+        user: &str,
+        database: &str,
+        keys: Option<ScramKeys>,
+    ) -> Result<Route, NoRoute> {
         let ways = self.ways.get();
         let exact =
             ways.fixed.iter().find(|fixed| fixed.user == user && fixed.database == database);
         let route = match (exact, &self.any) {
             (Some(fixed), _) => Route { pool: Arc::clone(&fixed.pool), visit: None },
-            (None, Some(any)) => self.make(any, user, database)?,
+            (None, Some(any)) => self.make(any, user, database, keys)?,
             (None, None) if self.has_user(user) => return Err(NoRoute::Database),
             (None, None) => return Err(NoRoute::User),
         };
@@ -200,10 +232,17 @@ impl Routes {
         self.ways.get().fixed.iter().any(|fixed| fixed.database == database)
     }
 
-    fn make(&self, any: &Any, user: &str, database: &str) -> Result<Route, NoRoute> {
+    fn make(
+        &self,
+        any: &Any,
+        user: &str,
+        database: &str,
+        keys: Option<ScramKeys>,
+    ) -> Result<Route, NoRoute> {
         let mut made = any.lock();
         let name = (user.to_owned(), database.to_owned());
         if let Some(known) = made.get(&name) {
+            known.learn(keys);
             return Ok(known.route());
         }
         let limit = self.foundry.settings().get().limits.any_pools;
@@ -216,7 +255,7 @@ impl Routes {
                 unused.pool.close();
             }
         }
-        let dial = any.dial_of(&self.ways.get(), user, database);
+        let dial = any.dial_of(&self.ways.get(), user, database).with_keys(keys);
         let title = format!("{user}@{database}");
         let pool = self.foundry.pool(title, dial, Arc::clone(&any.budget), 0);
         self.foundry.spawn_reaper(&pool);
@@ -256,6 +295,15 @@ impl Any {
 }
 
 impl Made {
+    /// A client has shown keys: if they are other ones than before, its password has changed.
+    fn learn(&self, keys: Option<ScramKeys>) {
+        let dial = self.pool.connector().dial();
+        if keys.is_some() && dial.upstream().password.is_none() && dial.keys() != keys.as_ref() {
+            self.pool.connector().redial(Dial::clone(&dial).with_keys(keys));
+            self.pool.renew_when_opened();
+        }
+    }
+
     fn route(&self) -> Route {
         Route { pool: Arc::clone(&self.pool), visit: Some(Arc::clone(&self.visits)) }
     }

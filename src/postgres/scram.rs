@@ -4,12 +4,16 @@
 //! itself is not needed. A user who does not exist goes through the same exchange and fails at its
 //! end, so that nobody can ask who exists.
 
+mod keyed;
+
 use std::borrow::Cow;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
+
+pub use keyed::{KeyedError, KeyedScram, ScramKeys};
 
 /// The one mechanism that is offered.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
@@ -41,6 +45,15 @@ enum Standing {
     Genuine,
     /// Stands in for a user who does not exist: never succeeds.
     Mock,
+}
+
+/// A client has proved that it knows the password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proved {
+    /// The server's last message.
+    pub answer: String,
+    /// What the client has shown with its proof.
+    pub keys: ScramKeys,
 }
 
 /// Why an exchange failed.
@@ -181,7 +194,7 @@ impl<'a> Exchange<'a> {
     ///
     /// # Errors
     /// When the message is malformed or the proof is wrong.
-    pub fn finish(self, client_final: &[u8]) -> Result<String, ScramError> {
+    pub fn finish(self, client_final: &[u8]) -> Result<Proved, ScramError> {
         let text = std::str::from_utf8(client_final)
             .map_err(|_| ScramError::Malformed("the last message is not UTF-8"))?;
         let (without_proof, proof) =
@@ -198,24 +211,26 @@ impl<'a> Exchange<'a> {
         let message = format!("{},{without_proof}", self.spoken);
         // All are tried whichever fits, so that the time tells nothing.
         let known = [self.verifier.keys].into_iter().chain(self.verifier.also.iter().copied());
-        let right: Vec<_> = known.filter(|keys| opens(keys, &proof, message.as_bytes())).collect();
+        let shown = known.map(|keys| (keys, opens(&keys, &proof, message.as_bytes())));
+        let right: Vec<_> = shown.filter_map(|(keys, shown)| Some((keys, shown?))).collect();
         match (right.first(), self.verifier.standing) {
-            (Some(keys), Standing::Genuine) => {
+            (Some((keys, client_key)), Standing::Genuine) => {
                 let proof = hmac(&keys.server, &[message.as_bytes()]);
-                Ok(format!("v={}", BASE64.encode(proof)))
+                let answer = format!("v={}", BASE64.encode(proof));
+                Ok(Proved { answer, keys: ScramKeys::new(self.verifier, *client_key, keys.server) })
             }
             _ => Err(ScramError::WrongPassword),
         }
     }
 }
 
-/// Whether the client's proof shows the password that these are of.
-fn opens(keys: &Keys, proof: &[u8; 32], message: &[u8]) -> bool {
+/// The client's key, if its proof shows the password that these are of.
+fn opens(keys: &Keys, proof: &[u8; 32], message: &[u8]) -> Option<[u8; 32]> {
     let signature = hmac(&keys.stored, &[message]);
     let mut client_key = *proof;
     client_key.iter_mut().zip(signature).for_each(|(byte, mask)| *byte ^= mask);
     let known: [u8; 32] = Sha256::digest(client_key).into();
-    same(&known, &keys.stored)
+    same(&known, &keys.stored).then_some(client_key)
 }
 
 /// Sixteen bytes, as Postgres has.
@@ -305,7 +320,7 @@ mod tests {
         let (exchange, first) = Exchange::begin(verifier, client.message(), &NONCE)?;
         client.update(first.as_bytes()).unwrap();
         let last = exchange.finish(client.message())?;
-        client.finish(last.as_bytes()).unwrap();
+        client.finish(last.answer.as_bytes()).unwrap();
         Ok(())
     }
 

@@ -278,10 +278,11 @@ fn greetings_most(limits: &PostgresLimits) -> usize {
 
 /// What would let strangers in is refused here, whatever the configuration has let through.
 fn check_access(settings: &PostgresSettings, listener: &PostgresListener) -> anyhow::Result<()> {
-    if settings.any && settings.auth != Auth::Trust && settings.users.is_empty() {
+    let nobody = settings.users.is_empty() && settings.auth_query.is_none();
+    if settings.any && settings.auth != Auth::Trust && nobody {
         bail!(
-            "serving any database (TIDEGATE_POSTGRES_ANY) needs users in TIDEGATE_POSTGRES_USERS_FILE, or \
-             TIDEGATE_POSTGRES_AUTH=trust"
+            "serving any database (TIDEGATE_POSTGRES_ANY) needs users in TIDEGATE_POSTGRES_USERS_FILE, a query for \
+             them in TIDEGATE_POSTGRES_AUTH_QUERY, or TIDEGATE_POSTGRES_AUTH=trust"
         );
     }
     if listener.listen.ip().is_loopback() {

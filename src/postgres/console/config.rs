@@ -50,6 +50,7 @@ fn theirs(settings: &PostgresSettings) -> Vec<Pair> {
     };
     let mut pairs = vec![
         ("admin_users", console_users(settings)),
+        ("auth_query", settings.auth_query.clone().unwrap_or_default()),
         ("auth_type", text(auth(settings.auth))),
         ("client_idle_timeout", seconds(limits.client_idle_timeout)),
         ("client_login_timeout", seconds(settings.login_timeout)),
@@ -103,6 +104,7 @@ fn ours(settings: &PostgresSettings) -> Vec<Pair> {
         ("password_overlap_ms", millis(settings.password_overlap)),
         ("postgres.any", switch(settings.any)),
         ("postgres.auth", auth_word(settings.auth).to_owned()),
+        ("postgres.auth_query_kept_ms", millis(settings.auth_query_kept)),
         ("postgres.console_users", console_users(settings)),
         ("postgres.pool_mode", modes(&settings.pool_modes)),
         ("postgres.probe", probe_word(settings.probe).to_owned()),

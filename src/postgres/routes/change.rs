@@ -18,6 +18,9 @@ impl Routes {
         let settings = self.foundry.settings().get();
         if let (Some(any), Some(first)) = (&self.any, dials.first()) {
             any.dial.set(first.clone());
+            if let Some(pool) = any.lookups.pool() {
+                redial(pool, first.clone());
+            }
         }
         let before = self.ways.get();
         let fixed: Vec<_> = dials.into_iter().map(|dial| self.way(&before, dial)).collect();
@@ -92,7 +95,8 @@ impl Routes {
     fn redial_made(&self, ways: &Ways) {
         let Some(any) = &self.any else { return };
         for ((user, database), made) in any.lock().iter() {
-            redial(&made.pool, any.dial_of(ways, user, database));
+            let keys = made.pool.connector().dial().keys().cloned();
+            redial(&made.pool, any.dial_of(ways, user, database).with_keys(keys));
         }
     }
 
@@ -103,7 +107,9 @@ impl Routes {
 
 impl super::Any {
     fn pools(&self) -> Vec<Arc<PgPool>> {
-        self.lock().values().map(|made| Arc::clone(&made.pool)).collect()
+        let made = self.lock();
+        let made = made.values().map(|made| &made.pool);
+        made.chain(self.lookups.pool()).map(Arc::clone).collect()
     }
 }
 

@@ -115,9 +115,22 @@ impl Foundry {
         budget: Arc<Budget>,
         idle_min: usize,
     ) -> Arc<PgPool> {
+        self.pool_below(None, name, dial, budget, idle_min)
+    }
+
+    /// A pool that has fewer connections than others.
+    pub(super) fn pool_below(
+        &self,
+        ceiling: Option<Arc<Ceiling>>,
+        name: String,
+        dial: Dial,
+        budget: Arc<Budget>,
+        idle_min: usize,
+    ) -> Arc<PgPool> {
         let settings = self.settings.get();
         let metrics = self.metrics.pool(Protocol::Postgres, &name);
-        let ceilings = self.ceilings(dial.upstream());
+        let mut ceilings = self.ceilings(dial.upstream());
+        ceilings.extend(ceiling);
         let pool_settings =
             PoolSettings { ceilings, ..pool_settings(&settings, name.clone(), idle_min) };
         let rules = rules(&settings, dial.upstream());
