@@ -152,9 +152,31 @@ struct Families {
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
     push: IntCounterVec,
-    reloads: IntCounterVec,
-    reload_success: IntGauge,
+    reloads: ReloadFamilies,
     namespaces: NamespaceFamilies,
+}
+
+#[derive(Debug)]
+struct ReloadFamilies {
+    count: IntCounterVec,
+    success: IntGauge,
+}
+
+impl ReloadFamilies {
+    fn register(registry: &Registry) -> Registered<Self> {
+        let opts = Opts::new("tidegate_reloads_total", help::RELOADS);
+        let count = IntCounterVec::new(opts, &["outcome"])?;
+        registry.register(Box::new(count.clone()))?;
+        // From nought on: who looks at increases would not see the first.
+        for outcome in Reload::ALL {
+            count.with_label_values(&[outcome.as_str()]);
+        }
+        let opts = Opts::new("tidegate_reload_success_timestamp_seconds", help::RELOAD_SUCCESS);
+        let success = IntGauge::with_opts(opts)?;
+        registry.register(Box::new(success.clone()))?;
+        success.set(seconds_now());
+        Ok(Self { count, success })
+    }
 }
 
 #[derive(Debug)]
@@ -232,24 +254,7 @@ impl Families {
                 registry.register(Box::new(family.clone()))?;
                 family
             },
-            reloads: {
-                let opts = Opts::new("tidegate_reloads_total", help::RELOADS);
-                let family = IntCounterVec::new(opts, &["outcome"])?;
-                registry.register(Box::new(family.clone()))?;
-                // From nought on: who looks at increases would not see the first.
-                for outcome in Reload::ALL {
-                    family.with_label_values(&[outcome.as_str()]);
-                }
-                family
-            },
-            reload_success: {
-                let opts =
-                    Opts::new("tidegate_reload_success_timestamp_seconds", help::RELOAD_SUCCESS);
-                let gauge = IntGauge::with_opts(opts)?;
-                registry.register(Box::new(gauge.clone()))?;
-                gauge.set(seconds_now());
-                gauge
-            },
+            reloads: ReloadFamilies::register(registry)?,
             namespaces: NamespaceFamilies::register(registry)?,
         })
     }
@@ -337,9 +342,9 @@ impl Metrics {
 
     /// The settings were read again.
     pub fn reloaded(&self, outcome: Reload) {
-        self.families.reloads.with_label_values(&[outcome.as_str()]).inc();
+        self.families.reloads.count.with_label_values(&[outcome.as_str()]).inc();
         if outcome == Reload::Taken {
-            self.families.reload_success.set(seconds_now());
+            self.families.reloads.success.set(seconds_now());
         }
     }
 

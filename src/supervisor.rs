@@ -134,9 +134,13 @@ impl Supervised {
     /// When it cannot be started.
     pub fn start(command: &[OsString], variables: &[(String, String)]) -> Result<Self, StartError> {
         let name = command.first().cloned().unwrap_or_default();
-        let child = Command::new(&name)
-            .args(command.iter().skip(1))
-            .envs(variables.iter().map(|(name, value)| (name, value)))
+        let mut program = Command::new(&name);
+        program.args(command.iter().skip(1));
+        for (name, value) in variables {
+            // A file with the server's own URL would lead past us.
+            program.env(name, value).env_remove(format!("{name}_FILE"));
+        }
+        let child = program
             .spawn()
             .map_err(|source| StartError { command: name.display().to_string(), source })?;
         // Waiting is ours (see `reap`): dropping the handle neither kills nor waits.

@@ -464,13 +464,14 @@ fn the_wrapped_command_keeps_its_password_and_hears_sighup() {
     let (server, home) = (Postgres::start(), Home::new());
     home.url(&server.url());
     home.settings("password_overlap_ms = 0\n[postgres]\npool_size = 2");
-    let script = "trap 'echo heard' HUP; echo ready $DATABASE_URL; \
+    let script = "trap 'echo heard' HUP; echo ready $DATABASE_URL ${DATABASE_URL_FILE-alone}; \
         while [ ! -e \"$0\" ]; do sleep 0.05; done";
     let ended = home.path("ended");
     let words = ["run", "--", "sh", "-c", script, ended.to_str().unwrap()];
     let setup = Setup::new().database_url_file(&home.path("url")).config(&home.file());
     let mut gate = setup.arguments(&words).start();
-    eventually("the command runs", || gate.output().contains("ready postgres://").then_some(()));
+    eventually("the command runs", || gate.output().contains("alone").then_some(()));
+    assert!(gate.output().contains("ready postgres://"), "{}", gate.output());
     let mut client = gate.client();
     client.query("begin").expect_no_error();
     server.superuser().query("alter role app password 'rotated'").expect_no_error();
@@ -490,6 +491,39 @@ fn the_wrapped_command_keeps_its_password_and_hears_sighup() {
     fs::write(ended, "").unwrap();
     let status = gate.wait(Duration::from_secs(10));
     assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", gate.output());
+}
+
+/// As where each rotation makes a new user: the command goes on saying what it was given.
+#[test]
+fn another_user_takes_over() {
+    let (server, home) = (Postgres::start(), Home::new());
+    home.url(&server.url());
+    home.settings("password_overlap_ms = 0");
+    let ended = home.path("ended");
+    let script = "trap '' HUP; while [ ! -e \"$0\" ]; do sleep 0.05; done";
+    let words = ["run", "--", "sh", "-c", script, ended.to_str().unwrap()];
+    let setup = Setup::new().database_url_file(&home.path("url")).config(&home.file());
+    let mut gate = setup.arguments(&words).start();
+    let (mut busy, mut idle) = (gate.client(), gate.client());
+    idle.query("set work_mem = '5MB'").expect_no_error();
+    busy.query("begin").expect_no_error();
+    let mut superuser = server.superuser();
+    superuser.query("create role app2 login password 'second' in role app").expect_no_error();
+    home.url(&server.url_with("app2", "second", "app"));
+    gate.signal(Signal::HUP);
+    eventually("it is taken", || (reloads(&gate, "taken") == 1.0).then_some(()));
+    assert_eq!(idle.one("select session_user"), "app2");
+    assert_eq!(idle.one("show work_mem"), "5MB", "its session lives");
+    assert_eq!(busy.one("select session_user"), "app", "what it has begun it ends");
+    busy.query("commit").expect_no_error();
+    eventually("the old user is left", || (server.sessions_of("app") == 0).then_some(()));
+    superuser.query("alter role app nologin").expect_no_error();
+    assert_eq!(gate.client().one("select session_user"), "app2", "by the name it was given");
+    let second = Login { user: "app2".into(), ..known("second") };
+    assert_eq!(gate.try_client(&second).unwrap().one("select session_user"), "app2");
+    assert_eq!(busy.one("select session_user"), "app2");
+    fs::write(ended, "").unwrap();
+    assert!(gate.wait(Duration::from_secs(10)).is_some());
 }
 
 #[test]

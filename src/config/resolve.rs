@@ -126,8 +126,40 @@ fn postgres(
     variables: &mut Vec<PooledVariable>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<PostgresSettings>, ConfigError> {
+    let settings = postgres_but_urls(written, warnings)?;
+    check_any(written, &settings)?;
+    let (listen, explicit) = listen(written, "postgres.listen", POSTGRES_LISTEN)?;
+    check_trust(written, settings.auth, "postgres", listen)?;
+    let mut listeners: Vec<PostgresListener> = Vec::new();
+    for (name, text) in upstream_texts(written, environment, "postgres.urls", "DATABASE_URL")? {
+        let mut url = PostgresUrl::parse(&name, &text.text, environment)
+            .map_err(|problem| ConfigError::new(&text.source, problem))?;
+        if let (None, Some(UserSecret::Clear(password))) =
+            (&url.upstream.password, settings.users.get(&url.upstream.user))
+        {
+            url.upstream.password = Some(password.clone());
+        }
+        warnings.extend(url.warnings.iter().cloned());
+        let secret =
+            url.upstream.password.is_some() || settings.users.get(&url.upstream.user).is_some();
+        check_password(secret, settings.auth, listen, &text.source)?;
+        let index = place_postgres(&mut listeners, &url, settings.any, (listen, explicit))
+            .ok_or_else(|| ConfigError::new(&text.source, "no port is left for a listener"))?;
+        variables.push(PooledVariable::new(name, index, PooledUrl::Postgres(Box::new(url))));
+    }
+    let served = !listeners.is_empty();
+    let settings = PostgresSettings { listeners, ..settings };
+    check_console(written, &settings)?;
+    Ok(served.then_some(settings))
+}
+
+/// All of it but where the URLs lead.
+fn postgres_but_urls(
+    written: &Written,
+    warnings: &mut Vec<String>,
+) -> Result<PostgresSettings, ConfigError> {
     let default = PostgresSettings::default();
-    let settings = PostgresSettings {
+    Ok(PostgresSettings {
         listeners: Vec::new(),
         pool_size: written.count("postgres.pool_size", default.pool_size, 1..=10_000)?,
         wait: written.millis("postgres.wait_ms", default.wait, 1..=HOUR_MS)?,
@@ -176,31 +208,7 @@ fn postgres(
             Passing::Difference
         },
         limits: postgres_limits(written)?,
-    };
-    check_any(written, &settings)?;
-    let (listen, explicit) = listen(written, "postgres.listen", POSTGRES_LISTEN)?;
-    check_trust(written, settings.auth, "postgres", listen)?;
-    let mut listeners: Vec<PostgresListener> = Vec::new();
-    for (name, text) in upstream_texts(written, environment, "postgres.urls", "DATABASE_URL")? {
-        let mut url = PostgresUrl::parse(&name, &text.text, environment)
-            .map_err(|problem| ConfigError::new(&text.source, problem))?;
-        if let (None, Some(UserSecret::Clear(password))) =
-            (&url.upstream.password, settings.users.get(&url.upstream.user))
-        {
-            url.upstream.password = Some(password.clone());
-        }
-        warnings.extend(url.warnings.iter().cloned());
-        let secret =
-            url.upstream.password.is_some() || settings.users.get(&url.upstream.user).is_some();
-        check_password(secret, settings.auth, listen, &text.source)?;
-        let index = place_postgres(&mut listeners, &url, settings.any, (listen, explicit))
-            .ok_or_else(|| ConfigError::new(&text.source, "no port is left for a listener"))?;
-        variables.push(PooledVariable::new(name, index, PooledUrl::Postgres(Box::new(url))));
-    }
-    let served = !listeners.is_empty();
-    let settings = PostgresSettings { listeners, ..settings };
-    check_console(written, &settings)?;
-    Ok(served.then_some(settings))
+    })
 }
 
 fn password_overlap(written: &Written, default: Duration) -> Result<Duration, ConfigError> {

@@ -49,8 +49,6 @@ pub type PgPool = Pool<PgConnect>;
 #[derive(Debug)]
 pub struct PgConnect {
     dial: Current<Dial>,
-    /// Whom the connections are of.
-    user: String,
     limits: Current<PostgresLimits>,
     bounds: Bounds,
     registry: Registry,
@@ -214,7 +212,6 @@ impl PgConnect {
         let seats = Seats::new(name, &upstream.user, &upstream.database);
         Self {
             seats,
-            user: upstream.user.clone(),
             shares: Shares::new(rules.connections, rules.share_percent),
             dial: Current::new(dial),
             bounds: Bounds::new(rules, &limits),
@@ -352,7 +349,8 @@ impl PgConnect {
 
     /// The combination that a session which began with `startup` has come to, as the server told it.
     pub(super) fn derive(&self, startup: &Arc<Settings>, mut asked: Pairs) -> Arc<Settings> {
-        let login = &self.user;
+        let dial = self.dial.get();
+        let login = &dial.upstream().user;
         asked.retain(|(name, value)| name != "session_authorization" || value != login);
         if asked == startup.asked {
             return Arc::clone(startup);

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
+use tokio::time::Instant;
 
 use super::backend::PgPool;
 use super::connect::Dial;
@@ -16,7 +17,8 @@ use super::message::ErrorFields;
 use super::orders::{Entry, Place};
 use super::scram::ScramKeys;
 use crate::config::{
-    Auth, Current, FirstPasswords, PostgresListener, PostgresSettings, UserSecret, Users,
+    Auth, Current, FirstPasswords, PostgresListener, PostgresSettings, PostgresUpstream,
+    UserSecret, Users,
 };
 use crate::net::TlsError;
 use crate::pool::Budget;
@@ -45,10 +47,20 @@ struct Ways {
 }
 
 struct Fixed {
+    name: Name,
+    /// Names that the URL gave before, which still lead here.
+    former: Vec<Name>,
+    pool: Arc<PgPool>,
+}
+
+/// What clients say to come to a pool, and must know.
+#[derive(Clone)]
+struct Name {
     user: String,
     database: String,
     passwords: Passwords,
-    pool: Arc<PgPool>,
+    /// Until when it leads to the pool; `None`: as long as the process lives, or until another takes its place.
+    until: Option<Instant>,
 }
 
 /// Pools made on demand.
@@ -163,9 +175,9 @@ impl Routes {
         }
         let ways = self.ways.get();
         let seed = &self.foundry.keeping().seed;
-        let mine = || ways.fixed.iter().filter(|fixed| fixed.user == user);
-        let exact = mine().find(|fixed| fixed.database == database);
-        let by_url = exact.or_else(|| mine().next()).map(|fixed| fixed.passwords.proof(seed));
+        let mine = || ways.names().map(|(name, _)| name).filter(|name| name.user == user);
+        let exact = mine().find(|name| name.database == database);
+        let by_url = exact.or_else(|| mine().next()).map(|name| name.passwords.proof(seed));
         // The users file is for whom the URLs have no password for.
         let by_file = || ways.users.get(user).map(|passwords| passwords.proof(seed));
         match by_url {
@@ -205,10 +217,10 @@ impl Routes {
         keys: Option<ScramKeys>,
     ) -> Result<Route, NoRoute> {
         let ways = self.ways.get();
-        let exact =
-            ways.fixed.iter().find(|fixed| fixed.user == user && fixed.database == database);
+        let mut names = ways.names();
+        let exact = names.find(|(name, _)| name.user == user && name.database == database);
         let route = match (exact, &self.any) {
-            (Some(fixed), _) => Route { pool: Arc::clone(&fixed.pool), visit: None },
+            (Some((_, pool)), _) => Route { pool: Arc::clone(pool), visit: None },
             (None, Some(any)) => self.make(any, user, database, keys)?,
             (None, None) if self.has_user(user) => return Err(NoRoute::Database),
             (None, None) => return Err(NoRoute::User),
@@ -223,13 +235,13 @@ impl Routes {
     /// Whether a URL is this user's.
     #[must_use]
     pub fn has_user(&self, user: &str) -> bool {
-        self.ways.get().fixed.iter().any(|fixed| fixed.user == user)
+        self.ways.get().names().any(|(name, _)| name.user == user)
     }
 
     /// Whether a URL leads to a database of this name.
     #[must_use]
     pub fn has_database(&self, database: &str) -> bool {
-        self.ways.get().fixed.iter().any(|fixed| fixed.database == database)
+        self.ways.get().names().any(|(name, _)| name.database == database)
     }
 
     fn make(
@@ -269,12 +281,36 @@ impl Routes {
 impl Fixed {
     fn new(dial: Dial, foundry: &Foundry, first: FirstPasswords) -> Self {
         let upstream = dial.upstream();
+        let name = Name::new(upstream, first);
+        let (title, budget) = (upstream.name.clone(), foundry.budget(upstream));
+        let idle_min = foundry.settings().get().portions.idle_min;
+        let pool = foundry.pool(title, dial, budget, idle_min);
+        Self { name, former: Vec::new(), pool }
+    }
+}
+
+impl Name {
+    fn new(upstream: &PostgresUpstream, first: FirstPasswords) -> Self {
         let (user, database) = (upstream.user.clone(), upstream.database.clone());
         let passwords = Passwords::of_url(&user, upstream.password.as_ref(), first);
-        let (name, budget) = (upstream.name.clone(), foundry.budget(upstream));
-        let idle_min = foundry.settings().get().portions.idle_min;
-        let pool = foundry.pool(name, dial, budget, idle_min);
-        Self { user, database, passwords, pool }
+        Self { user, database, passwords, until: None }
+    }
+
+    fn leads(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+impl Ways {
+    /// What leads to a pool now: first what the URLs say, then what they said before.
+    fn names(&self) -> impl Iterator<Item = (&Name, &Arc<PgPool>)> {
+        let now = Instant::now();
+        let current = self.fixed.iter().map(|fixed| (&fixed.name, &fixed.pool));
+        let former = self
+            .fixed
+            .iter()
+            .flat_map(|fixed| fixed.former.iter().map(move |name| (name, &fixed.pool)));
+        current.chain(former.filter(move |(name, _)| name.leads(now)))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::greeting::{Access, Door, Main};
+use super::greeting::{Access, Door, FormerKey, Main};
 use crate::config::{
     Auth, Current, FirstPasswords, NamespaceSettings, RedisListener, RedisUpstream,
 };
@@ -21,8 +21,8 @@ pub struct Entrance {
     doors: Arc<[Door]>,
     first_namespace: Option<usize>,
     first_password: FirstPasswords,
-    /// Passwords of the URL that were replaced.
-    former: Vec<Box<str>>,
+    /// What the URL gave before.
+    former: Vec<FormerKey>,
     /// Until when each of them opens; `None`: as long as the process lives.
     until: Vec<Option<Instant>>,
 }
@@ -66,11 +66,11 @@ impl Entrance {
     pub(super) fn leading_to(&self, config: &Arc<RedisUpstream>, overlap: Duration) -> Self {
         let now = Instant::now();
         let mut next = self.pruned(now);
-        if let Some(replaced) = &self.config.password
-            && config.password.as_ref() != Some(replaced)
-        {
+        let same = self.config.password == config.password && self.config.user == config.user;
+        if let Some(replaced) = self.config.password.as_ref().filter(|_| !same) {
             let stays = next.first_password == FirstPasswords::Stay;
-            next.former.push(replaced.expose().into());
+            let user = self.config.user.as_deref().map(Into::into);
+            next.former.push(FormerKey { user, password: replaced.expose().into() });
             next.until.push((!stays).then(|| now + overlap));
             next.first_password = FirstPasswords::Expire;
         }

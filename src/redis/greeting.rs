@@ -115,9 +115,24 @@ pub enum Main<'a> {
         user: Option<&'a str>,
         /// The URL's password.
         password: &'a str,
-        /// Those that it has replaced lately.
-        former: &'a [Box<str>],
+        /// What it was before, lately.
+        former: &'a [FormerKey],
     },
+}
+
+/// A user and a password that the upstream URL gave before.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FormerKey {
+    /// The user.
+    pub user: Option<Box<str>>,
+    /// The user's password.
+    pub password: Box<str>,
+}
+
+impl std::fmt::Debug for FormerKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FormerKey(***)")
+    }
 }
 
 /// What the server said of itself at our login.
@@ -424,12 +439,14 @@ impl Identity {
             Main::NoPassword => user.is_none_or(|user| user == b"default"),
             Main::Password { user: expected, password: secret, former } => {
                 // As with Redis, a lone password is the default user's; the URL's user is the one we are.
-                let named =
-                    user.is_none_or(|user| user == expected.unwrap_or("default").as_bytes());
-                let mut right = same_secret(password, secret.as_bytes());
+                let opens = |expected: Option<&str>, secret: &str| {
+                    let named =
+                        user.is_none_or(|user| user == expected.unwrap_or("default").as_bytes());
+                    same_secret(password, secret.as_bytes()) && named
+                };
                 // All are compared, whichever fits.
-                former.iter().for_each(|word| right |= same_secret(password, word.as_bytes()));
-                right && named
+                let former = former.iter().map(|key| opens(key.user.as_deref(), &key.password));
+                former.fold(opens(expected, secret), |right, one| right | one)
             }
         };
         if !right {

@@ -2,14 +2,19 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use tokio::time::Instant;
 
 use super::passwords::Passwords;
-use super::{Fixed, Routes, Ways};
+use super::{Fixed, Name, Routes, Ways};
 use crate::config::{FirstPasswords, PostgresUpstream, UserSecret, Users};
 use crate::postgres::backend::PgPool;
 use crate::postgres::connect::Dial;
+
+/// Names that a URL gave before and that still lead to its pool, at most.
+const FORMER_MOST: usize = 8;
 
 impl Routes {
     /// Leads to these upstreams from now on, under the foundry's present settings. Pools that are kept go on with their
@@ -57,15 +62,12 @@ impl Routes {
             return new;
         };
         let (overlap, seed) = self.overlap();
-        let (user, database) = (known.user.clone(), known.database.clone());
-        let secret = upstream.password.clone().map(UserSecret::Clear);
-        let passwords = known.passwords.replaced(secret, overlap, &seed);
-        let pool = Arc::clone(&known.pool);
-        redial(&pool, dial);
-        Fixed { user, database, passwords, pool }
+        let next = known.renamed(upstream, overlap, &seed);
+        redial(&next.pool, dial);
+        next
     }
 
-    fn overlap(&self) -> (std::time::Duration, [u8; 32]) {
+    fn overlap(&self) -> (Duration, [u8; 32]) {
         (self.foundry.settings().get().password_overlap, self.foundry.keeping().seed)
     }
 
@@ -115,9 +117,29 @@ impl super::Any {
 
 impl Fixed {
     fn is_of(&self, upstream: &PostgresUpstream) -> bool {
-        self.user == upstream.user
-            && self.database == upstream.database
-            && self.pool.settings().name == upstream.name
+        self.pool.settings().name == upstream.name
+    }
+
+    /// The same pool, for what the URL says now; what it said before leads there for a while.
+    fn renamed(&self, upstream: &PostgresUpstream, overlap: Duration, seed: &[u8; 32]) -> Self {
+        let now = Instant::now();
+        let mut former: Vec<_> =
+            self.former.iter().filter(|name| name.leads(now)).cloned().collect();
+        let Name { user, database, passwords, .. } = &self.name;
+        let name = if *user == upstream.user && *database == upstream.database {
+            let secret = upstream.password.clone().map(UserSecret::Clear);
+            Name { passwords: passwords.replaced(secret, overlap, seed), ..self.name.clone() }
+        } else {
+            let until = (!passwords.stays()).then(|| now + overlap);
+            former.push(Name { until, ..self.name.clone() });
+            Name::new(upstream, FirstPasswords::Expire)
+        };
+        while former.len() > FORMER_MOST
+            && let Some(oldest) = former.iter().position(|name| name.until.is_some())
+        {
+            former.remove(oldest);
+        }
+        Self { name, former, pool: Arc::clone(&self.pool) }
     }
 }
 

@@ -26,7 +26,7 @@ pub(in crate::postgres) struct Foundry {
     metrics: Arc<Metrics>,
     drain: Drain,
     keeping: Keeping,
-    budgets: Arc<Mutex<Vec<(Server, Arc<Budget>)>>>,
+    budgets: Arc<Mutex<Budgets>>,
     ceilings: Arc<Mutex<HashMap<CeilingOf, Arc<Ceiling>, RandomState>>>,
     orders: Arc<Orders>,
 }
@@ -41,6 +41,9 @@ pub(in crate::postgres) struct Keeping {
 
 /// An upstream server.
 type Server = (Host, u16);
+
+/// Each server's first budget is the one for new pools.
+type Budgets = Vec<(Server, Arc<Budget>)>;
 
 /// What a ceiling is over.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -196,7 +199,7 @@ impl Foundry {
     /// pool keeps its budget, so one server may have several budgets, which are parts of what it may have then. `false`: so it
     /// is.
     pub(in crate::postgres) fn share_out(&self, pools: &[Arc<PgPool>]) -> bool {
-        let mut used: Vec<(Server, Arc<Budget>)> = Vec::new();
+        let mut used = Budgets::new();
         for pool in pools {
             let (server, budget) = (server(pool.connector().dial().upstream()), pool.budget());
             if !used.iter().any(|(known, one)| *known == server && Arc::ptr_eq(one, budget)) {
@@ -219,7 +222,7 @@ impl Foundry {
         whole
     }
 
-    fn budgets(&self) -> MutexGuard<'_, Vec<(Server, Arc<Budget>)>> {
+    fn budgets(&self) -> MutexGuard<'_, Budgets> {
         self.budgets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -21,6 +21,7 @@ pub enum Proof {
 }
 
 /// The passwords of one user.
+#[derive(Clone)]
 pub(super) struct Passwords {
     user: String,
     secret: Option<UserSecret>,
@@ -90,6 +91,11 @@ impl Passwords {
         let now = Instant::now();
         let former = self.former.iter().filter(|former| former.opens(now));
         Proof::Password(former.fold(verifier.clone(), |all, one| all.accepting(&one.verifier)))
+    }
+
+    /// Whether the wrapped command has the password.
+    pub(super) fn stays(&self) -> bool {
+        self.first == FirstPasswords::Stay
     }
 
     /// The password, if it is known and not only its verifier.
