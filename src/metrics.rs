@@ -687,6 +687,17 @@ impl PoolMetrics {
     pub fn limit_changed(&self, budget: usize, limit: usize, configured: usize) {
         let mut limits = lock(&self.limits);
         limits.insert(budget, (limit, configured));
+        self.sum_up(&limits);
+    }
+
+    /// No pool that counts here has this budget any more.
+    pub fn limit_gone(&self, budget: usize) {
+        let mut limits = lock(&self.limits);
+        limits.remove(&budget);
+        self.sum_up(&limits);
+    }
+
+    fn sum_up(&self, limits: &BTreeMap<usize, (usize, usize)>) {
         let sum = |one: fn(&(usize, usize)) -> usize| {
             i64::try_from(limits.values().map(one).sum::<usize>()).unwrap_or(i64::MAX)
         };

@@ -589,6 +589,10 @@ fn a_url_that_goes_keeps_its_clients_and_one_that_comes_is_served() {
     reload(&gate);
     let mut again = gate.try_client(&other("other")).unwrap();
     assert_eq!(again.one("select current_database()"), "other");
+    // The server's limit is counted once, whichever pools have had the name.
+    let limit =
+        |pool: &str| gate.page().sum("tidegate_server_connections_limit", &[("pool", pool)]);
+    assert_eq!((limit("OTHER_URL"), limit("DATABASE_URL")), (3.0, 3.0));
 }
 
 #[test]

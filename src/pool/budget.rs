@@ -179,6 +179,11 @@ impl Budget {
             plan.granted = None;
         }
         self.apply_plan();
+        // What is set has changed even where what holds has not.
+        let members = self.members();
+        for pool in members.iter().filter_map(|entry| entry.pool.upgrade()) {
+            pool.limit_changed(self.limit());
+        }
     }
 
     /// Changes how many connections may be pinned at once; `None`: all but one.

@@ -209,6 +209,12 @@ impl<C: Connect> Pool<C> {
         self.account.budget().settle();
     }
 
+    /// As [`Pool::close`], for a pool whose metrics go on with another that has another budget.
+    pub fn retire(&self) {
+        self.close();
+        self.metrics.limit_gone(Arc::as_ptr(self.account.budget()).addr());
+    }
+
     /// What is known of the server. One that gives no more connections than there are is reached.
     pub fn state(&self) -> Reachability {
         let state = self.lock();

@@ -1,7 +1,8 @@
 //! The rules and bounds that sessions of a pool look at for each transaction. They may change while the sessions live, and are
 //! read without a lock.
 
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use crate::config::{Passing, PoolMode, PostgresLimits, Probe};
 
@@ -29,6 +30,9 @@ pub struct Bounds {
     understood_frame_bytes: AtomicUsize,
     parked_bytes: AtomicUsize,
     statements_per_client: AtomicUsize,
+    cleanup_timeout_ms: AtomicU64,
+    slow_reader_ms: AtomicU64,
+    sequence_hold_ms: AtomicU64,
 }
 
 const MODES: [PoolMode; 3] = [PoolMode::Transaction, PoolMode::Session, PoolMode::Statement];
@@ -50,6 +54,9 @@ impl Bounds {
         self.understood_frame_bytes.store(limits.understood_frame_bytes, Relaxed);
         self.parked_bytes.store(limits.parked_bytes, Relaxed);
         self.statements_per_client.store(limits.statements_per_client, Relaxed);
+        self.cleanup_timeout_ms.store(millis(limits.cleanup_timeout), Relaxed);
+        self.slow_reader_ms.store(millis(limits.slow_reader), Relaxed);
+        self.sequence_hold_ms.store(millis(limits.sequence_hold), Relaxed);
     }
 
     pub(super) fn mode(&self) -> PoolMode {
@@ -81,6 +88,29 @@ impl Bounds {
     pub fn statements_per_client(&self) -> usize {
         self.statements_per_client.load(Relaxed)
     }
+
+    /// Longest time for what is asked of the server between two transactions.
+    #[must_use]
+    pub fn cleanup_timeout(&self) -> Duration {
+        Duration::from_millis(self.cleanup_timeout_ms.load(Relaxed))
+    }
+
+    /// Longest time a client may leave bytes unread while it holds a connection.
+    #[must_use]
+    pub fn slow_reader(&self) -> Duration {
+        Duration::from_millis(self.slow_reader_ms.load(Relaxed))
+    }
+
+    /// For how long a session keeps its connection after it may have drawn from a sequence.
+    #[must_use]
+    pub fn sequence_hold(&self) -> Duration {
+        Duration::from_millis(self.sequence_hold_ms.load(Relaxed))
+    }
+}
+
+/// Settings are whole milliseconds.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn store<T: PartialEq>(place: &AtomicU8, all: &[T], word: T) {

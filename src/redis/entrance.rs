@@ -99,6 +99,10 @@ impl Entrance {
 /// The entrance as it is now: without passwords that have had their time.
 pub(super) fn now(entrance: &Current<Entrance>) -> Arc<Entrance> {
     let known = entrance.get();
+    // Mostly there are none: then the clock is not read.
+    if known.until.is_empty() {
+        return known;
+    }
     let now = Instant::now();
     if !known.is_stale(now) {
         return known;

@@ -71,6 +71,8 @@ fn the_shipped_file_shows_every_setting_with_its_default() {
     }
     // Nobody has this file, which is read at once.
     let text = text.replace("\nusers_file = ", "\n# users_file = ");
+    // Nobody but the users of URLs is served.
+    let text = text.replace("\nauth_query = ", "\n# auth_query = ");
     // Nobody takes what this would send.
     let text = text.replace("\nremote_write_url = ", "\n# remote_write_url = ");
     // And there is no namespace of this name.

@@ -43,13 +43,17 @@ impl Routes {
 
     /// Lets go of left pools without clients.
     pub(in crate::postgres) fn sweep(&self) {
-        self.left().retain(|pool| {
-            let used = Arc::strong_count(pool) > 1;
-            if !used {
-                pool.close();
-            }
-            used
-        });
+        let mut left = self.left();
+        let unused = left.extract_if(.., |pool| Arc::strong_count(pool) == 1);
+        let unused: Vec<_> = unused.collect();
+        drop(left);
+        for pool in unused {
+            let goes_on = |other: &Arc<PgPool>| {
+                other.settings().name == pool.settings().name
+                    && Arc::ptr_eq(other.budget(), pool.budget())
+            };
+            if self.all().iter().any(goes_on) { pool.close() } else { pool.retire() }
+        }
     }
 
     /// The way of one upstream: with the pool that it had, if it had one.

@@ -218,7 +218,12 @@ impl Foundry {
                 budget.set_limit(limit);
             }
         }
-        *self.budgets() = used;
+        // Of a server that nobody leads to now the budget is kept: somebody may again.
+        let mut budgets = self.budgets();
+        let known = |one: &Arc<Budget>| used.iter().any(|(_, other)| Arc::ptr_eq(one, other));
+        let unused: Vec<_> = budgets.drain(..).filter(|(_, one)| !known(one)).collect();
+        *budgets = used;
+        budgets.extend(unused);
         whole
     }
 

@@ -325,7 +325,7 @@ impl Session {
 
     /// The server has so long to answer a question of ours.
     pub(super) fn run_question_clock(&mut self) {
-        let limit = self.pool.connector().limits().cleanup_timeout;
+        let limit = self.pool.connector().bounds().cleanup_timeout();
         let clock = Box::pin(tokio::time::sleep(limit));
         self.rare.get_or_insert_default().question = Some(clock);
     }
@@ -407,7 +407,7 @@ impl Session {
                 if rare.permit.is_none() {
                     rare.permit = self.pool.try_pin();
                 }
-                let limit = connector.limits().sequence_hold;
+                let limit = connector.bounds().sequence_hold();
                 rare.hold = rare.permit.is_some().then(|| Box::pin(tokio::time::sleep(limit)));
                 if rare.hold.is_some() {
                     lease.pin("sequence");
@@ -461,7 +461,7 @@ impl Session {
 
     /// The client leaves bytes unread while it holds a connection: not for ever.
     fn stalled(&mut self, cx: &mut Context<'_>) -> Side {
-        let limit = self.pool.connector().limits().slow_reader;
+        let limit = self.pool.connector().bounds().slow_reader();
         let rare = self.rare.get_or_insert_default();
         let clock = &mut rare.stall;
         if runs_out(clock, limit, cx) {
@@ -474,7 +474,7 @@ impl Session {
 
     /// The client stops inside a message while it holds a connection: not for ever.
     fn silent(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let limit = self.pool.connector().limits().slow_reader;
+        let limit = self.pool.connector().bounds().slow_reader();
         let rare = self.rare.get_or_insert_default();
         if runs_out(&mut rare.silence, limit, cx) {
             let name = &self.pool.settings().name;
