@@ -1,8 +1,10 @@
 //! Composition root: builds everything once and hands it down; the life of the process from the
 //! first listener to the last session.
 
+mod files;
 mod listeners;
 mod logging;
+mod reload;
 mod services;
 mod watch;
 
@@ -13,14 +15,17 @@ use anyhow::Context as _;
 use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::config::{ConfigError, Loaded, PasswordOrigin, Settings};
+use crate::config::{ConfigError, FirstPasswords, Loaded, PasswordOrigin, Settings};
 use crate::lifecycle::{Drain, DrainTrigger, StopRequest};
 use crate::supervisor::{self, Signals, StartError, Supervised};
 
 use listeners::Taken;
+use logging::LogSwitch;
+use reload::Hangup;
+use services::Reloading;
 
 /// What ends `serve`.
-const STOP: [Signal; 4] = [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT];
+const STOP: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::QUIT];
 
 /// What the program was started for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +49,12 @@ pub fn run(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
         let _reader_gone = io::stdout().write_all(crate::config::describe(loaded).as_bytes());
         return Ok(0);
     }
-    logging::start(loaded.settings.log);
+    let log = logging::start(loaded.settings.log);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     let runtime = runtime(loaded.settings.workers)?;
-    let code = runtime.block_on(live(loaded, work));
+    let code = runtime.block_on(live(loaded, work, log));
     // A name look-up that hangs in its thread must not hold up the exit.
     runtime.shutdown_background();
     code
@@ -71,7 +76,7 @@ fn runtime(workers: usize) -> io::Result<Runtime> {
     }
 }
 
-async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
+async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<u8> {
     if *work == Work::Serve && loaded.variables.is_empty() {
         let problem = "nothing to serve: neither DATABASE_URL nor REDIS_URL is set; set one, or \
             name other variables in TIDEGATE_POSTGRES_URLS or TIDEGATE_REDIS_URLS";
@@ -87,7 +92,16 @@ async fn live(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
     let (trigger, drain) = Drain::new();
     // Under `run` the command decides when to stop.
     let stop = (*work == Work::Serve).then(StopRequest::default);
-    services::start(&loaded.settings, bound, &drain, stop.clone())?;
+    let reloading = Reloading {
+        log,
+        hangup: if signals.hears(Signal::HUP) { Hangup::Reloads } else { Hangup::Ignored },
+        // The command's environment doesn't change any more.
+        first_passwords: match work {
+            Work::Run(_) => FirstPasswords::Stay,
+            Work::Serve | Work::Check => FirstPasswords::Expire,
+        },
+    };
+    services::start(loaded, bound, &drain, stop.clone(), reloading)?;
     let code = match work {
         Work::Run(command) => wrap(loaded, command, &variables, &mut signals, &trigger).await?,
         Work::Serve | Work::Check => {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 
 /// How long before the deadline sessions must end, to tell their clients: a quarter of the grace at most.
@@ -39,6 +39,36 @@ impl StopRequest {
     /// Waits until somebody has asked. Cancel safe.
     pub async fn made(&self) {
         self.wanted.notified().await;
+    }
+}
+
+/// Asks the composition root to read the settings again, as SIGHUP does. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ReloadRequest {
+    asked: mpsc::Sender<ReloadAnswer>,
+}
+
+/// Where the answer goes: what deserves a word, or why nothing has changed.
+pub type ReloadAnswer = oneshot::Sender<Result<Vec<String>, String>>;
+
+impl ReloadRequest {
+    /// How to ask, and where it is heard of.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<ReloadAnswer>) {
+        // Who asks waits for the answer: few are on their way at once.
+        let (asked, heard) = mpsc::channel(1);
+        (Self { asked }, heard)
+    }
+
+    /// Asks, and waits until it is done. Cancel safe: who gives up does not hear of it.
+    ///
+    /// # Errors
+    /// Why nothing has changed.
+    pub async fn make(&self) -> Result<Vec<String>, String> {
+        let (answer, answered) = oneshot::channel();
+        let over = || "tidegate is shutting down".to_owned();
+        self.asked.send(answer).await.map_err(|_| over())?;
+        answered.await.unwrap_or_else(|_| Err(over()))
     }
 }
 

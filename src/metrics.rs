@@ -85,6 +85,26 @@ impl Sent {
     }
 }
 
+/// What became of the settings when they were read again: the label `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// They hold now.
+    Taken,
+    /// They were wrong: nothing has changed.
+    Refused,
+}
+
+impl Reload {
+    const ALL: [Self; 2] = [Self::Taken, Self::Refused];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 const POOL: [&str; 2] = ["protocol", "pool"];
 const NAMESPACE: [&str; 3] = ["protocol", "pool", "namespace"];
 
@@ -137,7 +157,31 @@ struct Families {
     connect_errors: IntCounterVec,
     server_closed: IntCounterVec,
     push: IntCounterVec,
+    reloads: ReloadFamilies,
     namespaces: NamespaceFamilies,
+}
+
+#[derive(Debug)]
+struct ReloadFamilies {
+    count: IntCounterVec,
+    success: IntGauge,
+}
+
+impl ReloadFamilies {
+    fn register(registry: &Registry) -> Registered<Self> {
+        let opts = Opts::new("tidegate_reloads_total", help::RELOADS);
+        let count = IntCounterVec::new(opts, &["outcome"])?;
+        registry.register(Box::new(count.clone()))?;
+        // From nought on: who looks at increases would not see the first.
+        for outcome in Reload::ALL {
+            count.with_label_values(&[outcome.as_str()]);
+        }
+        let opts = Opts::new("tidegate_reload_success_timestamp_seconds", help::RELOAD_SUCCESS);
+        let success = IntGauge::with_opts(opts)?;
+        registry.register(Box::new(success.clone()))?;
+        success.set(seconds_now());
+        Ok(Self { count, success })
+    }
 }
 
 #[derive(Debug)]
@@ -215,6 +259,7 @@ impl Families {
                 registry.register(Box::new(family.clone()))?;
                 family
             },
+            reloads: ReloadFamilies::register(registry)?,
             namespaces: NamespaceFamilies::register(registry)?,
         })
     }
@@ -269,6 +314,11 @@ impl NamespaceFamilies {
     }
 }
 
+/// By the calendar.
+fn seconds_now() -> i64 {
+    i64::try_from(now_ms() / 1000).unwrap_or(i64::MAX)
+}
+
 impl Metrics {
     /// Builds the registry with every family and `tidegate_build_info`.
     ///
@@ -293,6 +343,14 @@ impl Metrics {
             Arc::new(PoolMetrics::resolve(&self.families, &self.journal, protocol, pool))
         });
         Arc::clone(made)
+    }
+
+    /// The settings were read again.
+    pub fn reloaded(&self, outcome: Reload) {
+        self.families.reloads.count.with_label_values(&[outcome.as_str()]).inc();
+        if outcome == Reload::Taken {
+            self.families.reloads.success.set(seconds_now());
+        }
     }
 
     /// What deserved a word lately.
@@ -645,6 +703,17 @@ impl PoolMetrics {
     pub fn limit_changed(&self, budget: usize, limit: usize, configured: usize) {
         let mut limits = lock(&self.limits);
         limits.insert(budget, (limit, configured));
+        self.sum_up(&limits);
+    }
+
+    /// No pool that counts here has this budget any more.
+    pub fn limit_gone(&self, budget: usize) {
+        let mut limits = lock(&self.limits);
+        limits.remove(&budget);
+        self.sum_up(&limits);
+    }
+
+    fn sum_up(&self, limits: &BTreeMap<usize, (usize, usize)>) {
         let sum = |one: fn(&(usize, usize)) -> usize| {
             i64::try_from(limits.values().map(one).sum::<usize>()).unwrap_or(i64::MAX)
         };
@@ -802,7 +871,8 @@ mod tests {
             "\"} 1"
         )));
         let samples = text.lines().filter(|line| !line.starts_with('#'));
-        for line in samples.filter(|line| !line.contains("build_info")) {
+        let of_no_pool = ["build_info", "tidegate_reload"];
+        for line in samples.filter(|line| !of_no_pool.iter().any(|name| line.contains(name))) {
             assert!(line.starts_with("tidegate_"), "{line}");
             assert!(line.contains("pool=\"REDIS_URL\",protocol=\"redis\""), "{line}");
         }

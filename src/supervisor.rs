@@ -66,6 +66,12 @@ impl Signals {
         Ok(Self { streams: streams?, child: signal(SignalKind::child())? })
     }
 
+    /// Whether a signal is caught: not if we were started to ignore it.
+    #[must_use]
+    pub fn hears(&self, wanted: Signal) -> bool {
+        self.streams.iter().any(|(known, _)| *known == wanted)
+    }
+
     /// The next event. Cancel safe.
     pub async fn next(&mut self) -> Event {
         std::future::poll_fn(|cx| {
@@ -128,9 +134,13 @@ impl Supervised {
     /// When it cannot be started.
     pub fn start(command: &[OsString], variables: &[(String, String)]) -> Result<Self, StartError> {
         let name = command.first().cloned().unwrap_or_default();
-        let child = Command::new(&name)
-            .args(command.iter().skip(1))
-            .envs(variables.iter().map(|(name, value)| (name, value)))
+        let mut program = Command::new(&name);
+        program.args(command.iter().skip(1));
+        for (name, value) in variables {
+            // A file with the server's own URL would lead past us.
+            program.env(name, value).env_remove(format!("{name}_FILE"));
+        }
+        let child = program
             .spawn()
             .map_err(|source| StartError { command: name.display().to_string(), source })?;
         // Waiting is ours (see `reap`): dropping the handle neither kills nor waits.

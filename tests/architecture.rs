@@ -29,6 +29,7 @@ const FLOORS: &[(i32, &[&str])] = &[
         2,
         &[
             "postgres::backend",
+            "postgres::bounds",
             "postgres::connect",
             "postgres::hub",
             "postgres::listen",
@@ -46,6 +47,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "redis::census",
             "redis::lane",
             "redis::clients",
+            "redis::entrance",
             "redis::incoming",
             "redis::pubsub",
             "redis::mailbox",

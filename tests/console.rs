@@ -584,7 +584,6 @@ fn words_that_are_no_command_and_settings() {
         ("select 1", "42601"),
         ("SHOW NOTHING", "42601"),
         ("show version; select 1", "42601"),
-        ("RELOAD", "0A000"),
         ("SHOW FDS", "0A000"),
         ("SET max_client_conn = 5", "0A000"),
         ("SUSPEND", "0A000"),

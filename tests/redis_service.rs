@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidegate::config::{Auth, Host, RedisListener, RedisSettings, RedisTls, RedisUpstream, Secret};
+use tidegate::config::{
+    Auth, FirstPasswords, Host, RedisListener, RedisSettings, RedisTls, RedisUpstream, Secret,
+};
 use tidegate::lifecycle::{Drain, DrainTrigger};
 use tidegate::metrics::Metrics;
 use tidegate::net;
@@ -119,7 +121,7 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let metrics = Metrics::new().unwrap();
         let (trigger, drain) = Drain::new();
-        let service = Service::new(&settings, &metrics, drain).unwrap();
+        let service = Service::new(&settings, &metrics, drain, FirstPasswords::Expire).unwrap();
         tokio::spawn(async move { service.serve(0, listener).await });
         Self { address, metrics, _trigger: trigger }
     }

@@ -81,6 +81,12 @@ fn announce(section: &str, listener: Listener) -> io::Result<Listener> {
 }
 
 impl Bound {
+    /// Where all of them listen.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        let all = self.postgres.iter().chain(&self.redis).chain([&self.admin]);
+        all.filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
     /// The pooled variables with their values for the wrapped command.
     ///
     /// Fails when an upstream is one of our own listeners: every connection would call for another.
@@ -115,7 +121,10 @@ pub(super) fn check_loops(loaded: &Loaded) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn refuse_loop(variable: &PooledVariable, listen: SocketAddr) -> Result<(), ConfigError> {
+pub(super) fn refuse_loop(
+    variable: &PooledVariable,
+    listen: SocketAddr,
+) -> Result<(), ConfigError> {
     if !variable.leads_to(listen) {
         return Ok(());
     }

@@ -5,33 +5,52 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::listeners::Bound;
+use super::logging::LogSwitch;
+use super::reload::{Hangup, Reloader};
 use super::watch::Tower;
 use crate::admin;
-use crate::config::Settings;
-use crate::lifecycle::{Drain, StopRequest};
+use crate::config::{FirstPasswords, Loaded};
+use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
 use crate::metrics::Metrics;
+use crate::postgres::service::Ties;
 use crate::push;
 use crate::status::Watcher;
 use crate::{postgres, redis};
 
+/// What hears of it when the settings are to be read again.
+pub(super) struct Reloading {
+    pub(super) log: LogSwitch,
+    pub(super) hangup: Hangup,
+    pub(super) first_passwords: FirstPasswords,
+}
+
 /// Builds the services of what was bound and spawns them; call it inside the runtime. `stop`: what a client of the console may
 /// ask for.
 pub(super) fn start(
-    settings: &Settings,
+    loaded: &Loaded,
     bound: Bound,
     drain: &Drain,
     stop: Option<StopRequest>,
+    reloading: Reloading,
 ) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let Reloading { log, hangup, first_passwords } = reloading;
+    let (reload, asked) = ReloadRequest::new();
+    let addresses = bound.addresses();
     let metrics = Metrics::new().context("cannot set up the metrics")?;
     let postgres = match &settings.postgres {
         Some(settings) => {
-            Some(postgres::service::Service::new(settings, &metrics, drain.clone(), stop)?)
+            let ties = Ties { stop, reload: Some(reload), first_passwords };
+            let drain = drain.clone();
+            Some(Arc::new(postgres::service::Service::new(settings, &metrics, drain, ties)?))
         }
         None => None,
     };
     let redis = match &settings.redis {
         Some(settings) => {
-            Some(Arc::new(redis::service::Service::new(settings, &metrics, drain.clone())?))
+            let drain = drain.clone();
+            let service = redis::service::Service::new(settings, &metrics, drain, first_passwords);
+            Some(Arc::new(service?))
         }
         None => None,
     };
@@ -46,6 +65,15 @@ pub(super) fn start(
             tokio::spawn(async move { service.serve(index, listener).await });
         }
     }
+    let reloader = Reloader {
+        started: loaded.clone(),
+        postgres: postgres.clone(),
+        redis: redis.clone(),
+        addresses,
+        log,
+        metrics: Arc::clone(&metrics),
+    };
+    tokio::spawn(reloader.keep(hangup, asked, drain.clone()));
     let tower = Tower::new(Arc::clone(&metrics), postgres, redis, drain.clone());
     tokio::spawn(Arc::clone(&tower).keep());
     let readiness: admin::Readiness = {

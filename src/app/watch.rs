@@ -23,7 +23,7 @@ const TREND_SAMPLES_LEAST: usize = 6;
 /// The services, as far as they can be asked.
 pub(super) struct Tower {
     metrics: Arc<Metrics>,
-    postgres: Option<postgres::service::Service>,
+    postgres: Option<Arc<postgres::service::Service>>,
     redis: Option<Arc<redis::service::Service>>,
     drain: Drain,
     born: Instant,
@@ -41,7 +41,7 @@ struct Past {
 impl Tower {
     pub(super) fn new(
         metrics: Arc<Metrics>,
-        postgres: Option<postgres::service::Service>,
+        postgres: Option<Arc<postgres::service::Service>>,
         redis: Option<Arc<redis::service::Service>>,
         drain: Drain,
     ) -> Arc<Self> {

@@ -25,8 +25,13 @@ const fn in_file(path: &'static str) -> Key {
 }
 
 /// Variables that are read by their own name and have no place in the file.
-pub(super) const OTHER_VARIABLES: [&str; 3] =
-    ["TIDEGATE_CONFIG", "TIDEGATE_DATABASE_URL", "TIDEGATE_REDIS_URL"];
+pub(super) const OTHER_VARIABLES: [&str; 5] = [
+    "TIDEGATE_CONFIG",
+    "TIDEGATE_DATABASE_URL",
+    "TIDEGATE_DATABASE_URL_FILE",
+    "TIDEGATE_REDIS_URL",
+    "TIDEGATE_REDIS_URL_FILE",
+];
 
 /// The settings of one `[[redis.namespaces]]`.
 pub(super) const NAMESPACE_KEYS: &[&str] = &[
@@ -51,6 +56,8 @@ pub(super) const KEYS: &[Key] = &[
     everywhere("workers", "TIDEGATE_WORKERS", "workers"),
     in_file("drain_ms"),
     in_file("child_grace_ms"),
+    in_file("reload_check_ms"),
+    in_file("password_overlap_ms"),
     everywhere("log.level", "TIDEGATE_LOG", "log"),
     everywhere("log.format", "TIDEGATE_LOG_FORMAT", "log-format"),
     everywhere("admin.listen", "TIDEGATE_ADMIN_LISTEN", "admin-listen"),
@@ -71,6 +78,8 @@ pub(super) const KEYS: &[Key] = &[
     everywhere("postgres.wait_ms", "TIDEGATE_POSTGRES_WAIT_MS", "postgres-wait-ms"),
     everywhere("postgres.any", "TIDEGATE_POSTGRES_ANY", "postgres-any"),
     everywhere("postgres.auth", "TIDEGATE_POSTGRES_AUTH", "postgres-auth"),
+    in_environment("postgres.auth_query", "TIDEGATE_POSTGRES_AUTH_QUERY"),
+    in_file("postgres.auth_query_kept_ms"),
     everywhere("postgres.users_file", "TIDEGATE_POSTGRES_USERS_FILE", "postgres-users-file"),
     everywhere(
         "postgres.console_users",

@@ -2,6 +2,7 @@
 //! means (`resolve`). Flags win over the environment, which wins over the file, which wins over the
 //! defaults.
 
+mod current;
 mod describe;
 mod error;
 mod keys;
@@ -11,27 +12,33 @@ mod postgres_url;
 mod push;
 mod redis_url;
 mod resolve;
+mod restart;
 mod roots;
 mod secret;
 mod settings;
+mod sources;
 mod suggest;
 mod uri;
 mod users;
 mod variable;
+mod watched;
 mod written;
 
 use std::path::{Path, PathBuf};
 
 pub use crate::net::Host;
+pub use current::Current;
 pub use describe::describe;
 pub use error::ConfigError;
 pub use local::leads_to;
+pub use restart::{needs_restart, postgres_without_restart};
 pub use secret::Secret;
 pub use settings::{
-    AdminSettings, Auth, ConsoleUsers, LogFormat, LogLevel, LogSettings, NamespaceSettings,
-    Passing, PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions, PostgresLimits,
-    PostgresListener, PostgresSettings, PostgresUpstream, Probe, PushSettings, RedisLimits,
-    RedisListener, RedisSettings, RedisTls, RedisUpstream, RemoteWrite, Settings, SslMode,
+    AdminSettings, Auth, ConsoleUsers, FirstPasswords, LogFormat, LogLevel, LogSettings,
+    NamespaceSettings, Passing, PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions,
+    PostgresLimits, PostgresListener, PostgresSettings, PostgresUpstream, Probe, PushSettings,
+    RedisLimits, RedisListener, RedisSettings, RedisTls, RedisUpstream, RemoteWrite, Settings,
+    SslMode,
 };
 pub use users::{UserSecret, Users};
 pub use variable::{PooledUrl, PooledVariable, Protocol};
@@ -48,11 +55,40 @@ pub struct Loaded {
     pub variables: Vec<PooledVariable>,
     /// The file that was read.
     pub file: Option<PathBuf>,
+    /// Every file that something was read from.
+    pub watched: Vec<PathBuf>,
     /// What deserves a word in the log.
     pub warnings: Vec<String>,
+    sources: Sources,
+}
+
+/// All that settings are read from.
+#[derive(Clone, PartialEq)]
+struct Sources {
+    file: Option<PathBuf>,
+    environment: Environment,
+    flags: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The environment is full of secrets.
+        f.debug_struct("Sources").field("file", &self.file).finish_non_exhaustive()
+    }
 }
 
 impl Loaded {
+    /// Loads them again, from the same file, environment and flags. Reads files: not in the runtime's thread.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn read_again(&self) -> Result<Self, ConfigError> {
+        let Sources { file, environment, flags } = &self.sources;
+        let flags: Vec<_> =
+            flags.iter().map(|(path, text)| (path.as_str(), text.clone())).collect();
+        load(file.as_deref(), environment, &flags)
+    }
+
     /// The configured address of the listener that leads to `variable`'s upstream.
     #[must_use]
     pub fn listen_of(&self, variable: &PooledVariable) -> Option<std::net::SocketAddr> {
@@ -78,6 +114,11 @@ pub fn load(
     environment: &Environment,
     flags: &[(&str, String)],
 ) -> Result<Loaded, ConfigError> {
+    let sources = Sources {
+        file: file.map(Path::to_owned),
+        environment: environment.clone(),
+        flags: flags.iter().map(|(path, text)| ((*path).to_owned(), text.clone())).collect(),
+    };
     let mut written = Written::default();
     let from_environment = environment.get("TIDEGATE_CONFIG").cloned().flatten();
     let (file, named_by) = match (file, from_environment) {
@@ -99,11 +140,14 @@ pub fn load(
     resolved.settings.check_roots()?;
     let pooled = resolve::pooled_names(&written);
     resolved.warnings.extend(written::unknown_variables(environment, &pooled));
+    let watched = watched::watched(file.as_deref(), &written, environment, &resolved.settings);
     Ok(Loaded {
         settings: resolved.settings,
         variables: resolved.variables,
         file,
+        watched,
         warnings: resolved.warnings,
+        sources,
     })
 }
 

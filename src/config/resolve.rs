@@ -4,11 +4,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::namespaces;
 use super::postgres_url::PostgresUrl;
 use super::push;
 use super::redis_url::RedisUrl;
+use super::sources::{url_file, url_source};
 use super::suggest;
 use super::users::UsersFile;
 use super::written::{Entry, Environment, Written};
@@ -65,6 +67,7 @@ pub(super) fn resolve(
         redis,
         drain: written.millis("drain_ms", default.drain, 0..=HOUR_MS)?,
         child_grace: written.millis("child_grace_ms", default.child_grace, 0..=HOUR_MS)?,
+        reload_check: written.millis("reload_check_ms", default.reload_check, HOUR)?,
     };
     check_addresses(&settings)?;
     Ok(Resolved { settings, variables, warnings })
@@ -75,6 +78,12 @@ pub(super) fn pooled_names(written: &Written) -> Vec<String> {
     let (postgres, _) = names(written, "postgres.urls", "DATABASE_URL");
     let (redis, _) = names(written, "redis.urls", "REDIS_URL");
     [postgres, redis].concat()
+}
+
+/// The files that URLs are read from.
+pub(super) fn url_files(written: &Written, environment: &Environment) -> Vec<PathBuf> {
+    let names = pooled_names(written);
+    names.iter().filter_map(|name| url_file(environment, name)).collect()
 }
 
 fn log(written: &Written, default: LogSettings) -> Result<LogSettings, ConfigError> {
@@ -117,50 +126,7 @@ fn postgres(
     variables: &mut Vec<PooledVariable>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<PostgresSettings>, ConfigError> {
-    let default = PostgresSettings::default();
-    let settings = PostgresSettings {
-        listeners: Vec::new(),
-        pool_size: written.count("postgres.pool_size", default.pool_size, 1..=10_000)?,
-        wait: written.millis("postgres.wait_ms", default.wait, 1..=HOUR_MS)?,
-        queue_limit: written.count("postgres.queue_limit", default.queue_limit, 0..=MILLION)?,
-        connect_timeout: written.millis(
-            "postgres.connect_timeout_ms",
-            default.connect_timeout,
-            1..=HOUR_MS,
-        )?,
-        server_lifetime: written.millis(
-            "postgres.server_lifetime_ms",
-            default.server_lifetime,
-            1_000..=MONTH_MS,
-        )?,
-        server_idle: written.millis(
-            "postgres.server_idle_ms",
-            default.server_idle,
-            1_000..=MONTH_MS,
-        )?,
-        login_timeout: written.millis(
-            "postgres.login_timeout_ms",
-            default.login_timeout,
-            1..=HOUR_MS,
-        )?,
-        portions: portions(written)?,
-        any: written.switch("postgres.any")?,
-        auth: auth(written, "postgres.auth")?,
-        users: users(written, warnings)?,
-        console: console(written),
-        pool_modes: pool_modes(written, "postgres.pool_mode")?,
-        probe: written.choice(
-            "postgres.probe",
-            default.probe,
-            &[("suspects", Probe::Suspects), ("always", Probe::Always)],
-        )?,
-        passing: if written.switch("postgres.strict")? {
-            Passing::Strict
-        } else {
-            Passing::Difference
-        },
-        limits: postgres_limits(written)?,
-    };
+    let settings = postgres_but_urls(written, warnings)?;
     check_any(written, &settings)?;
     let (listen, explicit) = listen(written, "postgres.listen", POSTGRES_LISTEN)?;
     check_trust(written, settings.auth, "postgres", listen)?;
@@ -187,6 +153,68 @@ fn postgres(
     Ok(served.then_some(settings))
 }
 
+/// All of it but where the URLs lead.
+fn postgres_but_urls(
+    written: &Written,
+    warnings: &mut Vec<String>,
+) -> Result<PostgresSettings, ConfigError> {
+    let default = PostgresSettings::default();
+    Ok(PostgresSettings {
+        listeners: Vec::new(),
+        pool_size: written.count("postgres.pool_size", default.pool_size, 1..=10_000)?,
+        wait: written.millis("postgres.wait_ms", default.wait, 1..=HOUR_MS)?,
+        queue_limit: written.count("postgres.queue_limit", default.queue_limit, 0..=MILLION)?,
+        connect_timeout: written.millis(
+            "postgres.connect_timeout_ms",
+            default.connect_timeout,
+            1..=HOUR_MS,
+        )?,
+        server_lifetime: written.millis(
+            "postgres.server_lifetime_ms",
+            default.server_lifetime,
+            1_000..=MONTH_MS,
+        )?,
+        server_idle: written.millis(
+            "postgres.server_idle_ms",
+            default.server_idle,
+            1_000..=MONTH_MS,
+        )?,
+        login_timeout: written.millis(
+            "postgres.login_timeout_ms",
+            default.login_timeout,
+            1..=HOUR_MS,
+        )?,
+        password_overlap: password_overlap(written, default.password_overlap)?,
+        portions: portions(written)?,
+        any: written.switch("postgres.any")?,
+        auth: auth(written, "postgres.auth")?,
+        users: users(written, warnings)?,
+        auth_query: written.entry("postgres.auth_query").map(|entry| entry.text.clone()),
+        auth_query_kept: written.millis(
+            "postgres.auth_query_kept_ms",
+            default.auth_query_kept,
+            HOUR,
+        )?,
+        console: console(written),
+        pool_modes: pool_modes(written, "postgres.pool_mode")?,
+        probe: written.choice(
+            "postgres.probe",
+            default.probe,
+            &[("suspects", Probe::Suspects), ("always", Probe::Always)],
+        )?,
+        passing: if written.switch("postgres.strict")? {
+            Passing::Strict
+        } else {
+            Passing::Difference
+        },
+        limits: postgres_limits(written)?,
+    })
+}
+
+fn password_overlap(written: &Written, default: Duration) -> Result<Duration, ConfigError> {
+    written.millis("password_overlap_ms", default, 0..=MONTH_MS)
+}
+
 fn portions(written: &Written) -> Result<Portions, ConfigError> {
     let default = Portions::default();
     let count = |path, default, range| written.count(path, default, range);
@@ -209,17 +237,38 @@ fn portions(written: &Written) -> Result<Portions, ConfigError> {
 fn check_any(written: &Written, settings: &PostgresSettings) -> Result<(), ConfigError> {
     let any_entry = written.entry("postgres.any").filter(|_| settings.any);
     let file_entry = written.entry("postgres.users_file");
+    check_auth_query(written, settings)?;
     match (any_entry, file_entry) {
-        (Some(entry), None) if settings.auth != Auth::Trust => Err(entry.wrong(
-            "serving any user needs a users file (TIDEGATE_POSTGRES_USERS_FILE), or trust on both sides: \
-             TIDEGATE_POSTGRES_AUTH=trust (loopback listeners only)",
-        )),
+        (Some(entry), None)
+            if settings.auth != Auth::Trust && settings.auth_query.is_none() =>
+        {
+            Err(entry.wrong(
+                "serving any user needs a users file (TIDEGATE_POSTGRES_USERS_FILE), a query for them \
+                 (TIDEGATE_POSTGRES_AUTH_QUERY), or trust on both sides: TIDEGATE_POSTGRES_AUTH=trust (loopback \
+                 listeners only)",
+            ))
+        }
         (None, Some(entry)) if settings.console == ConsoleUsers::OfUrls => Err(entry.wrong(
             "is of use only if any user is served, or some may use the console: set TIDEGATE_POSTGRES_ANY=1 or \
              TIDEGATE_POSTGRES_CONSOLE_USERS too, or take it out",
         )),
         _ => Ok(()),
     }
+}
+
+/// The query is for users whom nobody else knows.
+fn check_auth_query(written: &Written, settings: &PostgresSettings) -> Result<(), ConfigError> {
+    let Some(entry) = written.entry("postgres.auth_query") else { return Ok(()) };
+    if !entry.text.contains("$1") {
+        return Err(entry.wrong("must ask for the user $1 and bring its name and verifier"));
+    }
+    if !settings.any || settings.auth == Auth::Trust {
+        return Err(entry.wrong(
+            "is of use only if any user is served who has a password: set TIDEGATE_POSTGRES_ANY=1 and not \
+             TIDEGATE_POSTGRES_AUTH=trust, or take it out",
+        ));
+    }
+    Ok(())
 }
 
 /// `*` for whoever may use the pool of a URL, names, or nothing for nobody.
@@ -382,6 +431,7 @@ fn redis(
         )?,
         server_idle: millis("redis.server_idle_ms", default.server_idle, 1_000..=MONTH_MS)?,
         login_timeout: millis("redis.login_timeout_ms", default.login_timeout, 1..=HOUR_MS)?,
+        password_overlap: password_overlap(written, default.password_overlap)?,
         auth: auth(written, "redis.auth")?,
         limits: redis_limits(written)?,
     };
@@ -544,7 +594,8 @@ fn names(written: &Written, path: &str, default: &str) -> (Vec<String>, Option<E
     }
 }
 
-/// Each pooled variable's name with the URL of its upstream: `TIDEGATE_<name>` if set, else `<name>`.
+/// Each pooled variable's name with the URL of its upstream: `TIDEGATE_<name>` if set, else `<name>`; or what is in the file that
+/// one of them with `_FILE` behind it names.
 fn upstream_texts(
     written: &Written,
     environment: &Environment,
@@ -554,13 +605,8 @@ fn upstream_texts(
     let (names, named_by) = names(written, path, default);
     let mut texts = Vec::new();
     for name in names {
-        let ours = format!("TIDEGATE_{name}");
-        let source = if environment.contains_key(&ours) { ours } else { name.clone() };
-        match (environment.get(&source), &named_by) {
-            (Some(Some(text)), _) => {
-                texts.push((name, Entry { text: text.trim().to_owned(), source }));
-            }
-            (Some(None), _) => return Err(ConfigError::new(source, "is not UTF-8 text")),
+        match (url_source(environment, &name), &named_by) {
+            (Some(source), _) => texts.push((name, source.read(environment)?)),
             (None, None) => {}
             // Somebody wrote a URL where its variable's name belongs: it is not shown.
             (None, Some(entry)) if name.contains("://") => {
@@ -571,7 +617,7 @@ fn upstream_texts(
             }
             (None, Some(entry)) => {
                 return Err(entry.wrong(format!(
-                    "names {name}, which is not set; the value is the names of variables that \
+                    "names {name}, which is not set (nor is {name}_FILE); the value is the names of variables that \
                      hold URLs, separated by spaces"
                 )));
             }

@@ -30,6 +30,8 @@ pub struct Settings {
     /// Longest time `run` waits for the wrapped command after SIGTERM or SIGINT was passed on,
     /// before its listeners go; the drain follows.
     pub child_grace: Duration,
+    /// How often the files that settings are read from are looked at; nought: never.
+    pub reload_check: Duration,
 }
 
 /// How to log.
@@ -121,6 +123,16 @@ pub enum Auth {
     Password,
     /// Everybody who reaches the listener; loopback listeners only.
     Trust,
+}
+
+/// What becomes of the passwords that clients begin with when others replace them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FirstPasswords {
+    /// They open for a while, as others do.
+    #[default]
+    Expire,
+    /// They open for as long as the process lives: the wrapped command has them in its environment.
+    Stay,
 }
 
 /// For how long a client keeps a Postgres connection.
@@ -217,12 +229,18 @@ pub struct PostgresSettings {
     pub server_idle: Duration,
     /// Longest greeting of a client.
     pub login_timeout: Duration,
+    /// For how long a password that was replaced still lets clients in.
+    pub password_overlap: Duration,
     /// Serve any database and user name of the URL's server.
     pub any: bool,
     /// Who may use it.
     pub auth: Auth,
     /// Who may use it besides, with `any`.
     pub users: Arc<Users>,
+    /// With `any`: the query that brings the verifier of a user whom nobody else knows.
+    pub auth_query: Option<String>,
+    /// For how long its answer is remembered.
+    pub auth_query_kept: Duration,
     /// Who may use the console.
     pub console: ConsoleUsers,
     /// For how long clients keep a connection.
@@ -388,6 +406,8 @@ pub struct RedisSettings {
     pub server_idle: Duration,
     /// Longest greeting of a client.
     pub login_timeout: Duration,
+    /// For how long a password that was replaced still lets clients in.
+    pub password_overlap: Duration,
     /// Who may use it.
     pub auth: Auth,
     /// Everything else that has a bound.
@@ -510,6 +530,7 @@ impl Default for Settings {
             redis: None,
             drain: Duration::from_secs(5),
             child_grace: Duration::from_secs(28),
+            reload_check: Duration::from_secs(5),
         }
     }
 }
@@ -553,9 +574,12 @@ impl Default for PostgresSettings {
             server_lifetime: Duration::from_secs(3600),
             server_idle: Duration::from_secs(600),
             login_timeout: Duration::from_secs(15),
+            password_overlap: Duration::from_secs(60),
             any: false,
             auth: Auth::Password,
             users: Arc::default(),
+            auth_query: None,
+            auth_query_kept: Duration::from_secs(60),
             console: ConsoleUsers::default(),
             pool_modes: PoolModes::default(),
             probe: Probe::default(),
@@ -607,6 +631,7 @@ impl Default for RedisSettings {
             server_lifetime: Duration::from_secs(3600),
             server_idle: Duration::from_secs(600),
             login_timeout: Duration::from_secs(15),
+            password_overlap: Duration::from_secs(60),
             auth: Auth::Password,
             limits: RedisLimits::default(),
         }

@@ -239,7 +239,8 @@ impl Written {
 /// A warning for each `TIDEGATE_` variable that nothing reads; `pooled` are the names of the pooled
 /// variables, each of which may have an upstream in `TIDEGATE_<name>`.
 pub(super) fn unknown_variables(environment: &Environment, pooled: &[String]) -> Vec<String> {
-    let upstreams: Vec<String> = pooled.iter().map(|name| format!("TIDEGATE_{name}")).collect();
+    let ours = |name: &String| [format!("TIDEGATE_{name}"), format!("TIDEGATE_{name}_FILE")];
+    let upstreams: Vec<String> = pooled.iter().flat_map(ours).collect();
     let known: Vec<&str> = KEYS
         .iter()
         .filter_map(|key| key.variable)

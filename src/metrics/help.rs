@@ -64,3 +64,6 @@ pub(super) const NAMESPACE_PINNED: &str =
 pub(super) const NAMESPACE_WAITS: &str = "Times a client of a namespace had to wait for a limit of it: commands (commands_per_second) or pinned (pinned_limit).";
 pub(super) const NAMESPACE_FLUSHED: &str =
     "Keys of a namespace removed by FLUSHDB and FLUSHALL of its clients; grows while they run.";
+pub(super) const RELOADS: &str = "Times the settings were read again, by outcome: taken, refused (something was wrong, and nothing has changed).";
+pub(super) const RELOAD_SUCCESS: &str =
+    "When the settings were last taken, at the start or later, in seconds since 1970.";

@@ -179,6 +179,18 @@ impl Budget {
             plan.granted = None;
         }
         self.apply_plan();
+        // What is set has changed even where what holds has not.
+        let members = self.members();
+        for pool in members.iter().filter_map(|entry| entry.pool.upgrade()) {
+            pool.limit_changed(self.limit());
+        }
+    }
+
+    /// Changes how many connections may be pinned at once; `None`: all but one.
+    pub fn set_pins(&self, pinned: Option<usize>) {
+        // Under this lock the limit stays what it is.
+        let _members = self.members();
+        self.pins.choose(self.limit(), pinned);
     }
 
     /// Keeps connections beyond the limit for those who have waited long.
@@ -473,6 +485,11 @@ impl Account {
     /// Those of its ceilings that are reached.
     fn full_ceilings(&self) -> impl Iterator<Item = &Arc<Ceiling>> {
         self.ceilings.iter().filter(|ceiling| ceiling.is_reached())
+    }
+
+    /// Whether more connections are open below one of its ceilings than may be.
+    pub(super) fn exceeds_a_ceiling(&self) -> bool {
+        self.ceilings.iter().any(|ceiling| ceiling.is_exceeded())
     }
 
     fn is_below(&self, ceiling: &Arc<Ceiling>) -> bool {

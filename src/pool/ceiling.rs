@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 /// So many connections, whichever of its pools has them.
 #[derive(Debug)]
 pub struct Ceiling {
-    limit: usize,
+    limit: AtomicUsize,
     used: AtomicUsize,
 }
 
@@ -18,15 +18,25 @@ impl Ceiling {
     /// A ceiling of `limit` connections.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicUsize::new(0) })
+        Arc::new(Self { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) })
     }
 
     pub(super) fn is_reached(&self) -> bool {
-        self.used.load(SeqCst) >= self.limit
+        self.used.load(SeqCst) >= self.limit.load(SeqCst)
+    }
+
+    /// Changes the limit. Those that are too many stay: whoever lowers it has them replaced.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, SeqCst);
+    }
+
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.used.load(SeqCst) > self.limit.load(SeqCst)
     }
 
     fn take(&self) -> bool {
-        let one_more = |used: usize| (used < self.limit).then_some(used + 1);
+        let limit = self.limit.load(SeqCst);
+        let one_more = |used: usize| (used < limit).then_some(used + 1);
         self.used.fetch_update(SeqCst, SeqCst, one_more).is_ok()
     }
 }

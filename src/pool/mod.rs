@@ -15,6 +15,7 @@ mod opener;
 mod pins;
 mod queue;
 mod reaper;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod ticket;
@@ -25,6 +26,7 @@ pub use ceiling::Ceiling;
 pub use error::{CheckoutError, CheckoutErrorKind, ConnectError, Fault, Reachability};
 pub use lease::Lease;
 pub use pins::PinPermit;
+pub use settings::{CurrentSettings, PoolSettings};
 pub use ticket::Ticket;
 
 use std::fmt;
@@ -71,34 +73,10 @@ pub trait Backend: Send + 'static {
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 }
 
-/// The limits of one pool.
-#[derive(Clone, Debug)]
-pub struct PoolSettings {
-    /// The pool's name in errors, logs and metrics.
-    pub name: String,
-    /// Longest wait for a connection.
-    pub wait: Duration,
-    /// Most clients that may wait at once.
-    pub queue_limit: usize,
-    /// Longest time to connect and log in.
-    pub connect_timeout: Duration,
-    /// Longest life of a connection; zero: no limit. Kept to the second.
-    pub lifetime: Duration,
-    /// Longest time a connection lies idle; zero: no limit. Kept to the second.
-    pub idle: Duration,
-    /// Limits that it has in common with other pools.
-    pub ceilings: Vec<Arc<Ceiling>>,
-    /// Connections kept open though nobody needs them.
-    pub idle_min: usize,
-    /// By how many per cent, at most, a connection's lifetime and idle limit are cut at random, so that connections
-    /// opened together don't close together.
-    pub jitter_percent: u32,
-}
-
 /// Connections to one server as one user and database, lent one at a time.
 pub struct Pool<C: Connect> {
     connect: C,
-    settings: PoolSettings,
+    settings: CurrentSettings,
     metrics: Arc<PoolMetrics>,
     account: Arc<Account>,
     /// Only used under the lock of `state`.
@@ -114,6 +92,8 @@ pub struct Pool<C: Connect> {
     renewed: Notify,
     /// Tells that the gate has opened.
     opened: Notify,
+    /// Tells the timer that waits end at other times.
+    rescheduled: Arc<Notify>,
 }
 
 /// The answer to a checkout.
@@ -134,6 +114,7 @@ impl<C: Connect> Pool<C> {
         metrics: Arc<PoolMetrics>,
     ) -> Arc<Self> {
         let account = budget.join(settings.ceilings.clone());
+        let settings = CurrentSettings::new(&settings);
         let holder = Holder::new(Arc::clone(&account), Arc::clone(&metrics));
         let built = deadpool::managed::Pool::builder(holder)
             .max_size(CONNECTIONS_MAX)
@@ -156,6 +137,7 @@ impl<C: Connect> Pool<C> {
             asked: Notify::default(),
             renewed: Notify::default(),
             opened: Notify::default(),
+            rescheduled: Arc::default(),
         });
         pool.limit_changed(budget.limit());
         let weak: Weak<Self> = Arc::downgrade(&pool);
@@ -228,6 +210,12 @@ impl<C: Connect> Pool<C> {
         self.account.budget().settle();
     }
 
+    /// As [`Pool::close`], for a pool whose metrics go on with another that has another budget.
+    pub fn retire(&self) {
+        self.close();
+        self.metrics.limit_gone(Arc::as_ptr(self.account.budget()).addr());
+    }
+
     /// What is known of the server. One that gives no more connections than there are is reached.
     pub fn state(&self) -> Reachability {
         let state = self.lock();
@@ -295,6 +283,17 @@ impl<C: Connect> Pool<C> {
         self.account.budget().limit()
     }
 
+    /// Whether its database or its user has more connections than it may have by now.
+    #[must_use]
+    pub fn exceeds_a_ceiling(&self) -> bool {
+        self.account.exceeds_a_ceiling()
+    }
+
+    /// The budget that its connections are taken from.
+    pub fn budget(&self) -> &Arc<Budget> {
+        self.account.budget()
+    }
+
     /// What opens the connections.
     pub fn connector(&self) -> &C {
         &self.connect
@@ -305,8 +304,8 @@ impl<C: Connect> Pool<C> {
         &self.metrics
     }
 
-    /// The pool's limits.
-    pub fn settings(&self) -> &PoolSettings {
+    /// The pool's limits as they are now.
+    pub fn settings(&self) -> &CurrentSettings {
         &self.settings
     }
 

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::budget::Permit;
 use super::holder::{Era, Held, Term};
-use super::queue::Opening;
+use super::queue::{Opening, State};
 use super::{Connect, ConnectError, Fault, Pool};
 
 /// First and longest pause after a failure that may pass by itself.
@@ -29,6 +29,8 @@ pub(super) enum Cause {
     Doubt,
     /// Fewer lie idle than are to be kept ready.
     Warmth,
+    /// All are to be replaced once one is there.
+    Era,
 }
 
 /// One attempt; dropping it unfinished counts as a failure.
@@ -40,7 +42,7 @@ struct Opener<C: Connect> {
 
 impl<C: Connect> Opener<C> {
     async fn run(mut self) {
-        let limit = self.pool.settings.connect_timeout;
+        let limit = self.pool.settings.connect_timeout();
         let attempt = timeout(limit, self.pool.connect.connect()).await;
         let outcome = attempt.unwrap_or_else(|_| {
             Err(ConnectError {
@@ -52,7 +54,7 @@ impl<C: Connect> Opener<C> {
         let Some(permit) = self.permit.take() else { return };
         match outcome {
             Ok(backend) => self.pool.opened(backend, permit, self.era.clone()),
-            Err(error) => self.pool.failed_to_open(error, permit),
+            Err(error) => self.pool.failed_to_open(error, permit, &self.era),
         }
     }
 }
@@ -65,7 +67,7 @@ impl<C: Connect> Drop for Opener<C> {
                 code: "abandoned".to_owned(),
                 message: "the attempt to connect was abandoned".to_owned(),
             };
-            self.pool.failed_to_open(error, permit);
+            self.pool.failed_to_open(error, permit, &self.era);
         }
     }
 }
@@ -83,6 +85,7 @@ impl<C: Connect> Pool<C> {
             Cause::Waiter => state.demand().is_some(),
             Cause::Doubt => state.is_forgotten() && open,
             Cause::Warmth => state.opening == Opening::Free && open,
+            Cause::Era => state.gate.awaits_era() && open,
         };
         // There is a runtime if there ever was a waiter.
         let Some(runtime) = state.runtime.clone().filter(|_| wanted) else {
@@ -101,13 +104,14 @@ impl<C: Connect> Pool<C> {
     fn opened(&self, backend: C::Backend, permit: Permit, era: Era) {
         let age_ms = self.age_ms_now();
         let term = Term {
-            expires_ms: age_ms.saturating_add(self.limit_ms(self.settings.lifetime)),
-            idle_limit_ms: self.limit_ms(self.settings.idle),
+            expires_ms: age_ms.saturating_add(self.limit_ms(self.settings.lifetime())),
+            idle_limit_ms: self.limit_ms(self.settings.idle()),
             idle_since_ms: age_ms,
         };
         self.account.opened_now();
         self.account.budget().opened();
         let loan = self.metrics.times.open_account();
+        let newest = era.clone();
         let held = Box::new(Held { backend, permit, pin: None, loan, term, era });
         let object = {
             let mut state = self.lock();
@@ -117,6 +121,8 @@ impl<C: Connect> Pool<C> {
                 tracing::info!(pool = self.settings.name, "the server accepts connections again");
             }
             state.attempt_succeeded();
+            self.era_opened(&mut state, &newest);
+            drop(newest);
             self.adopt(held)
         };
         match object {
@@ -128,7 +134,7 @@ impl<C: Connect> Pool<C> {
         self.account.budget().settle();
     }
 
-    fn failed_to_open(self: &Arc<Self>, error: ConnectError, permit: Permit) {
+    fn failed_to_open(self: &Arc<Self>, error: ConnectError, permit: Permit, era: &Era) {
         drop(permit);
         self.metrics.connect_error(&error.code);
         if error.code == "timeout" {
@@ -142,16 +148,9 @@ impl<C: Connect> Pool<C> {
             let mut state = self.lock();
             state.openers -= 1;
             self.metrics.servers_opening.dec();
-            if state.opening != Opening::HoldOff {
-                state.opening = Opening::HoldOff;
-                state.failures = state.failures.saturating_add(1);
-                let pause = pause(error.fault, state.failures);
-                self.report(&error, pause);
-                if let Some(runtime) = &state.runtime {
-                    runtime.spawn(end_hold_off(Arc::downgrade(self), pause));
-                }
+            if state.gate.is_newest(era) {
+                self.hold_off(&mut state, error);
             }
-            state.attempt_failed(error);
             match self.rejection(&state) {
                 Some(kind) => self.fail_waiters(&mut state, &kind),
                 None => {
@@ -161,6 +160,31 @@ impl<C: Connect> Pool<C> {
             }
         };
         wakers.into_iter().for_each(Waker::wake);
+        self.account.budget().settle();
+    }
+
+    /// Nothing is opened for a while. Under the lock.
+    fn hold_off(self: &Arc<Self>, state: &mut State<C>, error: ConnectError) {
+        if state.opening != Opening::HoldOff {
+            state.opening = Opening::HoldOff;
+            state.hold_off += 1;
+            state.failures = state.failures.saturating_add(1);
+            let pause = pause(error.fault, state.failures);
+            self.report(&error, pause);
+            if let Some(runtime) = &state.runtime {
+                runtime.spawn(end_hold_off(Arc::downgrade(self), state.hold_off, pause));
+            }
+        }
+        state.attempt_failed(error);
+    }
+
+    /// Ends a hold-off now: somebody has changed something, or wants to see whether somebody has.
+    pub fn retry(&self) {
+        {
+            let mut state = self.lock();
+            state.forget_failure();
+            self.publish(&mut state);
+        }
         self.account.budget().settle();
     }
 
@@ -179,9 +203,12 @@ impl<C: Connect> Pool<C> {
         tracing::warn!(pool, code, message, retry_ms, advice, "cannot open a server connection");
     }
 
-    fn hold_off_over(&self) {
+    fn hold_off_over(&self, number: u64) {
         {
             let mut state = self.lock();
+            if state.hold_off != number || state.opening != Opening::HoldOff {
+                return;
+            }
             state.opening = if state.failures == 0 { Opening::Free } else { Opening::Probe };
             self.publish(&mut state);
         }
@@ -198,10 +225,10 @@ impl<C: Connect> Pool<C> {
     }
 }
 
-async fn end_hold_off<C: Connect>(pool: Weak<Pool<C>>, pause: Duration) {
+async fn end_hold_off<C: Connect>(pool: Weak<Pool<C>>, number: u64, pause: Duration) {
     tokio::time::sleep(pause).await;
     if let Some(pool) = pool.upgrade() {
-        pool.hold_off_over();
+        pool.hold_off_over(number);
     }
 }
 

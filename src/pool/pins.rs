@@ -1,8 +1,8 @@
 //! How many lent connections may be pinned to sessions at once: all but one, unless told otherwise, so that those who pin
 //! nothing are always served.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -12,7 +12,7 @@ pub(super) struct Pins {
     /// Permits to be taken out when they come back: the limit was lowered while they were out.
     debt: AtomicUsize,
     /// What was asked for instead of all but one.
-    chosen: Option<usize>,
+    chosen: Mutex<Option<usize>>,
 }
 
 /// Leave to pin one connection; returned when dropped.
@@ -27,13 +27,27 @@ impl Pins {
         Arc::new(Self {
             free: Arc::new(Semaphore::new(most(connections, chosen))),
             debt: AtomicUsize::new(0),
-            chosen,
+            chosen: Mutex::new(chosen),
         })
     }
 
     /// The server's limit of connections has changed.
     pub(super) fn connections_changed(&self, before: usize, now: usize) {
-        let (before, now) = (most(before, self.chosen), most(now, self.chosen));
+        let chosen = *self.chosen();
+        self.change(most(before, chosen), most(now, chosen));
+    }
+
+    /// Something else was asked for, with so many connections.
+    pub(super) fn choose(&self, connections: usize, chosen: Option<usize>) {
+        let before = std::mem::replace(&mut *self.chosen(), chosen);
+        self.change(most(connections, before), most(connections, chosen));
+    }
+
+    fn chosen(&self) -> MutexGuard<'_, Option<usize>> {
+        self.chosen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, before: usize, now: usize) {
         if now < before {
             let missing = before - now - self.free.forget_permits(before - now);
             self.debt.fetch_add(missing, SeqCst);

@@ -1,11 +1,13 @@
 //! The queue in front of the connections: strict FIFO, bounded, one deadline timer for all waiters.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::budget::NOBODY;
@@ -28,6 +30,8 @@ pub(super) struct State<C: Connect> {
     outlook: Outlook,
     /// Attempts that failed since one succeeded.
     pub(super) failures: u32,
+    /// The number of the latest hold-off: one that was ended early must not end the next.
+    pub(super) hold_off: u64,
     timer: Timer,
     shortage: Shortage,
     /// Waiters that the metrics know of.
@@ -86,6 +90,7 @@ impl<C: Connect> Default for State<C> {
             opening: Opening::Free,
             outlook: Outlook::NotTried,
             failures: 0,
+            hold_off: 0,
             timer: Timer::Off,
             shortage: Shortage::No,
             counted: 0,
@@ -154,6 +159,15 @@ impl<C: Connect> State<C> {
         if self.opening == Opening::Probe {
             self.opening = Opening::Free;
         }
+    }
+
+    /// As if nothing had been tried yet, if the latest attempt failed. One is tried, and more when it has worked.
+    pub(super) fn forget_failure(&mut self) {
+        if self.failure().is_some() {
+            self.outlook = Outlook::NotTried;
+            self.opening = Opening::Probe;
+        }
+        self.failures = 0;
     }
 
     /// Hands a connection to the first waiter.
@@ -239,7 +253,7 @@ impl<C: Connect> Pool<C> {
             && let Some(runtime) = &state.runtime
         {
             state.timer = Timer::Running;
-            runtime.spawn(end_waits(Arc::downgrade(self)));
+            runtime.spawn(end_waits(Arc::downgrade(self), Arc::clone(&self.rescheduled)));
         }
     }
 
@@ -253,7 +267,7 @@ impl<C: Connect> Pool<C> {
         {
             return Some(kind);
         }
-        (state.queue.len() >= self.settings.queue_limit).then_some(CheckoutErrorKind::QueueFull)
+        (state.queue.len() >= self.settings.queue_limit()).then_some(CheckoutErrorKind::QueueFull)
     }
 
     /// The server's rejection, if no connection is left that could serve a waiter all the same.
@@ -320,7 +334,7 @@ impl<C: Connect> Pool<C> {
 
     /// The first waiter's.
     fn deadline(&self, state: &State<C>) -> Option<Instant> {
-        state.gate.deadline(state.queue.front()?.since, self.settings.wait)
+        state.gate.deadline(state.queue.front()?.since, self.settings.wait())
     }
 
     /// Ends the waits that are over; the next deadline, if anybody still waits.
@@ -352,8 +366,15 @@ impl<C: Connect> Pool<C> {
 
 /// The pool's timer: sleeps from one deadline to the next (all waits are equally long, so the first waiter's is the
 /// next one), and ends when nobody waits.
-async fn end_waits<C: Connect>(pool: Weak<Pool<C>>) {
-    while let Some(next) = pool.upgrade().and_then(|pool| pool.end_overdue()) {
-        tokio::time::sleep_until(next).await;
+async fn end_waits<C: Connect>(pool: Weak<Pool<C>>, rescheduled: Arc<Notify>) {
+    loop {
+        let mut rescheduled = pin!(rescheduled.notified());
+        // From here on no word is missed.
+        rescheduled.as_mut().enable();
+        let Some(next) = pool.upgrade().and_then(|pool| pool.end_overdue()) else { return };
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = rescheduled => {}
+        }
     }
 }

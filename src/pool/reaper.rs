@@ -39,7 +39,7 @@ impl<C: Connect> Pool<C> {
         self.age_ms.store(age_ms, Relaxed);
         let (expired, forgotten) = {
             let state = self.lock();
-            let mut spare = self.account.idle().saturating_sub(self.settings.idle_min);
+            let mut spare = self.account.idle().saturating_sub(self.settings.idle_min());
             // The idle limit is for those beyond what is to be kept ready.
             let mut stays = |term: &Term| {
                 let aged = term.ended(age_ms).is_some();
@@ -64,6 +64,7 @@ impl<C: Connect> Pool<C> {
         if forgotten && let Some(permit) = self.account.reserve() {
             drop(self.start_opener(permit, Cause::Doubt));
         }
+        self.try_era();
         self.keep_warm();
         self.account.budget().review();
         // The permits of those closed, and a net under everything: nobody waits longer than a round for a free permit.
@@ -78,7 +79,7 @@ impl<C: Connect> Pool<C> {
                 state.runtime = Handle::try_current().ok();
             }
             let ready = self.account.idle() + state.openers;
-            self.settings.idle_min.saturating_sub(ready)
+            self.settings.idle_min().saturating_sub(ready)
         };
         for _ in 0..missing {
             let Some(permit) = self.account.reserve() else { return };

@@ -9,10 +9,10 @@ impl<C: Connect> Pool<C> {
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         let metrics = self.metrics();
-        let wait_limit_ms = u64::try_from(self.settings.wait.as_millis()).unwrap_or(u64::MAX);
+        let wait_limit_ms = u64::try_from(self.settings.wait().as_millis()).unwrap_or(u64::MAX);
         let queue = QueueStatus {
             length: self.waiters(),
-            limit: self.settings.queue_limit,
+            limit: self.settings.queue_limit(),
             oldest_wait_ms: self.oldest_wait().as_secs_f64() * 1e3,
             wait_limit_ms,
         };
@@ -22,7 +22,7 @@ impl<C: Connect> Pool<C> {
             limit_configured: self.limit_configured(),
             limit_reason: self.shortfall(),
             paused: self.is_paused(),
-            idle_min: self.settings.idle_min,
+            idle_min: self.settings.idle_min(),
             servers: servers(metrics),
             clients: clients(metrics),
             queue,

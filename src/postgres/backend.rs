@@ -11,6 +11,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
+use super::bounds::{Bounds, Rules};
 use super::clients::{Seat, Seats, Way};
 use super::connect::{Dial, Dialled, dial};
 use super::hub::Hub;
@@ -22,7 +23,7 @@ use super::sql::{Routines, Suspects};
 use super::statements::{Registry, ServerStatements};
 use super::truth;
 use super::wire::{self, HEADER_BYTES, Head};
-use crate::config::{Passing, PoolMode, PostgresLimits, Probe};
+use crate::config::{Current, Passing, PoolMode, PostgresLimits, Probe};
 use crate::net::Stream;
 use crate::pool::{
     Backend, Checkout, CheckoutError, CheckoutErrorKind, Connect, ConnectError, Fault, Pool,
@@ -47,31 +48,16 @@ pub type PgPool = Pool<PgConnect>;
 /// Opens the connections of one pool, and keeps what its sessions share.
 #[derive(Debug)]
 pub struct PgConnect {
-    dial: Dial,
-    limits: Arc<PostgresLimits>,
-    rules: Rules,
+    dial: Current<Dial>,
+    limits: Current<PostgresLimits>,
+    bounds: Bounds,
     registry: Registry,
     combinations: Mutex<Combinations>,
     hub: Hub,
-    shares: Option<Shares>,
+    shares: Shares,
     seats: Arc<Seats>,
     /// When the database's routines were read last.
     routines_read: Mutex<Option<Instant>>,
-}
-
-/// How a pool deals with its sessions.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// For how long clients keep a connection.
-    pub mode: PoolMode,
-    /// When the server is asked what a session has left.
-    pub probe: Probe,
-    /// How connections pass between sessions.
-    pub passing: Passing,
-    /// Most connections of the pool.
-    pub connections: usize,
-    /// Which part of them one application may have.
-    pub share_percent: usize,
 }
 
 /// The combinations of startup parameters that a server has checked.
@@ -107,6 +93,10 @@ pub struct PgBackend {
     pub key: BackendKey,
     /// Who has it.
     pub seat: Arc<Seat>,
+    /// How it was reached: another connection may lead elsewhere by now.
+    pub dial: Arc<Dial>,
+    /// The pool's mode when it was lent: what a session has begun it ends.
+    pub mode: PoolMode,
     /// What the server reported at login.
     pub parameters: Vec<(String, String)>,
 }
@@ -217,14 +207,14 @@ impl Outbox {
 impl PgConnect {
     /// For the pool with this name, of connections made by `dial`.
     #[must_use]
-    pub fn new(name: &str, dial: Dial, limits: Arc<PostgresLimits>, rules: Rules) -> Self {
+    pub fn new(name: &str, dial: Dial, limits: PostgresLimits, rules: &Rules) -> Self {
         let upstream = dial.upstream();
         let seats = Seats::new(name, &upstream.user, &upstream.database);
         Self {
             seats,
             shares: Shares::new(rules.connections, rules.share_percent),
-            dial,
-            rules,
+            dial: Current::new(dial),
+            bounds: Bounds::new(rules, &limits),
             registry: Registry::new(limits.statements_total, limits.statements_total_bytes),
             combinations: Mutex::new(Combinations {
                 limit: limits.settings_combinations.max(1),
@@ -234,7 +224,7 @@ impl PgConnect {
                 plans: HashMap::default(),
                 next_plan: 0,
             }),
-            limits,
+            limits: Current::new(limits),
             hub: Hub::new(RandomState::default().hash_one(std::process::id())),
             routines_read: Mutex::default(),
         }
@@ -255,25 +245,49 @@ impl PgConnect {
     /// What each application may have of them, if there is a limit.
     #[must_use]
     pub fn shares(&self) -> Option<&Shares> {
-        self.shares.as_ref()
+        self.shares.are_limited().then_some(&self.shares)
     }
 
-    /// How the connections are made.
+    /// How connections are made from now on.
     #[must_use]
-    pub fn dial(&self) -> &Dial {
-        &self.dial
+    pub fn dial(&self) -> Arc<Dial> {
+        self.dial.get()
+    }
+
+    /// Changes how connections are made from now on; what it was.
+    pub fn redial(&self, dial: Dial) -> Arc<Dial> {
+        self.dial.set(dial)
+    }
+
+    /// Connections lead to another server from now on: what was learnt of the old one is void.
+    pub fn forget_server(&self) {
+        let mut combinations = self.combinations.lock().unwrap_or_else(PoisonError::into_inner);
+        combinations.known.clear();
+        combinations.derived.clear();
+        drop(combinations);
+        *self.routines_read.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Changes what its sessions keep to.
+    pub fn reconfigure(&self, limits: PostgresLimits, rules: &Rules) {
+        self.bounds.set(rules, &limits);
+        self.shares.set(rules.connections, rules.share_percent);
+        self.registry.set_limits(limits.statements_total, limits.statements_total_bytes);
+        self.combinations.lock().unwrap_or_else(PoisonError::into_inner).limit =
+            limits.settings_combinations.max(1);
+        self.limits.set(limits);
     }
 
     /// For how long its clients keep a connection.
     #[must_use]
     pub fn mode(&self) -> PoolMode {
-        self.rules.mode
+        self.bounds.mode()
     }
 
     /// Whose words decide what the server is asked.
     #[must_use]
     pub fn suspicion(&self) -> Suspicion {
-        match self.rules.probe {
+        match self.bounds.probe() {
             Probe::Suspects => Suspicion::OfWords,
             Probe::Always => Suspicion::OfAll,
         }
@@ -282,16 +296,22 @@ impl PgConnect {
     /// Whether a connection is emptied before another session gets it.
     #[must_use]
     pub fn empties(&self) -> Emptied {
-        match self.rules.passing {
+        match self.bounds.passing() {
             Passing::Difference => Emptied::No,
             Passing::Strict => Emptied::Yes,
         }
     }
 
-    /// The bounds its sessions keep.
+    /// The bounds its sessions keep. For what is looked at in each transaction see [`PgConnect::bounds`].
     #[must_use]
-    pub fn limits(&self) -> &PostgresLimits {
-        &self.limits
+    pub fn limits(&self) -> Arc<PostgresLimits> {
+        self.limits.get()
+    }
+
+    /// Those of them that are looked at in each transaction.
+    #[must_use]
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
     }
 
     /// The statements of all its sessions.
@@ -329,7 +349,8 @@ impl PgConnect {
 
     /// The combination that a session which began with `startup` has come to, as the server told it.
     pub(super) fn derive(&self, startup: &Arc<Settings>, mut asked: Pairs) -> Arc<Settings> {
-        let login = &self.dial.upstream().user;
+        let dial = self.dial.get();
+        let login = &dial.upstream().user;
         asked.retain(|(name, value)| name != "session_authorization" || value != login);
         if asked == startup.asked {
             return Arc::clone(startup);
@@ -415,14 +436,15 @@ impl Connect for PgConnect {
     type Backend = PgBackend;
 
     async fn connect(&self) -> Result<PgBackend, ConnectError> {
-        let Dialled { stream, parameters, key } = dial(&self.dial).await?;
+        let way = self.dial.get();
+        let Dialled { stream, parameters, key } = dial(&way).await?;
         let nonce = getrandom::u64().map_err(|error| ConnectError {
             fault: Fault::Unreachable,
             code: "io".to_owned(),
             message: format!("the system has no random numbers: {error}"),
         })?;
         self.met(&parameters);
-        let statements = ServerStatements::new(nonce, self.limits.statements_per_backend);
+        let statements = ServerStatements::new(nonce, self.limits.get().statements_per_backend);
         let line = Line::new(statements, &parameters);
         let seat = Seat::new(key.pid, Way::of(&stream), Arc::clone(&line.words));
         self.seats.admit(&seat);
@@ -434,6 +456,8 @@ impl Connect for PgConnect {
             to_server: Outbox::default(),
             to_client: Outbox::default(),
             key,
+            dial: way,
+            mode: self.mode(),
             parameters,
         };
         self.read_routines(&mut backend).await?;
@@ -552,7 +576,7 @@ pub async fn settings_for(
     };
     let mut lease =
         lease.map_err(|error| checkout_error_in(pool, &error, message::Severity::Fatal))?;
-    let bound = pool.settings().connect_timeout;
+    let bound = pool.settings().connect_timeout();
     let answer = match tokio::time::timeout(bound, try_settings(&mut lease, &asked)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) | Err(_) => {

@@ -146,6 +146,11 @@ impl CancelRegistry {
         self.lock().limit
     }
 
+    /// Changes it; those who are here stay.
+    pub fn set_limit(&self, limit: usize) {
+        self.lock().limit = limit;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Sessions> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }

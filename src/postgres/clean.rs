@@ -108,9 +108,8 @@ fn end_requests(backend: &mut PgBackend) {
 
 /// Has the server cancel what runs. Whether or not that arrives, the answer tells; only then may other words follow.
 async fn cancel(lease: &Lease<PgConnect>) {
-    let pool = std::sync::Arc::clone(lease.pool());
-    let key = lease.key.clone();
-    let _told = send_cancel(pool.connector().dial(), &key).await;
+    let (key, dial) = (lease.key.clone(), std::sync::Arc::clone(&lease.dial));
+    let _told = send_cancel(&dial, &key).await;
 }
 
 /// Reads and forgets until `done`, and writes what waits for the server meanwhile.

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::login::{LoggedIn, Login, LoginError, Step};
 use super::message::{BackendKey, ErrorFields, cancel_request, ssl_request, startup};
+use super::scram::ScramKeys;
 use crate::config::{PostgresUpstream, Secret, SslMode};
 use crate::net::{Host, Stream, Tls, TlsError, TlsSettings, Verify, connect};
 use crate::pool::{ConnectError, Fault};
@@ -26,6 +27,8 @@ pub struct Dial {
     upstream: Arc<PostgresUpstream>,
     encryption: Encryption,
     timeout: Duration,
+    /// What a client has shown of the user's password, where we don't know it.
+    keys: Option<ScramKeys>,
     /// Of the startup packet, beside user and database.
     parameters: Arc<Vec<(String, String)>>,
 }
@@ -63,7 +66,7 @@ impl Dial {
         let options = upstream.options.iter();
         let parameters: Vec<_> =
             options.filter(|(name, _)| SERVER_OPTIONS.contains(&name.as_str())).cloned().collect();
-        Ok(Self { upstream, encryption, timeout, parameters: Arc::new(parameters) })
+        Ok(Self { upstream, encryption, timeout, keys: None, parameters: Arc::new(parameters) })
     }
 
     /// The same server, entered with these parameters in the startup packet, too.
@@ -87,7 +90,19 @@ impl Dial {
             password,
             ..PostgresUpstream::clone(&self.upstream)
         };
-        Self { upstream: Arc::new(upstream), ..self.clone() }
+        Self { upstream: Arc::new(upstream), keys: None, ..self.clone() }
+    }
+
+    /// The same, entered with these keys where no password is known.
+    #[must_use]
+    pub fn with_keys(self, keys: Option<ScramKeys>) -> Self {
+        Self { keys: keys.filter(|_| self.upstream.password.is_none()), ..self }
+    }
+
+    /// What a client has shown of the user's password.
+    #[must_use]
+    pub fn keys(&self) -> Option<&ScramKeys> {
+        self.keys.as_ref()
     }
 
     /// What is dialled.
@@ -264,7 +279,10 @@ async fn shake(
 async fn enter(dial: &Dial, mut stream: Stream, greeting: &[u8]) -> Result<Dialled, ConnectError> {
     let upstream = &dial.upstream;
     let password = upstream.password.as_ref().map(Secret::expose);
-    let mut login = Login::new(&upstream.user, password);
+    let mut login = match &dial.keys {
+        Some(keys) => Login::with_keys(&upstream.user, keys.clone(), nonce()?),
+        None => Login::new(&upstream.user, password),
+    };
     let mut received = BytesMut::new();
     send(&mut stream, greeting).await?;
     loop {
@@ -290,6 +308,14 @@ async fn enter(dial: &Dial, mut stream: Stream, greeting: &[u8]) -> Result<Diall
             }
         }
     }
+}
+
+fn nonce() -> Result<[u8; 18], ConnectError> {
+    let mut nonce = [0; 18];
+    getrandom::fill(&mut nonce).map_err(|error| {
+        failure(Fault::Unreachable, "io", &format!("the system has no random numbers: {error}"))
+    })?;
+    Ok(nonce)
 }
 
 async fn send(stream: &mut Stream, bytes: &[u8]) -> Result<(), ConnectError> {
@@ -320,7 +346,9 @@ fn refusal(error: &LoginError) -> ConnectError {
             failure(Fault::Rejected, "28000", error)
         }
         LoginError::HasNul(_) => failure(Fault::Rejected, "22021", error),
-        LoginError::Impostor(_) => failure(Fault::Rejected, "28P01", error),
+        LoginError::Impostor(_) | LoginError::OldVerifier => {
+            failure(Fault::Rejected, "28P01", error)
+        }
         LoginError::Protocol(_) => failure(Fault::Unreachable, "08P01", error),
     }
 }

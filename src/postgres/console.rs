@@ -33,8 +33,8 @@ use super::orders::Orders;
 use super::routes::{Proof, Routes};
 use super::session::Running;
 use super::view;
-use crate::config::{ConsoleUsers, PostgresSettings};
-use crate::lifecycle::{Drain, StopRequest};
+use crate::config::{ConsoleUsers, Current, PostgresSettings};
+use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
 use crate::metrics::now_ms;
 
 /// The databases that are the console.
@@ -53,11 +53,12 @@ const VERSION: &str =
 
 /// What all clients of the console share.
 pub(super) struct Console {
-    settings: Arc<PostgresSettings>,
+    settings: Arc<Current<PostgresSettings>>,
     routes: Vec<Arc<Routes>>,
     cancels: Arc<CancelRegistry>,
     orders: Arc<Orders>,
     stop: Option<StopRequest>,
+    reload: Option<ReloadRequest>,
     born: Instant,
     periods: Mutex<Periods>,
     chairs: Arc<Semaphore>,
@@ -67,7 +68,7 @@ pub(super) struct Console {
 /// What it is made of.
 pub(super) struct Parts {
     /// What was set.
-    pub(super) settings: Arc<PostgresSettings>,
+    pub(super) settings: Arc<Current<PostgresSettings>>,
     /// The ways of every listener.
     pub(super) routes: Vec<Arc<Routes>>,
     /// Every client.
@@ -76,6 +77,8 @@ pub(super) struct Parts {
     pub(super) orders: Arc<Orders>,
     /// How to stop the process, if a client may.
     pub(super) stop: Option<StopRequest>,
+    /// How to have the settings read again.
+    pub(super) reload: Option<ReloadRequest>,
 }
 
 /// One client's place at the console.
@@ -91,13 +94,14 @@ pub(super) struct Desk {
 
 impl Console {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { settings, routes, cancels, orders, stop } = parts;
+        let Parts { settings, routes, cancels, orders, stop, reload } = parts;
         Arc::new(Self {
             settings,
             routes,
             cancels,
             orders,
             stop,
+            reload,
             born: Instant::now(),
             periods: Mutex::default(),
             chairs: Arc::new(Semaphore::new(CLIENTS_MOST)),
@@ -134,7 +138,7 @@ impl Console {
     fn may_use(&self, routes: &Routes, startup: &Startup, from: IpAddr) -> bool {
         let (user, database) = (startup.user.as_str(), startup.database.as_str());
         let here = from.to_canonical().is_loopback();
-        match &self.settings.console {
+        match &self.settings.get().console {
             ConsoleUsers::OfUrls => here && routes.has_user(user),
             ConsoleUsers::Named(users) => {
                 let proof = routes.proof(user, database);
@@ -166,7 +170,7 @@ impl Console {
     /// The table of one SHOW.
     fn show(&self, show: command::Show) -> Table {
         if show == command::Show::Config {
-            return config::table(&self.settings);
+            return config::table(&self.settings.get());
         }
         let scope = match show {
             command::Show::Clients
@@ -195,7 +199,7 @@ impl Console {
                 (view::clients(&self.cancels, &pools), servers)
             }
         };
-        let settings = &self.settings;
+        let settings = self.settings.get();
         let mut names: Vec<&str> = settings.users.iter().map(|(name, _)| name).collect();
         let upstreams = settings.listeners.iter().flat_map(|listener| &listener.upstreams);
         names.extend(upstreams.map(|upstream| upstream.user.as_str()));
@@ -220,14 +224,15 @@ impl Console {
     fn database(&self, group: &Group) -> Database {
         let pools: Vec<_> = group.pools.iter().map(view::pool).collect();
         let first = pools.first().map(|pool| pool.user.clone());
-        let user =
-            first.filter(|user| !self.settings.any && pools.iter().all(|pool| pool.user == *user));
+        let user = first
+            .filter(|user| !self.settings.get().any && pools.iter().all(|pool| pool.user == *user));
         Database { name: group.name.clone(), pools, entry: self.orders.entry(&group.place), user }
     }
 
     /// The pool mode that a user has everywhere, if one was set.
     fn mode_of(&self, user: &str) -> Option<&'static str> {
-        let mut rules = self.settings.pool_modes.rules.iter();
+        let settings = self.settings.get();
+        let mut rules = settings.pool_modes.rules.iter();
         let rule = rules.find(|rule| rule.user.as_deref() == Some(user) && rule.database.is_none());
         rule.map(|rule| config::mode_word(rule.mode))
     }
@@ -277,7 +282,7 @@ mod tests {
     use crate::config::{Environment, load};
     use crate::metrics::Metrics;
     use crate::postgres::greeting::CancelKeys;
-    use crate::postgres::routes::Foundry;
+    use crate::postgres::routes::{Foundry, Keeping};
 
     /// Whether the user of the URL may come from each of these.
     fn lets_in(url: &str, console: &str, from: &[&str]) -> Vec<bool> {
@@ -290,14 +295,15 @@ mod tests {
         let loaded = load(None, &Environment::from(variables), &[]).unwrap();
         let settings = loaded.settings.postgres.unwrap();
         let (_, drain) = Drain::new();
-        let foundry = Foundry::new(&settings, &Metrics::new().unwrap(), drain);
+        let foundry = Foundry::new(&settings, &Metrics::new().unwrap(), drain, Keeping::default());
         let routes = Arc::new(Routes::new(&settings.listeners[0], foundry.clone()).unwrap());
         let console = Console::new(Parts {
-            settings: Arc::new(settings),
+            settings: Arc::clone(foundry.settings()),
             routes: vec![Arc::clone(&routes)],
             cancels: CancelRegistry::new(1),
             orders: Arc::clone(foundry.orders()),
             stop: None,
+            reload: None,
         });
         let startup = Startup {
             user: "u".to_owned(),

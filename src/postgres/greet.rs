@@ -23,10 +23,10 @@ use super::message::{
 };
 use super::replication::OwnConnection;
 use super::routes::{NoRoute, Proof, Route, Routes};
-use super::scram::{self, Exchange, ScramError, Verifier};
+use super::scram::{self, Exchange, Proved, ScramError, ScramKeys, Verifier};
 use super::session::{Running, SessionParts};
 use super::settings::Settings;
-use crate::config::PostgresLimits;
+use crate::config::{Current, PostgresSettings};
 use crate::lifecycle::Drain;
 use crate::metrics::{Happening, PoolMetrics, Reason};
 use crate::net::Stream;
@@ -41,13 +41,19 @@ const LAST_BYTES: usize = 64 * 1024;
 pub(super) struct Reception {
     pub(super) routes: Arc<Routes>,
     pub(super) console: Arc<Console>,
-    pub(super) limits: Arc<PostgresLimits>,
-    pub(super) login_timeout: Duration,
+    /// As they are now.
+    pub(super) settings: Arc<Current<PostgresSettings>>,
     pub(super) cancels: Arc<CancelRegistry>,
     pub(super) drain: Drain,
     /// Counts greetings, as nobody knows yet which pool they are for.
     pub(super) metrics: Arc<PoolMetrics>,
     pub(super) mock_seed: [u8; 32],
+}
+
+impl Reception {
+    fn login_timeout(&self) -> Duration {
+        self.settings.get().login_timeout
+    }
 }
 
 /// Why a greeting ends without a session.
@@ -171,7 +177,7 @@ impl Seat {
 
 async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Result<Welcome, End> {
     let words = admit(reception, talk);
-    let startup = match tokio::time::timeout(reception.login_timeout, words).await {
+    let (startup, keys) = match tokio::time::timeout(reception.login_timeout(), words).await {
         Ok(admitted) => admitted?,
         Err(_elapsed) => {
             return Err(ErrorFields::fatal("57014", "canceling authentication due to timeout")
@@ -195,7 +201,7 @@ async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Re
     }
     let registered = reception.cancels.register(startup.keys, &random);
     let (key, cancel) = registered.map_err(|full| turned_away(reception, full))?;
-    let Route { pool, visit } = find(reception, &startup)?;
+    let Route { pool, visit } = find(reception, &startup, keys)?;
     let cancel = cancel.holding(visit);
     let seat = tokio::select! {
         // What keeps the pool from its server is logged there, once for all clients.
@@ -220,7 +226,7 @@ async fn enter(
     }
     bytes.extend(backend_key_data(key));
     bytes.extend(ready(Status::Idle));
-    let sent = tokio::time::timeout(reception.login_timeout, talk.send(&bytes));
+    let sent = tokio::time::timeout(reception.login_timeout(), talk.send(&bytes));
     sent.await.map_err(|_elapsed| End::Quiet("the client does not read"))??;
     Ok(welcome)
 }
@@ -262,8 +268,11 @@ async fn seat(
 }
 
 /// From the first byte to `AuthenticationOk`.
-async fn admit(reception: &Reception, talk: &mut Talk) -> Result<Startup, End> {
-    let startup = match talk.first_words(reception.limits.startup_bytes).await? {
+async fn admit(
+    reception: &Reception,
+    talk: &mut Talk,
+) -> Result<(Startup, Option<ScramKeys>), End> {
+    let startup = match talk.first_words(reception.settings.get().limits.startup_bytes).await? {
         First::Startup(startup) => startup,
         First::Cancel(key) => {
             reception.cancels.request(&key);
@@ -273,17 +282,21 @@ async fn admit(reception: &Reception, talk: &mut Talk) -> Result<Startup, End> {
     if let Some(negotiation) = &startup.negotiation {
         talk.send(negotiation).await?;
     }
-    match reception.routes.proof(&startup.user, &startup.database) {
-        Some(Proof::Nothing) => talk.send(&authentication_ok()).await?,
-        Some(Proof::Password(verifier)) => {
-            prove(reception, talk, &startup.user, verifier).await?;
+    let user = &startup.user;
+    let proof = match reception.routes.proof(user, &startup.database) {
+        None => reception.routes.looked_up(user).await?,
+        known => known,
+    };
+    let verifier = match proof {
+        Some(Proof::Nothing) => {
+            talk.send(&authentication_ok()).await?;
+            return Ok((startup, None));
         }
-        None => {
-            let mock = Verifier::mock(&startup.user, &reception.mock_seed);
-            prove(reception, talk, &startup.user, &mock).await?;
-        }
-    }
-    Ok(startup)
+        Some(Proof::Password(verifier)) => verifier,
+        None => Verifier::mock(user, &reception.mock_seed),
+    };
+    let keys = prove(reception, talk, user, &verifier).await?;
+    Ok((startup, Some(keys)))
 }
 
 /// SCRAM-SHA-256, then `AuthenticationOk`.
@@ -292,8 +305,8 @@ async fn prove(
     talk: &mut Talk,
     user: &str,
     verifier: &Verifier,
-) -> Result<(), End> {
-    let limit = reception.limits.login_frame_bytes;
+) -> Result<ScramKeys, End> {
+    let limit = reception.settings.get().limits.login_frame_bytes;
     talk.send(&authentication_sasl(&[scram::MECHANISM])).await?;
     let initial = talk.password_frame(limit).await?;
     let (mechanism, first) = parse_sasl_initial(&initial).ok_or_else(|| {
@@ -309,9 +322,13 @@ async fn prove(
     let (exchange, answer) = Exchange::begin(verifier, first, &nonce).map_err(failed)?;
     talk.send(&authentication_sasl_continue(answer.as_bytes())).await?;
     let last = talk.password_frame(limit).await?;
-    let answer = exchange.finish(&last).map_err(failed)?;
+    let Proved { answer, keys } = exchange.finish(&last).map_err(|error| {
+        reception.routes.doubt(user);
+        failed(error)
+    })?;
     let done = [authentication_sasl_final(answer.as_bytes()), authentication_ok()].concat();
-    Ok(talk.send(&done).await?)
+    talk.send(&done).await?;
+    Ok(keys)
 }
 
 fn scram_failure(error: &ScramError, user: &str) -> ErrorFields {
@@ -326,9 +343,13 @@ fn scram_failure(error: &ScramError, user: &str) -> ErrorFields {
     }
 }
 
-fn find(reception: &Reception, startup: &Startup) -> Result<Route, ErrorFields> {
+fn find(
+    reception: &Reception,
+    startup: &Startup,
+    keys: Option<ScramKeys>,
+) -> Result<Route, ErrorFields> {
     let Startup { user, database, .. } = startup;
-    reception.routes.find(user, database).map_err(|none| match none {
+    reception.routes.find(user, database, keys).map_err(|none| match none {
         NoRoute::Database => {
             ErrorFields::fatal("3D000", format!("database \"{database}\" does not exist"))
         }

@@ -208,7 +208,7 @@ impl Task {
         }
         let words = message::query(&words);
         let asked = backend.ask(&words);
-        let limit = self.pool.settings().connect_timeout;
+        let limit = self.pool.settings().connect_timeout();
         let Ok(Ok(answer)) = tokio::time::timeout(limit, asked).await else {
             return Err(NotOpen::NotNow);
         };
@@ -453,7 +453,7 @@ enum NotOpen {
 
 /// A connection to listen on, without anything of sessions before.
 async fn open(pool: Arc<PgPool>) -> Result<Open, NotOpen> {
-    let permit = pool.wait_to_pin(Instant::now() + pool.settings().wait).await;
+    let permit = pool.wait_to_pin(Instant::now() + pool.settings().wait()).await;
     let permit = permit.ok_or(NotOpen::NotNow)?;
     let lease = match pool.checkout() {
         Checkout::Ready(lease) => Ok(lease),
@@ -474,7 +474,7 @@ async fn open(pool: Arc<PgPool>) -> Result<Open, NotOpen> {
 async fn clean(pool: &PgPool, backend: &mut PgBackend) -> bool {
     let words = message::query("DISCARD ALL");
     let asked = backend.ask(&words);
-    match tokio::time::timeout(pool.settings().connect_timeout, asked).await {
+    match tokio::time::timeout(pool.settings().connect_timeout(), asked).await {
         Ok(Ok(answer)) if answer.error.is_none() => {
             backend.line.discarded();
             true

@@ -9,6 +9,7 @@ use super::message::{
     AuthRequest, BackendKey, ErrorFields, Frame, HasNul, next_frame, parse_auth_request,
     parse_backend_key, parse_parameter_status, parse_ready, password, sasl_initial, sasl_response,
 };
+use super::scram::{KeyedError, KeyedScram, ScramKeys};
 
 /// Longest frame of a server's login, in bytes: some way above libpq's 30,000.
 pub const FRAME_MOST_BYTES: usize = 64 * 1024;
@@ -18,10 +19,55 @@ const PARAMETERS_MOST: usize = 500;
 /// One login.
 pub struct Login {
     user: String,
-    password: Option<String>,
+    credential: Credential,
     state: State,
     parameters: Vec<(String, String)>,
     key: Option<BackendKey>,
+}
+
+/// What we may log in with.
+enum Credential {
+    /// Nothing: the server must trust.
+    None,
+    /// A password.
+    Password(String),
+    /// What a client's password comes to, with SCRAM-SHA-256 only; and fresh random bytes.
+    Keys(Box<(ScramKeys, [u8; 18])>),
+}
+
+/// Either way to take part in SCRAM.
+enum Scram {
+    Password(Box<ScramSha256>),
+    Keys(Box<KeyedScram>),
+}
+
+impl Scram {
+    fn message(&self) -> &[u8] {
+        match self {
+            Self::Password(scram) => scram.message(),
+            Self::Keys(scram) => scram.message(),
+        }
+    }
+
+    fn update(&mut self, data: &[u8]) -> Result<(), LoginError> {
+        match self {
+            Self::Password(scram) => {
+                scram.update(data).map_err(|error| LoginError::Protocol(error.to_string()))
+            }
+            Self::Keys(scram) => scram.update(data).map_err(|error| match error {
+                KeyedError::OtherVerifier => LoginError::OldVerifier,
+                error => LoginError::Protocol(error.to_string()),
+            }),
+        }
+    }
+
+    fn finish(&mut self, data: &[u8]) -> Result<(), LoginError> {
+        let error = match self {
+            Self::Password(scram) => scram.finish(data).map_err(|error| error.to_string()),
+            Self::Keys(scram) => scram.finish(data).map_err(|error| error.to_string()),
+        };
+        error.map_err(LoginError::Impostor)
+    }
 }
 
 enum State {
@@ -30,9 +76,9 @@ enum State {
     /// A password is sent. Left by `AuthenticationOk`.
     PasswordSent,
     /// SASL's first message is sent. Left by `SASLContinue`.
-    ScramBegun(Box<ScramSha256>),
+    ScramBegun(Scram),
     /// The proof is sent. Left by `SASLFinal`, which must prove the server's knowledge.
-    ScramProved(Box<ScramSha256>),
+    ScramProved(Scram),
     /// The server has proved itself. Left by `AuthenticationOk`.
     ScramDone,
     /// Logged in. Left by `ReadyForQuery`.
@@ -70,6 +116,9 @@ pub enum LoginError {
         "the server asks for a password, and none is known; add one to the URL or the users file"
     )]
     NoPassword,
+    /// The server has another verifier than the one that the client was known by.
+    #[error("the password has changed at the server; connect again with the new one")]
+    OldVerifier,
     /// The server wants what we can't do.
     #[error("the server asks for {0}; allow scram-sha-256 or md5 for this user in pg_hba.conf")]
     Unsupported(String),
@@ -88,9 +137,20 @@ impl Login {
     /// A login whose startup packet has been sent.
     #[must_use]
     pub fn new(user: &str, password: Option<&str>) -> Self {
+        let password = password.map(|password| Credential::Password(password.to_owned()));
+        Self::with(user, password.unwrap_or(Credential::None))
+    }
+
+    /// As [`Login::new`], with what a client's password comes to in the place of a password. `nonce` is fresh random bytes.
+    #[must_use]
+    pub fn with_keys(user: &str, keys: ScramKeys, nonce: [u8; 18]) -> Self {
+        Self::with(user, Credential::Keys(Box::new((keys, nonce))))
+    }
+
+    fn with(user: &str, credential: Credential) -> Self {
         Self {
             user: user.to_owned(),
-            password: password.map(str::to_owned),
+            credential,
             state: State::Greeted,
             parameters: Vec::new(),
             key: None,
@@ -156,12 +216,12 @@ impl Login {
             }
             (AuthRequest::Sasl(mechanisms), State::Greeted) => self.begin_scram(&mechanisms)?,
             (AuthRequest::SaslContinue(data), State::ScramBegun(mut scram)) => {
-                scram.update(&data).map_err(|error| LoginError::Protocol(error.to_string()))?;
+                scram.update(&data)?;
                 let proof = sasl_response(scram.message());
                 (State::ScramProved(scram), Some(Step::Send(proof)))
             }
             (AuthRequest::SaslFinal(data), State::ScramProved(mut scram)) => {
-                scram.finish(&data).map_err(|error| LoginError::Impostor(error.to_string()))?;
+                scram.finish(&data)?;
                 (State::ScramDone, None)
             }
             (AuthRequest::Other(code), _) => {
@@ -182,13 +242,28 @@ impl Login {
         if !mechanisms.iter().any(|name| name == SCRAM_SHA_256) {
             return Err(LoginError::Unsupported(mechanisms.join(", ")));
         }
-        let scram = ScramSha256::new(self.secret()?.as_bytes(), ChannelBinding::unsupported());
+        let scram = match &self.credential {
+            Credential::Keys(keyed) => {
+                Scram::Keys(Box::new(KeyedScram::new(keyed.0.clone(), &keyed.1)))
+            }
+            _ => {
+                let password = self.secret()?.as_bytes();
+                let binding = ChannelBinding::unsupported();
+                Scram::Password(Box::new(ScramSha256::new(password, binding)))
+            }
+        };
         let first = sasl_initial(SCRAM_SHA_256, scram.message());
-        Ok((State::ScramBegun(Box::new(scram)), Some(Step::Send(first))))
+        Ok((State::ScramBegun(scram), Some(Step::Send(first))))
     }
 
     fn secret(&self) -> Result<&str, LoginError> {
-        self.password.as_deref().ok_or(LoginError::NoPassword)
+        match &self.credential {
+            Credential::Password(password) => Ok(password),
+            Credential::None => Err(LoginError::NoPassword),
+            Credential::Keys(_) => Err(LoginError::Unsupported(
+                "a password, where only a SCRAM-SHA-256 verifier is known".to_owned(),
+            )),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! brings it back when its client has gone; `session` holds both ends of one client.
 
 pub mod backend;
+pub mod bounds;
 pub mod cancel;
 pub mod clean;
 pub mod clients;

@@ -127,7 +127,7 @@ pub fn look_at_pool(pool: &PgPool) {
     let mut leaks = 0;
     for seat in pool.connector().seats().all() {
         let Some(held) = seat.held() else { continue };
-        if Overdue::of_held(limits, &held, now_ns).is_some() {
+        if Overdue::of_held(&limits, &held, now_ns).is_some() {
             held.card.want(Wanted::CLOCK);
         }
         let unused = Duration::from_nanos(now_ns.saturating_sub(held.phase_ns));

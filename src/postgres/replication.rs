@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::backend::{PgConnect, PgPool, checkout_error};
 use super::cancel::CancelHandle;
 use super::clients::Wanted;
-use super::connect::send_cancel;
+use super::connect::{Dial, send_cancel};
 use super::message::{ErrorFields, Severity};
 use crate::lifecycle::Drain;
 use crate::net::Stream;
@@ -35,7 +35,7 @@ impl OwnConnection {
     /// # Errors
     /// The words for the client when as many connections as may be are kept already, or the server can't be had.
     pub(super) async fn open(pool: &Arc<PgPool>) -> Result<Self, ErrorFields> {
-        let deadline = Instant::now() + pool.settings().wait;
+        let deadline = Instant::now() + pool.settings().wait();
         let permit = pool.wait_to_pin(deadline).await.ok_or_else(|| {
             let text = format!(
                 "a replication connection keeps a server connection of pool {}, and as many as may be are kept already",
@@ -72,11 +72,11 @@ impl OwnConnection {
         let _guard = drain.guard();
         let metrics = pool.metrics();
         metrics.clients_active.inc();
-        let key = self.lease.key.clone();
+        let (dial, key) = (Arc::clone(&self.lease.dial), self.lease.key.clone());
         let last_words = pool.connector().limits().cleanup_timeout;
         tokio::select! {
             () = relay(client, &mut self.lease.stream, leftover, last_words) => {}
-            () = hear_cancels(&pool, &cancel, &key) => {}
+            () = hear_cancels(&pool, &cancel, (&dial, &key)) => {}
             () = drain.started() => {}
         }
         metrics.clients_active.dec();
@@ -113,7 +113,11 @@ async fn relay(client: Stream, server: &mut Stream, leftover: Vec<u8>, last_word
 }
 
 /// Ends when the client is to leave.
-async fn hear_cancels(pool: &PgPool, cancel: &CancelHandle, key: &super::message::BackendKey) {
+async fn hear_cancels(
+    pool: &PgPool,
+    cancel: &CancelHandle,
+    (dial, key): (&Dial, &super::message::BackendKey),
+) {
     loop {
         poll_fn(|cx| cancel.card().poll_wanted(cx)).await;
         let wanted = cancel.card().take_wanted();
@@ -123,7 +127,7 @@ async fn hear_cancels(pool: &PgPool, cancel: &CancelHandle, key: &super::message
         if !wanted.has(Wanted::CANCEL) {
             continue;
         }
-        if let Err(error) = send_cancel(pool.connector().dial(), key).await {
+        if let Err(error) = send_cancel(dial, key).await {
             tracing::warn!(pool = %pool.settings().name, %error, "cancel request not delivered");
         }
     }

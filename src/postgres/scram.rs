@@ -4,10 +4,16 @@
 //! itself is not needed. A user who does not exist goes through the same exchange and fails at its
 //! end, so that nobody can ask who exists.
 
+mod keyed;
+
+use std::borrow::Cow;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
+
+pub use keyed::{KeyedError, KeyedScram, ScramKeys};
 
 /// The one mechanism that is offered.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
@@ -21,9 +27,17 @@ const MOCK_ITERATIONS: u32 = 4096;
 pub struct Verifier {
     salt: String,
     iterations: u32,
-    stored_key: [u8; 32],
-    server_key: [u8; 32],
+    keys: Keys,
+    /// Of other passwords with the same salt that open, too.
+    also: Vec<Keys>,
     standing: Standing,
+}
+
+/// What is kept of one password.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Keys {
+    stored: [u8; 32],
+    server: [u8; 32],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,6 +45,15 @@ enum Standing {
     Genuine,
     /// Stands in for a user who does not exist: never succeeds.
     Mock,
+}
+
+/// A client has proved that it knows the password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proved {
+    /// The server's last message.
+    pub answer: String,
+    /// What the client has shown with its proof.
+    pub keys: ScramKeys,
 }
 
 /// Why an exchange failed.
@@ -60,22 +83,54 @@ impl Verifier {
         Some(Self {
             salt: salt.to_owned(),
             iterations: iterations.parse().ok().filter(|count| *count > 0)?,
-            stored_key: key(stored_key)?,
-            server_key: key(server_key)?,
+            keys: Keys { stored: key(stored_key)?, server: key(server_key)? },
+            also: Vec::new(),
             standing: Standing::Genuine,
         })
+    }
+
+    /// The verifier of a password that is known. With the same `seed` all of a user's passwords have the same salt, so that one
+    /// exchange can be open to several; it is the salt of [`Verifier::mock`]. Costs some thousand HMACs.
+    #[must_use]
+    pub fn of(password: &str, user: &str, seed: &[u8; 32]) -> Self {
+        let salt = salt(user, seed);
+        let prepared = stringprep::saslprep(password).unwrap_or(Cow::Borrowed(password));
+        let salted = hi(prepared.as_bytes(), &salt, MOCK_ITERATIONS);
+        let client_key = hmac(&salted, &[b"Client Key"]);
+        Self {
+            salt: BASE64.encode(salt),
+            iterations: MOCK_ITERATIONS,
+            keys: Keys {
+                stored: Sha256::digest(client_key).into(),
+                server: hmac(&salted, &[b"Server Key"]),
+            },
+            also: Vec::new(),
+            standing: Standing::Genuine,
+        }
+    }
+
+    /// Opens to the other's password, too, if that has the same salt: only then can one exchange try both.
+    #[must_use]
+    pub fn accepting(mut self, other: &Self) -> Self {
+        let alike = self.salt == other.salt && self.iterations == other.iterations;
+        if alike && self.standing == Standing::Genuine && other.standing == Standing::Genuine {
+            self.also.push(other.keys);
+        }
+        self
     }
 
     /// A verifier for a user who does not exist. The same user gets the same salt each time, as a
     /// user who exists does; `seed` is random and stays the same as long as the process lives.
     #[must_use]
     pub fn mock(user: &str, seed: &[u8; 32]) -> Self {
-        let salt = hmac(seed, &[b"salt", user.as_bytes()]);
         Self {
-            salt: BASE64.encode(&salt[..16]),
+            salt: BASE64.encode(salt(user, seed)),
             iterations: MOCK_ITERATIONS,
-            stored_key: hmac(seed, &[b"stored", user.as_bytes()]),
-            server_key: hmac(seed, &[b"server", user.as_bytes()]),
+            keys: Keys {
+                stored: hmac(seed, &[b"stored", user.as_bytes()]),
+                server: hmac(seed, &[b"server", user.as_bytes()]),
+            },
+            also: Vec::new(),
             standing: Standing::Mock,
         }
     }
@@ -139,7 +194,7 @@ impl<'a> Exchange<'a> {
     ///
     /// # Errors
     /// When the message is malformed or the proof is wrong.
-    pub fn finish(self, client_final: &[u8]) -> Result<String, ScramError> {
+    pub fn finish(self, client_final: &[u8]) -> Result<Proved, ScramError> {
         let text = std::str::from_utf8(client_final)
             .map_err(|_| ScramError::Malformed("the last message is not UTF-8"))?;
         let (without_proof, proof) =
@@ -154,19 +209,53 @@ impl<'a> Exchange<'a> {
             return Err(ScramError::Malformed("the nonce does not match"));
         }
         let message = format!("{},{without_proof}", self.spoken);
-        let signature = hmac(&self.verifier.stored_key, &[message.as_bytes()]);
-        let mut client_key = proof;
-        client_key.iter_mut().zip(signature).for_each(|(byte, mask)| *byte ^= mask);
-        let known: [u8; 32] = Sha256::digest(client_key).into();
-        let right = same(&known, &self.verifier.stored_key);
-        match (right, self.verifier.standing) {
-            (true, Standing::Genuine) => {
-                let proof = hmac(&self.verifier.server_key, &[message.as_bytes()]);
-                Ok(format!("v={}", BASE64.encode(proof)))
+        // All are tried whichever fits, so that the time tells nothing.
+        let known = [self.verifier.keys].into_iter().chain(self.verifier.also.iter().copied());
+        let shown = known.map(|keys| (keys, opens(&keys, &proof, message.as_bytes())));
+        let right: Vec<_> = shown.filter_map(|(keys, shown)| Some((keys, shown?))).collect();
+        match (right.first(), self.verifier.standing) {
+            (Some((keys, client_key)), Standing::Genuine) => {
+                let proof = hmac(&keys.server, &[message.as_bytes()]);
+                let answer = format!("v={}", BASE64.encode(proof));
+                Ok(Proved { answer, keys: ScramKeys::new(self.verifier, *client_key, keys.server) })
             }
             _ => Err(ScramError::WrongPassword),
         }
     }
+}
+
+/// The client's key, if its proof shows the password that these are of.
+fn opens(keys: &Keys, proof: &[u8; 32], message: &[u8]) -> Option<[u8; 32]> {
+    let signature = hmac(&keys.stored, &[message]);
+    let mut client_key = *proof;
+    client_key.iter_mut().zip(signature).for_each(|(byte, mask)| *byte ^= mask);
+    let known: [u8; 32] = Sha256::digest(client_key).into();
+    same(&known, &keys.stored).then_some(client_key)
+}
+
+/// Sixteen bytes, as Postgres has.
+fn salt(user: &str, seed: &[u8; 32]) -> [u8; 16] {
+    let mut salt = [0; 16];
+    salt.copy_from_slice(&hmac(seed, &[b"salt", user.as_bytes()])[..16]);
+    salt
+}
+
+/// `Hi()` of RFC 5802: PBKDF2 with one block.
+fn hi(password: &[u8], salt: &[u8], iterations: u32) -> [u8; 32] {
+    // HMAC takes keys of any length (RFC 2104).
+    let Ok(keyed) = Hmac::<Sha256>::new_from_slice(password) else { return [0; 32] };
+    let turn = |parts: &[&[u8]]| -> [u8; 32] {
+        let mut mac = keyed.clone();
+        parts.iter().for_each(|part| mac.update(part));
+        mac.finalize().into_bytes().into()
+    };
+    let mut last = turn(&[salt, &[0, 0, 0, 1]]);
+    let mut all = last;
+    for _ in 1..iterations {
+        last = turn(&[&last]);
+        all.iter_mut().zip(last).for_each(|(byte, mask)| *byte ^= mask);
+    }
+    all
 }
 
 /// Takes the GS2 header off the client's first message. `y` (the client could bind, but thinks that
@@ -231,7 +320,7 @@ mod tests {
         let (exchange, first) = Exchange::begin(verifier, client.message(), &NONCE)?;
         client.update(first.as_bytes()).unwrap();
         let last = exchange.finish(client.message())?;
-        client.finish(last.as_bytes()).unwrap();
+        client.finish(last.answer.as_bytes()).unwrap();
         Ok(())
     }
 
@@ -246,6 +335,32 @@ mod tests {
                 Err(ScramError::WrongPassword)
             );
         }
+    }
+
+    #[test]
+    fn a_verifier_of_our_own_is_the_librarys() {
+        for password in ["secret", "pa,ss=wörd\u{a0}", "\u{7}", "", &"long".repeat(100)] {
+            let known = Verifier::of(password, "ann", &[5; 32]);
+            assert_eq!(log_in(&known, password, ChannelBinding::unsupported()), Ok(()));
+            let wrong = log_in(&known, "wrong", ChannelBinding::unsupported());
+            assert_eq!(wrong, Err(ScramError::WrongPassword));
+        }
+        assert_eq!(Verifier::of("x", "ann", &[5; 32]).salt, Verifier::mock("ann", &[5; 32]).salt);
+    }
+
+    #[test]
+    fn several_passwords_open_if_they_have_one_salt() {
+        let of = |password| Verifier::of(password, "ann", &[5; 32]);
+        let known = of("new").accepting(&of("old")).accepting(&of("older"));
+        for (password, right) in [("new", true), ("old", true), ("older", true), ("oldest", false)]
+        {
+            let opened = log_in(&known, password, ChannelBinding::unsupported());
+            assert_eq!(opened.is_ok(), right, "{password}");
+        }
+        let elsewhere = of("new").accepting(&verifier("old"));
+        assert!(log_in(&elsewhere, "old", ChannelBinding::unsupported()).is_err());
+        let mock = Verifier::mock("ann", &[5; 32]).accepting(&of("old"));
+        assert!(log_in(&mock, "old", ChannelBinding::unsupported()).is_err());
     }
 
     #[test]

@@ -7,17 +7,22 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::sync::Semaphore;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
+use super::backend::PgPool;
 use super::cancel::CancelRegistry;
+use super::connect::Dial;
 use super::console::{Console, Parts};
 use super::greet::{Reception, greet};
 use super::overdue;
 use super::plan;
-use super::routes::{Foundry, Routes};
+use super::routes::{Foundry, Keeping, Routes};
 use super::view;
-use crate::config::{Auth, PostgresListener, PostgresSettings, PostgresUpstream};
-use crate::lifecycle::{Drain, StopRequest};
+use crate::config::{
+    Auth, FirstPasswords, PostgresLimits, PostgresListener, PostgresSettings, PostgresUpstream,
+    postgres_without_restart,
+};
+use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
 use crate::metrics::{Metrics, Protocol};
 use crate::net::Listener;
 use crate::pool::Reachability;
@@ -27,22 +32,44 @@ use crate::status::{ClientStatus, PoolStatus};
 /// say that it is full, and cancel requests get through.
 const GREETINGS_BEYOND_LIMIT: usize = 100;
 
+/// How often to look whether servers are to be asked for their limits by now.
+const PLAN_OFF: Duration = Duration::from_secs(5);
+
 /// The Postgres side. Made once by the composition root.
 pub struct Service {
     listeners: Vec<Hall>,
     console: Arc<Console>,
+    foundry: Foundry,
+    cancels: Arc<CancelRegistry>,
+    greetings: Arc<Semaphore>,
     drain: Drain,
+}
+
+/// What ties the service to the process that it lives in.
+#[derive(Debug, Default)]
+pub struct Ties {
+    /// How a client of the console may stop the process, if it may.
+    pub stop: Option<StopRequest>,
+    /// How it may have the settings read again.
+    pub reload: Option<ReloadRequest>,
+    /// What becomes of the passwords that clients begin with when others replace them.
+    pub first_passwords: FirstPasswords,
+}
+
+/// Settings that can be taken: everything that could fail has been done.
+pub struct Change {
+    settings: PostgresSettings,
+    /// How the upstreams of each listener are reached.
+    dials: Vec<Vec<Dial>>,
 }
 
 /// One listener's share.
 struct Hall {
     reception: Arc<Reception>,
-    foundry: Foundry,
-    greetings: Arc<Semaphore>,
 }
 
 impl Service {
-    /// Makes the pools of every listener; opens nothing and spawns nothing. `stop`: what a client of the console may ask for.
+    /// Makes the pools of every listener; opens nothing and spawns nothing.
     ///
     /// # Errors
     /// When root certificates cannot be had, a setting would let strangers in, or the system has no
@@ -51,26 +78,28 @@ impl Service {
         settings: &PostgresSettings,
         metrics: &Arc<Metrics>,
         drain: Drain,
-        stop: Option<StopRequest>,
+        ties: Ties,
     ) -> anyhow::Result<Self> {
         let limits = &settings.limits;
         let cancels = CancelRegistry::new(limits.client_limit);
-        let most = limits.client_limit.saturating_add(GREETINGS_BEYOND_LIMIT);
-        let greetings = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        let foundry = Foundry::new(settings, metrics, drain.clone());
+        let greetings = Arc::new(Semaphore::new(greetings_most(limits)));
         let mut mock_seed = [0; 32];
         getrandom::fill(&mut mock_seed).context("the system has no random numbers")?;
+        let Ties { stop, reload, first_passwords } = ties;
+        let keeping = Keeping { seed: mock_seed, first: first_passwords };
+        let foundry = Foundry::new(settings, metrics, drain.clone(), keeping);
         let mut routes = Vec::with_capacity(settings.listeners.len());
         for listener in &settings.listeners {
             check_access(settings, listener)?;
             routes.push(Arc::new(Routes::new(listener, foundry.clone())?));
         }
         let console = Console::new(Parts {
-            settings: Arc::new(settings.clone()),
+            settings: Arc::clone(foundry.settings()),
             routes: routes.clone(),
             cancels: Arc::clone(&cancels),
             orders: Arc::clone(foundry.orders()),
             stop,
+            reload,
         });
         let mut listeners = Vec::with_capacity(settings.listeners.len());
         for (listener, routes) in settings.listeners.iter().zip(routes) {
@@ -80,17 +109,52 @@ impl Service {
             let reception = Arc::new(Reception {
                 routes,
                 console: Arc::clone(&console),
-                limits: Arc::new(limits.clone()),
-                login_timeout: settings.login_timeout,
+                settings: Arc::clone(foundry.settings()),
                 cancels: Arc::clone(&cancels),
                 drain: drain.clone(),
                 metrics: metrics.pool(Protocol::Postgres, &first.name),
                 mock_seed,
             });
-            let (foundry, greetings) = (foundry.clone(), Arc::clone(&greetings));
-            listeners.push(Hall { reception, foundry, greetings });
+            listeners.push(Hall { reception });
         }
-        Ok(Self { listeners, console, drain })
+        Ok(Self { listeners, console, foundry, cancels, greetings, drain })
+    }
+
+    /// Gets ready to take other settings; nothing changes yet. What a running process can't change stays as it is: see
+    /// [`crate::config::needs_restart`].
+    ///
+    /// # Errors
+    /// As [`Service::new`].
+    pub fn prepare(&self, wanted: &PostgresSettings) -> anyhow::Result<Change> {
+        let settings = postgres_without_restart(&self.foundry.settings().get(), wanted);
+        let mut dials = Vec::with_capacity(settings.listeners.len());
+        for listener in &settings.listeners {
+            check_access(&settings, listener)?;
+            dials.push(Routes::dials(listener, &settings)?);
+        }
+        Ok(Change { settings, dials })
+    }
+
+    /// Takes them. Clients that are logged in stay. What deserves a word in the log. Call it inside the runtime.
+    pub fn apply(&self, change: Change) -> Vec<String> {
+        let Change { settings, dials } = change;
+        let before = greetings_most(&self.foundry.settings().get().limits);
+        let now = greetings_most(&settings.limits);
+        self.greetings.add_permits(now.saturating_sub(before));
+        // Those that are in use just now are forgotten by nobody: a few greetings more than allowed.
+        self.greetings.forget_permits(before.saturating_sub(now));
+        self.cancels.set_limit(settings.limits.client_limit);
+        self.foundry.change(settings);
+        for (hall, dials) in self.listeners.iter().zip(dials) {
+            hall.reception.routes.change(dials);
+        }
+        let whole = self.foundry.share_out(&self.pools());
+        let parted = "postgres.urls: a server that several pools lead to by now is shared by halves until a restart";
+        if whole { Vec::new() } else { vec![parted.to_owned()] }
+    }
+
+    fn pools(&self) -> Vec<Arc<PgPool>> {
+        self.listeners.iter().flat_map(|hall| hall.reception.routes.all()).collect()
     }
 
     /// Accepts clients on the listener with this index in the settings, until the drain starts or
@@ -103,13 +167,11 @@ impl Service {
     ) -> impl Future<Output = ()> + Send + 'static {
         let drain = self.drain.clone();
         let console = (listener_index == 0).then(|| Arc::clone(&self.console));
-        let hall = self.listeners.get(listener_index).map(|hall| {
-            let Hall { reception, foundry, greetings } = hall;
-            (Arc::clone(reception), foundry.clone(), Arc::clone(greetings))
-        });
+        let hall = self.listeners.get(listener_index).map(|hall| Arc::clone(&hall.reception));
+        let (foundry, greetings) = (self.foundry.clone(), Arc::clone(&self.greetings));
         async move {
-            let Some((reception, foundry, greetings)) = hall else { return };
-            reception.routes.fixed().for_each(|pool| foundry.spawn_reaper(pool));
+            let Some(reception) = hall else { return };
+            reception.routes.fixed().iter().for_each(|pool| foundry.spawn_reaper(pool));
             tokio::spawn(watch(Arc::clone(&reception), drain.clone()));
             tokio::spawn(watch_plans(Arc::clone(&reception), drain.clone()));
             if let Some(console) = console {
@@ -146,17 +208,13 @@ impl Service {
     /// The pools at this moment, those made on demand included.
     #[must_use]
     pub fn status(&self) -> Vec<PoolStatus> {
-        let pools = self.listeners.iter().flat_map(|hall| hall.reception.routes.all());
-        pools.map(|pool| view::pool(&pool)).collect()
+        self.pools().iter().map(view::pool).collect()
     }
 
     /// Every client that is logged in.
     #[must_use]
     pub fn clients(&self) -> Vec<ClientStatus> {
-        let pools: Vec<_> =
-            self.listeners.iter().flat_map(|hall| hall.reception.routes.all()).collect();
-        let cancels = self.listeners.first().map(|hall| &hall.reception.cancels);
-        cancels.map_or_else(Vec::new, |cancels| view::clients(cancels, &pools))
+        view::clients(&self.cancels, &self.pools())
     }
 
     /// Each configured pool's name and whether its server can be reached, for /readyz. Pools made on
@@ -170,17 +228,21 @@ impl Service {
 
 /// Keeps the limits on time of one listener's clients until the drain's deadline.
 async fn watch(reception: Arc<Reception>, drain: Drain) {
-    let mut rounds = tokio::time::interval(overdue::round(&reception.limits));
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let settings = || reception.settings.get();
+    let mut next = Instant::now();
     let mut slow = tokio::time::interval(Duration::from_secs(1));
     slow.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = drain.deadline() => return,
-            _ = rounds.tick() => {
+            () = tokio::time::sleep_until(next) => {
+                next = Instant::now() + overdue::round(&settings().limits);
                 reception.routes.all().iter().for_each(|pool| overdue::look_at_pool(pool));
             }
-            _ = slow.tick() => overdue::look_at_idle(&reception.limits, &reception.cancels),
+            _ = slow.tick() => {
+                overdue::look_at_idle(&settings().limits, &reception.cancels);
+                reception.routes.sweep();
+            }
         }
     }
 }
@@ -188,15 +250,15 @@ async fn watch(reception: Arc<Reception>, drain: Drain) {
 /// Asks the servers of one listener how many connections they allow, now and then and if there was work meanwhile, until
 /// the drain starts.
 async fn watch_plans(reception: Arc<Reception>, drain: Drain) {
-    let every = reception.limits.plan_every;
-    if every.is_zero() {
-        return;
-    }
     let mut asked = HashMap::new();
     loop {
+        let every = reception.settings.get().limits.plan_every;
         tokio::select! {
             () = drain.started() => return,
-            () = tokio::time::sleep(every) => {}
+            () = tokio::time::sleep(if every.is_zero() { PLAN_OFF } else { every }) => {}
+        }
+        if every.is_zero() {
+            continue;
         }
         let pools = reception.routes.all();
         asked.retain(|name, _| pools.iter().any(|pool| pool.settings().name == *name));
@@ -209,12 +271,18 @@ async fn watch_plans(reception: Arc<Reception>, drain: Drain) {
     }
 }
 
+/// Most clients in their greeting.
+fn greetings_most(limits: &PostgresLimits) -> usize {
+    limits.client_limit.saturating_add(GREETINGS_BEYOND_LIMIT).min(Semaphore::MAX_PERMITS)
+}
+
 /// What would let strangers in is refused here, whatever the configuration has let through.
 fn check_access(settings: &PostgresSettings, listener: &PostgresListener) -> anyhow::Result<()> {
-    if settings.any && settings.auth != Auth::Trust && settings.users.is_empty() {
+    let nobody = settings.users.is_empty() && settings.auth_query.is_none();
+    if settings.any && settings.auth != Auth::Trust && nobody {
         bail!(
-            "serving any database (TIDEGATE_POSTGRES_ANY) needs users in TIDEGATE_POSTGRES_USERS_FILE, or \
-             TIDEGATE_POSTGRES_AUTH=trust"
+            "serving any database (TIDEGATE_POSTGRES_ANY) needs users in TIDEGATE_POSTGRES_USERS_FILE, a query for \
+             them in TIDEGATE_POSTGRES_AUTH_QUERY, or TIDEGATE_POSTGRES_AUTH=trust"
         );
     }
     if listener.listen.ip().is_loopback() {

@@ -441,7 +441,7 @@ impl Session {
             End::Goodbye => Departure::Goodbye,
             _ => Departure::Vanished,
         };
-        let limit = self.pool.connector().limits().cleanup_timeout;
+        let limit = self.pool.connector().bounds().cleanup_timeout();
         tokio::spawn(async move {
             // A cancel request under way must not hit whoever comes next.
             if let Some(cancelling) = cancelling {

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use foldhash::fast::RandomState;
@@ -31,8 +31,8 @@ pub struct Statement {
 #[derive(Debug)]
 pub struct Registry {
     /// Most statements known at once, and most bytes of them.
-    limit: usize,
-    limit_bytes: usize,
+    limit: AtomicUsize,
+    limit_bytes: AtomicUsize,
     next: AtomicU64,
     /// How often a plan was found to be void.
     epoch: AtomicU64,
@@ -69,8 +69,8 @@ impl Registry {
     #[must_use]
     pub fn new(limit: usize, limit_bytes: usize) -> Self {
         Self {
-            limit,
-            limit_bytes,
+            limit: AtomicUsize::new(limit),
+            limit_bytes: AtomicUsize::new(limit_bytes),
             next: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             reads_sequences: AtomicBool::new(false),
@@ -78,6 +78,12 @@ impl Registry {
             routines: Mutex::default(),
             known: Mutex::default(),
         }
+    }
+
+    /// Changes how many statements it may know; those that are there stay.
+    pub fn set_limits(&self, limit: usize, limit_bytes: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+        self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
     }
 
     /// How often a plan was found to be void, on whatever connection: older statements are to be parsed anew.
@@ -189,7 +195,8 @@ impl Registry {
 
 impl Known {
     fn is_full(&self, registry: &Registry) -> bool {
-        self.len >= registry.limit || self.bytes >= registry.limit_bytes
+        self.len >= registry.limit.load(Ordering::Relaxed)
+            || self.bytes >= registry.limit_bytes.load(Ordering::Relaxed)
     }
 
     /// Drops the entries nobody holds; again when there are twice as many as are left.

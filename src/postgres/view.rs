@@ -11,7 +11,8 @@ use crate::status::{ClientStatus, Holder, PoolStatus, ServerStatus};
 /// One pool.
 pub(super) fn pool(pool: &Arc<PgPool>) -> PoolStatus {
     let (connector, now_ns) = (pool.connector(), pool.metrics().times.now_ns());
-    let upstream = connector.dial().upstream();
+    let dial = connector.dial();
+    let upstream = dial.upstream();
     let mode = match connector.mode() {
         PoolMode::Transaction => "transaction",
         PoolMode::Session => "session",
@@ -43,11 +44,11 @@ pub(super) fn clients(registry: &CancelRegistry, pools: &[Arc<PgPool>]) -> Vec<C
 /// The server connections of one pool.
 pub(super) fn servers(pool: &PgPool) -> Vec<ServerStatus> {
     let (connector, now_ns) = (pool.connector(), pool.metrics().times.now_ns());
-    let seats = connector.seats();
+    let (seats, dial) = (connector.seats(), connector.dial());
     let server = |seat: &Arc<Seat>| ServerStatus {
         pool: seats.pool.clone(),
-        user: seats.user.clone(),
-        database: seats.database.clone(),
+        user: dial.upstream().user.clone(),
+        database: dial.upstream().database.clone(),
         server_pid: i64::from(seat.server_pid),
         since_ms: seat.way.born_ms,
         address: seat.way.ends.map(|(peer, _)| peer.to_string()).unwrap_or_default(),

@@ -10,8 +10,8 @@ use super::greeting::{Proto, ServerFacts};
 use super::login::{LOGIN_REPLY_LIMIT, Login, Step};
 use super::scripts::Scripts;
 use super::wire::{Reply, ReplyScanner, write_command};
-use crate::config::RedisUpstream;
-use crate::net::{self, Stream, Tls};
+use crate::config::{Current, RedisTls, RedisUpstream};
+use crate::net::{self, Stream, Tls, TlsError, TlsSettings, Verify};
 use crate::pool::{Backend, CheckoutError, CheckoutErrorKind, Connect, ConnectError, Fault, Pool};
 
 /// A pool of Redis connections.
@@ -29,10 +29,39 @@ pub struct Key {
 /// Opens connections to one upstream.
 #[derive(Debug)]
 pub struct RedisConnect {
-    upstream: Arc<RedisUpstream>,
-    tls: Option<Tls>,
+    way: Current<Way>,
     facts: Arc<FactsCell>,
     scripts: Arc<Scripts>,
+}
+
+/// How to reach an upstream and log in. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Way {
+    upstream: Arc<RedisUpstream>,
+    tls: Option<Tls>,
+}
+
+impl Way {
+    /// Prepares TLS, which may read certificates.
+    ///
+    /// # Errors
+    /// When the root certificates cannot be had.
+    pub fn new(upstream: Arc<RedisUpstream>) -> Result<Self, TlsError> {
+        let tls = match &upstream.tls {
+            RedisTls::Off => None,
+            RedisTls::On { verify, ca } => {
+                let verify = if *verify { Verify::Full } else { Verify::None };
+                Some(Tls::new(&TlsSettings { verify, roots: ca.clone() })?)
+            }
+        };
+        Ok(Self { upstream, tls })
+    }
+
+    /// Where it leads.
+    #[must_use]
+    pub fn upstream(&self) -> &Arc<RedisUpstream> {
+        &self.upstream
+    }
 }
 
 /// What the server said of itself at the last login; empty until then.
@@ -70,24 +99,25 @@ impl Key {
 impl RedisConnect {
     /// For one upstream; every login is noted in `facts`, and tells the server of `scripts`.
     #[must_use]
-    pub fn new(
-        upstream: Arc<RedisUpstream>,
-        tls: Option<Tls>,
-        facts: Arc<FactsCell>,
-        scripts: Arc<Scripts>,
-    ) -> Self {
-        Self { upstream, tls, facts, scripts }
+    pub fn new(way: Way, facts: Arc<FactsCell>, scripts: Arc<Scripts>) -> Self {
+        Self { way: Current::new(way), facts, scripts }
+    }
+
+    /// Changes how connections are made from now on.
+    pub fn redial(&self, way: Way) {
+        self.way.set(way);
     }
 
     async fn open(&self) -> Result<RedisBackend, ConnectError> {
-        let (host, port) = (&self.upstream.host, self.upstream.port);
+        let way = self.way.get();
+        let (host, port) = (&way.upstream.host, way.upstream.port);
         let mut stream =
             net::connect(host, port).await.map_err(|error| unreachable("io", &error))?;
-        if let (Some(tls), net::Host::Tcp(name)) = (&self.tls, host) {
+        if let (Some(tls), net::Host::Tcp(name)) = (&way.tls, host) {
             stream = tls.connect(stream, name).await.map_err(|error| unreachable("tls", &error))?;
         }
-        let password = self.upstream.password.as_ref().map(|secret| secret.expose());
-        let (mut login, mut words) = Login::begin(self.upstream.user.as_deref(), password);
+        let password = way.upstream.password.as_ref().map(|secret| secret.expose());
+        let (mut login, mut words) = Login::begin(way.upstream.user.as_deref(), password);
         loop {
             stream.write_all(&words).await.map_err(|error| unreachable("io", &error))?;
             stream.flush().await.map_err(|error| unreachable("io", &error))?;

@@ -115,7 +115,24 @@ pub enum Main<'a> {
         user: Option<&'a str>,
         /// The URL's password.
         password: &'a str,
+        /// What it was before, lately.
+        former: &'a [FormerKey],
     },
+}
+
+/// A user and a password that the upstream URL gave before.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FormerKey {
+    /// The user.
+    pub user: Option<Box<str>>,
+    /// The user's password.
+    pub password: Box<str>,
+}
+
+impl std::fmt::Debug for FormerKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FormerKey(***)")
+    }
 }
 
 /// What the server said of itself at our login.
@@ -420,11 +437,16 @@ impl Identity {
         let right = match access.main {
             Main::Open => true,
             Main::NoPassword => user.is_none_or(|user| user == b"default"),
-            Main::Password { user: expected, password: secret } => {
+            Main::Password { user: expected, password: secret, former } => {
                 // As with Redis, a lone password is the default user's; the URL's user is the one we are.
-                let named =
-                    user.is_none_or(|user| user == expected.unwrap_or("default").as_bytes());
-                same_secret(password, secret.as_bytes()) && named
+                let opens = |expected: Option<&str>, secret: &str| {
+                    let named =
+                        user.is_none_or(|user| user == expected.unwrap_or("default").as_bytes());
+                    same_secret(password, secret.as_bytes()) && named
+                };
+                // All are compared, whichever fits.
+                let former = former.iter().map(|key| opens(key.user.as_deref(), &key.password));
+                former.fold(opens(expected, secret), |right, one| right | one)
             }
         };
         if !right {
@@ -587,8 +609,11 @@ mod tests {
         }
     }
 
-    const SECRET: Access<'static> =
-        Access { main: Main::Password { user: None, password: "pw" }, doors: &[], first: None };
+    const SECRET: Access<'static> = Access {
+        main: Main::Password { user: None, password: "pw", former: &[] },
+        doors: &[],
+        first: None,
+    };
 
     fn say(identity: &mut Identity, word: Word, line: &str, access: Access<'_>) -> String {
         let arguments: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();

@@ -9,6 +9,7 @@ pub mod blocking;
 mod census;
 pub mod clients;
 pub mod command;
+pub mod entrance;
 pub mod exchange;
 pub mod greeting;
 mod incoming;

@@ -424,13 +424,18 @@ impl Hub {
                 Checkout::Queued(ticket) => ticket.lease().await,
             };
             match lease {
-                Ok(lease) => match Watch::new(Arc::clone(&self), lease).run().await {
-                    Ending::Over => {}
-                    Ending::Lost(reason) => {
+                Ok(lease) => {
+                    // To be replaced because all are to lead to another server.
+                    let outdated = lease.until_outdated();
+                    let ending = tokio::select! {
+                        ending = Watch::new(Arc::clone(&self), lease).run() => ending,
+                        () = outdated => Ending::Lost("renewed".into()),
+                    };
+                    if let Ending::Lost(reason) = ending {
                         self.lost(&reason);
                         tokio::time::sleep(PAUSE).await;
                     }
-                },
+                }
                 Err(error) if error.kind == CheckoutErrorKind::Closed => return,
                 Err(error) => {
                     self.refuse_waiting(Duration::ZERO, &checkout_error(&error).into());
@@ -478,7 +483,7 @@ impl Hub {
         );
         let text =
             "ERR tidegate: the Redis server does not confirm the subscription; look at its log";
-        self.refuse_waiting(self.pool.settings().wait, &text.into());
+        self.refuse_waiting(self.pool.settings().wait(), &text.into());
     }
 
     /// There is no connection: tells those who have waited for so long that they are not subscribed; all others' wishes stand.

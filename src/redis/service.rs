@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
+use super::backend::Way;
 use super::census;
 use super::plan;
 use super::session::Session;
 use super::upstream::{Realm, Upstream};
 use super::view;
-use crate::config::{NamespaceSettings, RedisSettings};
+use crate::config::{Current, FirstPasswords, NamespaceSettings, RedisSettings};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::net::{Listener, Stream};
@@ -23,9 +24,15 @@ use crate::status::PoolStatus;
 pub struct Service {
     upstreams: Vec<Arc<Upstream>>,
     clients: Arc<AtomicUsize>,
-    client_limit: usize,
-    login_timeout: Duration,
+    settings: Current<RedisSettings>,
     drain: Drain,
+}
+
+/// Settings that can be taken: everything that could fail has been done.
+pub struct Change {
+    settings: RedisSettings,
+    /// How the upstream of each listener is reached.
+    ways: Vec<Way>,
 }
 
 impl Service {
@@ -37,6 +44,7 @@ impl Service {
         settings: &RedisSettings,
         metrics: &Arc<Metrics>,
         drain: Drain,
+        first: FirstPasswords,
     ) -> Result<Self, anyhow::Error> {
         let upstreams = settings.listeners.iter().map(|listener| {
             let name = &listener.upstream.name;
@@ -45,15 +53,40 @@ impl Service {
             };
             let realms = listener.namespaces.iter().map(realm).collect();
             let metrics = metrics.pool(Protocol::Redis, name);
-            Upstream::new(settings, listener, metrics, realms).map(Arc::new)
+            Upstream::new(settings, listener, metrics, realms, first).map(Arc::new)
         });
         Ok(Self {
             upstreams: upstreams.collect::<Result<_, _>>()?,
             clients: Arc::default(),
-            client_limit: settings.limits.client_limit,
-            login_timeout: settings.login_timeout,
+            settings: Current::new(settings.clone()),
             drain,
         })
+    }
+
+    /// Gets ready to take other settings; nothing changes yet. What a running process can't change stays as it is: see
+    /// [`crate::config::needs_restart`].
+    ///
+    /// # Errors
+    /// When TLS can't be set up.
+    pub fn prepare(&self, wanted: &RedisSettings) -> Result<Change, anyhow::Error> {
+        let ways = wanted.listeners.iter().map(|one| Way::new(Arc::clone(&one.upstream)));
+        Ok(Change { settings: wanted.clone(), ways: ways.collect::<Result<_, _>>()? })
+    }
+
+    /// Takes them. Clients stay. What deserves a word in the log.
+    pub fn apply(&self, change: Change) -> Vec<String> {
+        let Change { settings, ways } = change;
+        let mut words = Vec::new();
+        for way in ways {
+            // By name: another order of URLs waits for a restart.
+            let named = |upstream: &&Arc<Upstream>| upstream.name() == way.upstream().name;
+            if let Some(upstream) = self.upstreams.iter().find(named) {
+                words.extend(upstream.change(&settings, way));
+            }
+        }
+        self.settings.set(settings);
+        words.dedup();
+        words
     }
 
     /// Takes the clients of one listener until the drain starts, then waits until their sessions have ended.
@@ -95,13 +128,15 @@ impl Service {
                     return;
                 }
             };
-            if self.clients.fetch_add(1, Ordering::Relaxed) >= self.client_limit {
+            let settings = self.settings.get();
+            let client_limit = settings.limits.client_limit;
+            if self.clients.fetch_add(1, Ordering::Relaxed) >= client_limit {
                 self.clients.fetch_sub(1, Ordering::Relaxed);
-                tokio::spawn(refuse(stream, self.client_limit));
+                tokio::spawn(refuse(stream, client_limit));
                 continue;
             }
             let place = Place(Arc::clone(&self.clients));
-            let greeting = tokio::time::sleep(self.login_timeout);
+            let greeting = tokio::time::sleep(settings.login_timeout);
             let session = Session::new(stream, Arc::clone(upstream), self.drain.guard(), greeting);
             tokio::spawn(async move {
                 session.await;

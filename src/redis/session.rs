@@ -205,8 +205,9 @@ impl Session {
         guard: DrainGuard,
         greeting: Sleep,
     ) -> Self {
+        let entrance = upstream.entrance();
         let mut identity =
-            Identity::new(upstream.next_id(), upstream.first_database(), upstream.access());
+            Identity::new(upstream.next_id(), entrance.config().database, entrance.access());
         (identity.address, identity.local) = addresses(&stream);
         let deadline = match identity.standing {
             Standing::Stranger => Some(Box::pin(greeting)),
@@ -721,7 +722,8 @@ impl Session {
         }
         let out = &mut self.out.bytes;
         let from = out.len();
-        let effect = self.identity.answer(word, words, upstream.access(), facts, out);
+        let entrance = upstream.entrance();
+        let effect = self.identity.answer(word, words, entrance.access(), facts, out);
         if out[from..].starts_with(b"-WRONGPASS") {
             upstream.metrics.login_failures.inc();
             let detail = format_args!("client {}: a wrong user or password", self.identity.id);

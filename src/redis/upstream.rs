@@ -8,10 +8,10 @@ use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::backend::{FactsCell, Key, RedisConnect, RedisPool};
+use super::backend::{FactsCell, Key, RedisConnect, RedisPool, Way};
 use super::blocking::Stations;
 use super::clients::Clients;
-use super::greeting::{Access, Door, Main};
+use super::entrance::{self, Entrance};
 use super::lane::{Lane, Sharing};
 use super::mailbox::{Backlog, MailLimits};
 use super::namespace::Namespace;
@@ -20,10 +20,11 @@ use super::namespace::sandbox::Sandbox;
 use super::pubsub::Hub;
 use super::scripts::Scripts;
 use crate::config::{
-    Auth, NamespaceSettings, RedisLimits, RedisListener, RedisSettings, RedisUpstream,
+    Current, FirstPasswords, NamespaceSettings, RedisLimits, RedisListener, RedisSettings,
+    RedisUpstream,
 };
 use crate::metrics::{NamespaceMetrics, PoolMetrics};
-use crate::net::{Tls, TlsError, TlsSettings, Verify};
+use crate::net::TlsError;
 use crate::pool::{Budget, Pool, PoolSettings};
 
 /// One lane for so many connections.
@@ -121,10 +122,8 @@ impl Realm {
 /// One upstream and what serves it.
 #[derive(Debug)]
 pub struct Upstream {
-    config: Arc<RedisUpstream>,
-    auth: Auth,
-    doors: Vec<Door>,
-    first_namespace: Option<usize>,
+    name: String,
+    entrance: Current<Entrance>,
     /// Its namespaces, by their numbers.
     pub realms: Vec<Arc<Realm>>,
     lanes: Vec<Arc<Lane>>,
@@ -146,8 +145,6 @@ pub struct Upstream {
     pub scripts: Arc<Scripts>,
     /// Replies that lie here unread.
     pub backlog: Arc<Backlog>,
-    /// Longest wait for a connection.
-    pub wait: Duration,
     /// Bounds of each session.
     pub limits: RedisLimits,
     /// Counters, resolved once.
@@ -168,14 +165,15 @@ impl Upstream {
         listener: &RedisListener,
         metrics: Arc<PoolMetrics>,
         realms: Vec<Arc<Realm>>,
+        first: FirstPasswords,
     ) -> Result<Self, TlsError> {
         let config = &listener.upstream;
         let facts = Arc::new(FactsCell::default());
         let scripts = Arc::new(Scripts::default());
-        let tls = tls(config)?;
+        let way = Way::new(Arc::clone(config))?;
         let pool = |limit: usize| {
             let (facts, scripts) = (Arc::clone(&facts), Arc::clone(&scripts));
-            let connect = RedisConnect::new(Arc::clone(config), tls.clone(), facts, scripts);
+            let connect = RedisConnect::new(way.clone(), facts, scripts);
             let pool_settings = pool_settings(settings, &config.name);
             Pool::new(connect, pool_settings, Budget::new(limit), Arc::clone(&metrics))
         };
@@ -208,10 +206,8 @@ impl Upstream {
             Hub::new(Arc::clone(&holds), limits.subscription_limit, mail, Arc::clone(&backlog))
         });
         Ok(Self {
-            config: Arc::clone(config),
-            auth: settings.auth,
-            doors: listener.namespaces.iter().map(door).collect(),
-            first_namespace: listener.first_namespace,
+            name: config.name.clone(),
+            entrance: Current::new(Entrance::new(listener, settings.auth, first)),
             realms,
             lanes,
             spare,
@@ -224,42 +220,73 @@ impl Upstream {
             clients: Arc::default(),
             scripts,
             backlog,
-            wait: settings.wait,
             limits: settings.limits.clone(),
             metrics,
             next_id: AtomicU64::new(1),
         })
     }
 
-    /// Where it is.
+    /// Where it is, and what a client must know.
     #[must_use]
-    pub fn config(&self) -> &RedisUpstream {
-        &self.config
+    pub fn entrance(&self) -> Arc<Entrance> {
+        entrance::now(&self.entrance)
     }
 
-    /// What a client must know.
+    /// Leads to where `way` does from now on, under these settings. What deserves a word in the log.
+    pub(super) fn change(&self, settings: &RedisSettings, way: Way) -> Vec<String> {
+        let config = Arc::clone(way.upstream());
+        let before = self.entrance.get();
+        self.entrance.set(before.leading_to(&config, settings.password_overlap));
+        let before = before.config().clone();
+        let mut pools = vec![Arc::clone(&self.holds)];
+        pools.extend(self.lanes.first().map(|lane| Arc::clone(lane.pool())));
+        pools.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        for pool in &pools {
+            pool.reconfigure(&pool_settings(settings, &self.name));
+            pool.connector().redial(way.clone());
+            pool.retry();
+        }
+        // Connections outlive the password that they were opened with, and some are kept for subscribers.
+        let password = config.password.clone();
+        if (RedisUpstream { password, ..before }) != *config {
+            tracing::info!(pool = self.name, host = %config.host, port = config.port, "connections are made anew");
+            pools.iter().for_each(|pool| pool.renew());
+        }
+        self.resize(settings.pool_size)
+    }
+
+    /// The lanes stay as many as they are.
+    fn resize(&self, size: usize) -> Vec<String> {
+        let lanes = self.lanes.first().map(|lane| lane.pool().budget().configured());
+        let apart = self.lanes.first().is_some_and(|lane| !Arc::ptr_eq(lane.pool(), &self.holds));
+        let of_lanes = lanes.filter(|_| apart).unwrap_or(0);
+        let now = of_lanes + self.holds.budget().configured();
+        let fits = if apart { size > of_lanes } else { size == now };
+        if !fits {
+            return vec![format!("redis.pool_size needs a restart to become {size} from {now}")];
+        }
+        if size != now {
+            self.holds.budget().set_limit(size - of_lanes);
+        }
+        Vec::new()
+    }
+
+    /// Longest wait for a connection.
     #[must_use]
-    pub fn access(&self) -> Access<'_> {
-        let main = match (self.auth, &self.config.password) {
-            (Auth::Trust, _) => Main::Open,
-            (Auth::Password, None) => Main::NoPassword,
-            (Auth::Password, Some(password)) => {
-                Main::Password { user: self.config.user.as_deref(), password: password.expose() }
-            }
-        };
-        Access { main, doors: &self.doors, first: self.first_namespace }
+    pub fn wait(&self) -> Duration {
+        self.holds.settings().wait()
     }
 
     /// The database that a client begins in.
     #[must_use]
     pub fn first_database(&self) -> u32 {
-        self.config.database
+        self.entrance.get().config().database
     }
 
     /// The pool's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.config.name
+        &self.name
     }
 
     /// A number for the next client.
@@ -309,10 +336,6 @@ impl Upstream {
     }
 }
 
-fn door(settings: &NamespaceSettings) -> Door {
-    Door { user: settings.namespace.name.clone(), password: settings.password.expose().into() }
-}
-
 fn pool_settings(settings: &RedisSettings, name: &str) -> PoolSettings {
     PoolSettings {
         name: name.to_owned(),
@@ -325,10 +348,4 @@ fn pool_settings(settings: &RedisSettings, name: &str) -> PoolSettings {
         idle_min: 0,
         jitter_percent: 10,
     }
-}
-
-fn tls(config: &RedisUpstream) -> Result<Option<Tls>, TlsError> {
-    let crate::config::RedisTls::On { verify, ca } = &config.tls else { return Ok(None) };
-    let verify = if *verify { Verify::Full } else { Verify::None };
-    Tls::new(&TlsSettings { verify, roots: ca.clone() }).map(Some)
 }

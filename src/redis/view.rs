@@ -7,7 +7,8 @@ use crate::status::{NamespaceStatus, PoolStatus, QueueStatus, Reach};
 
 /// One upstream: its lanes, and the connections of those who have one of their own.
 pub(super) fn upstream(upstream: &Arc<Upstream>) -> PoolStatus {
-    let config = upstream.config();
+    let entrance = upstream.entrance();
+    let config = entrance.config();
     let holds = upstream.holds().status();
     // Who waits for a lane waits as well; with one connection in all they are the same queue.
     let lanes = upstream.lanes().first().map(|lane| lane.pool());

@@ -13,7 +13,7 @@ use tidegate::postgres::message::{
     BackendKey, ErrorFields, VERSION_3_2, cancel_request, next_frame, parse_backend_key, query,
     ssl_request, startup,
 };
-use tidegate::postgres::service::Service;
+use tidegate::postgres::service::{Service, Ties};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::NoTls;
@@ -52,7 +52,7 @@ fn settings(upstream_port: u16) -> PostgresSettings {
 async fn open(settings: &PostgresSettings) -> Gate {
     let (trigger, drain) = Drain::new();
     let metrics = Metrics::new().unwrap();
-    let service = Service::new(settings, &metrics, drain, None).unwrap();
+    let service = Service::new(settings, &metrics, drain, Ties::default()).unwrap();
     let listen = settings.listeners[0].listen;
     let listener = tidegate::net::bind(listen).await.unwrap();
     tokio::spawn(service.serve(0, listener));
@@ -270,17 +270,17 @@ async fn strangers_are_kept_out_at_start() {
     let metrics = Metrics::new().unwrap();
     let mut settings = settings(1);
     settings.listeners[0].listen = SocketAddr::from(([0, 0, 0, 0], 15_000));
-    assert!(Service::new(&settings, &metrics, drain.clone(), None).is_ok());
+    assert!(Service::new(&settings, &metrics, drain.clone(), Ties::default()).is_ok());
     settings.auth = Auth::Trust;
-    assert!(Service::new(&settings, &metrics, drain.clone(), None).is_err());
+    assert!(Service::new(&settings, &metrics, drain.clone(), Ties::default()).is_err());
     settings.auth = Auth::Password;
     settings.any = true;
-    assert!(Service::new(&settings, &metrics, drain.clone(), None).is_err());
+    assert!(Service::new(&settings, &metrics, drain.clone(), Ties::default()).is_err());
     settings.any = false;
     let open = PostgresUpstream {
         password: None,
         ..PostgresUpstream::clone(&settings.listeners[0].upstreams[0])
     };
     settings.listeners[0].upstreams = vec![Arc::new(open)];
-    assert!(Service::new(&settings, &metrics, drain, None).is_err());
+    assert!(Service::new(&settings, &metrics, drain, Ties::default()).is_err());
 }

@@ -41,6 +41,17 @@ impl Setup {
         self.env("DATABASE_URL", url)
     }
 
+    /// The URL in a file of its own, where it can change.
+    pub fn database_url_file(mut self, file: &std::path::Path) -> Self {
+        self.postgres = Some(ports::free());
+        self.env("DATABASE_URL_FILE", file.to_str().expect("a temp path is UTF-8"))
+    }
+
+    pub fn redis_url_file(mut self, file: &std::path::Path) -> Self {
+        self.redis = Some(ports::free());
+        self.env("REDIS_URL_FILE", file.to_str().expect("a temp path is UTF-8"))
+    }
+
     pub fn redis(self, server: &Redis) -> Self {
         self.redis_url(&server.url())
     }

@@ -71,6 +71,8 @@ fn the_shipped_file_shows_every_setting_with_its_default() {
     }
     // Nobody has this file, which is read at once.
     let text = text.replace("\nusers_file = ", "\n# users_file = ");
+    // Nobody but the users of URLs is served.
+    let text = text.replace("\nauth_query = ", "\n# auth_query = ");
     // Nobody takes what this would send.
     let text = text.replace("\nremote_write_url = ", "\n# remote_write_url = ");
     // And there is no namespace of this name.
@@ -147,4 +149,38 @@ fn a_namespace_without_a_redis_is_no_mistake() {
     written.take_file("tidegate.toml", text).unwrap();
     let resolved = crate::config::resolve::resolve(&written, &Environment::new()).unwrap();
     assert_eq!(resolved.settings.redis, None);
+}
+
+#[test]
+fn every_file_that_is_read_is_watched() {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str, text: &str| {
+        let path = home.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let pem = rcgen::generate_simple_self_signed(["db".to_owned()]).unwrap().cert.pem();
+    let (roots, ca) = (path("roots.pem", &pem), path("ca.pem", &pem));
+    let users = path("users", "\"ann\" \"secret\"");
+    let url = format!("postgres://u:p@db/app?sslmode=verify-full&sslrootcert={}", roots.display());
+    let url = path("url", &url);
+    let file = path(
+        "tidegate.toml",
+        &format!(
+            "[postgres]\nany = true\nusers_file = \"{}\"\n[redis]\ntls_ca = \"{}\"",
+            users.display(),
+            ca.display()
+        ),
+    );
+    let environment = environment(&[
+        ("DATABASE_URL_FILE", url.to_str().unwrap()),
+        ("REDIS_URL", "rediss://:pw@cache"),
+    ]);
+    let loaded = load(Some(&file), &environment, &[]).unwrap();
+    let mut all = vec![file, users.clone(), url, roots, ca];
+    all.sort_unstable();
+    assert_eq!(loaded.watched, all);
+    assert_eq!(loaded.read_again().unwrap(), loaded);
+    std::fs::remove_file(users).unwrap();
+    assert!(loaded.read_again().unwrap_err().to_string().contains("users_file"));
 }

@@ -1,5 +1,6 @@
 //! Tests of the pool against a server made of counters, on a clock that stands still.
 
+mod changes;
 mod fairness;
 mod fake;
 mod faults;

@@ -16,6 +16,11 @@ enum Step {
     Close(prop::sample::Index),
     Limit(usize),
     Restart,
+    /// All are to be replaced.
+    Renew(usize),
+    /// All are to be replaced once one could be opened.
+    Password(usize),
+    Retry(usize),
     Mood(Mood),
     Pass(u64),
 }
@@ -37,6 +42,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => any::<Index>().prop_map(Step::Close),
         1 => (0..5_usize).prop_map(Step::Limit),
         1 => Just(Step::Restart),
+        1 => (0..2_usize).prop_map(Step::Renew),
+        1 => (0..2_usize).prop_map(Step::Password),
+        1 => (0..2_usize).prop_map(Step::Retry),
         1 => mood.prop_map(Step::Mood),
         6 => prop_oneof![Just(0_u64), Just(50), Just(200), Just(6000)].prop_map(Step::Pass),
     ];
@@ -101,6 +109,9 @@ impl World {
                 self.budget.set_limit(limit);
             }
             Step::Restart => self.server.restart(),
+            Step::Renew(at) => self.pools[at].renew(),
+            Step::Password(at) => self.pools[at].renew_when_opened(),
+            Step::Retry(at) => self.pools[at].retry(),
             Step::Mood(mood) => self.server.set(mood),
             Step::Pass(0) => tokio::task::yield_now().await,
             Step::Pass(ms) => pass(ms).await,

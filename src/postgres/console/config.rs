@@ -11,6 +11,17 @@ use crate::config::{
 pub(super) const COLUMNS: Columns =
     &[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)];
 
+/// What waits for a restart; the other settings change with RELOAD.
+const FIXED: [&str; 7] = [
+    "auth_type",
+    "job_name",
+    "listen_addr",
+    "listen_port",
+    "stats_period",
+    "postgres.any",
+    "postgres.auth",
+];
+
 /// Name and value.
 type Pair = (&'static str, String);
 
@@ -22,7 +33,8 @@ pub(super) fn table(settings: &PostgresSettings) -> Table {
     };
     let pairs = all(settings).into_iter().zip(all(&default));
     let row = |((name, value), (_, default)): (Pair, Pair)| {
-        vec![Value::from(name), value.into(), default.into(), Value::from("no")]
+        let changeable = if FIXED.contains(&name) { "no" } else { "yes" };
+        vec![Value::from(name), value.into(), default.into(), Value::from(changeable)]
     };
     Table { columns: COLUMNS, rows: pairs.map(row).collect() }
 }
@@ -38,6 +50,7 @@ fn theirs(settings: &PostgresSettings) -> Vec<Pair> {
     };
     let mut pairs = vec![
         ("admin_users", console_users(settings)),
+        ("auth_query", settings.auth_query.clone().unwrap_or_default()),
         ("auth_type", text(auth(settings.auth))),
         ("client_idle_timeout", seconds(limits.client_idle_timeout)),
         ("client_login_timeout", seconds(settings.login_timeout)),
@@ -88,8 +101,10 @@ fn ours(settings: &PostgresSettings) -> Vec<Pair> {
         ("postgres.reserve_size", settings.portions.reserve_size.to_string()),
         ("postgres.reserve_after_ms", millis(settings.portions.reserve_after)),
         ("postgres.login_timeout_ms", millis(settings.login_timeout)),
+        ("password_overlap_ms", millis(settings.password_overlap)),
         ("postgres.any", switch(settings.any)),
         ("postgres.auth", auth_word(settings.auth).to_owned()),
+        ("postgres.auth_query_kept_ms", millis(settings.auth_query_kept)),
         ("postgres.console_users", console_users(settings)),
         ("postgres.pool_mode", modes(&settings.pool_modes)),
         ("postgres.probe", probe_word(settings.probe).to_owned()),
@@ -197,11 +212,11 @@ mod tests {
         let row = |name: &str| rows.iter().find(|row| row[0] == Value::from(name)).unwrap().clone();
         assert_eq!(
             row("query_wait_timeout"),
-            ["query_wait_timeout", "1.5", "10", "no"].map(Value::from)
+            ["query_wait_timeout", "1.5", "10", "yes"].map(Value::from)
         );
         assert_eq!(
             row("postgres.wait_ms"),
-            ["postgres.wait_ms", "1500", "10000", "no"].map(Value::from)
+            ["postgres.wait_ms", "1500", "10000", "yes"].map(Value::from)
         );
         assert!(knows("max_client_conn") && !knows("extra_float_digits"));
     }

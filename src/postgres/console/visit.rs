@@ -47,6 +47,7 @@ const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|V
     \n\tENABLE <db>\
     \n\tRECONNECT [<db>]\
     \n\tKILL <db>\
+    \n\tRELOAD\
     \n\tSHUTDOWN\
     \n\tWAIT_CLOSE [<db>]";
 
@@ -171,7 +172,7 @@ impl Visit {
 
     async fn read(&mut self) -> Result<(), End> {
         self.received.reserve(READ_BYTES);
-        let limit = self.desk.console.settings.limits.client_idle_timeout;
+        let limit = self.desk.console.settings.get().limits.client_idle_timeout;
         let idle = async {
             if limit.is_zero() {
                 std::future::pending().await
@@ -200,7 +201,7 @@ impl Visit {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), End> {
-        let limit = self.desk.console.settings.limits.slow_reader;
+        let limit = self.desk.console.settings.get().limits.slow_reader;
         let sent = timeout(limit, async {
             self.client.write_all(bytes).await?;
             self.client.flush().await
@@ -322,7 +323,7 @@ impl Visit {
             return Ok(Err(ErrorFields::error("25P02", message)));
         }
         match &command {
-            Command::Pause(_) | Command::WaitClose(_) | Command::Kill(_) => {}
+            Command::Pause(_) | Command::WaitClose(_) | Command::Kill(_) | Command::Reload => {}
             _ => return Ok(self.run_at_once(command)),
         }
         tracing::info!(user = self.desk.user, ?command, "console");
@@ -345,6 +346,7 @@ impl Visit {
             Command::Pause(target) => self.pause(&target).await,
             Command::Kill(database) => self.kill(&Target::Database(database)).await,
             Command::WaitClose(target) => self.wait_close(&target).await,
+            Command::Reload => self.reload().await,
             other => Ok(self.run_at_once(other)),
         }
     }
@@ -384,6 +386,26 @@ impl Visit {
         // Who comes meanwhile is none of them, and may stay.
         self.wait(|| console.outdated(target) == 0 && !console.has_any(&killed)).await?;
         Ok(Ok(Outcome::done("KILL")))
+    }
+
+    /// Has the settings read again: what waits for a restart comes as a notice, what is wrong as an error.
+    async fn reload(&mut self) -> Result<Result<Outcome, ErrorFields>, Interruption> {
+        let Some(request) = self.desk.console.reload.clone() else {
+            return Ok(Err(unsupported("RELOAD", "Restart tidegate.")));
+        };
+        let asked = tokio::spawn(async move { request.make().await });
+        self.wait(|| asked.is_finished()).await?;
+        let answer = asked.await.unwrap_or_else(|_| Err("the settings were not read".to_owned()));
+        Ok(match answer {
+            Ok(words) if words.is_empty() => Ok(Outcome::done("RELOAD")),
+            Ok(words) => {
+                let notice = ErrorFields::new(Severity::Notice, "01000", words.join("; "));
+                Ok(Outcome { notice: Some(notice), ..Outcome::done("RELOAD") })
+            }
+            // The code of a configuration file in error.
+            Err(problem) => Err(ErrorFields::error("F0000", problem)
+                .hint("Nothing has changed. Mend it and RELOAD again.")),
+        })
     }
 
     async fn wait_close(
@@ -460,7 +482,7 @@ impl Visit {
                 Ok(Outcome::done(tag))
             }
             Command::Set(name) if config::knows(&name) => {
-                Err(unsupported("changing settings while tidegate runs", RESTART))
+                Err(unsupported("SET of settings", "Change the configuration file and RELOAD."))
             }
             Command::Set(_) => Ok(Outcome::done("SET")),
             other => {
@@ -500,14 +522,11 @@ impl Visit {
                     "It lives as long as the command that it runs: stop that.",
                 )),
             },
-            Command::Reload => Err(unsupported("RELOAD", RESTART)),
             Command::Suspend => Err(unsupported("SUSPEND", "PAUSE does what it is mostly for.")),
             _ => Err(invalid("")),
         }
     }
 }
-
-const RESTART: &str = "Settings are read at start: restart tidegate.";
 
 /// The columns that a command's rows have.
 fn columns(command: &Command) -> Option<Columns> {

@@ -95,7 +95,7 @@ fn scram(login: &mut Login, known: &str) -> String {
     assert_eq!(mechanism, "SCRAM-SHA-256");
     let (exchange, answer) = Exchange::begin(&verifier, data, &[1; 18]).unwrap();
     let proof = sent(login, &authentication_sasl_continue(answer.as_bytes()));
-    exchange.finish(body(&proof)).unwrap()
+    exchange.finish(body(&proof)).unwrap().answer
 }
 
 #[test]

@@ -204,8 +204,8 @@ impl Session {
         let around = Surroundings {
             registry: self.pool.connector().registry(),
             settings: &self.settings,
-            understood_bytes: self.pool.connector().limits().understood_frame_bytes,
-            statements: self.pool.connector().limits().statements_per_client,
+            understood_bytes: self.pool.connector().bounds().understood_frame_bytes(),
+            statements: self.pool.connector().bounds().statements_per_client(),
             listening,
             suspicion: self.pool.connector().suspicion(),
         };
@@ -325,7 +325,7 @@ impl Session {
 
     /// The server has so long to answer a question of ours.
     pub(super) fn run_question_clock(&mut self) {
-        let limit = self.pool.connector().limits().cleanup_timeout;
+        let limit = self.pool.connector().bounds().cleanup_timeout();
         let clock = Box::pin(tokio::time::sleep(limit));
         self.rare.get_or_insert_default().question = Some(clock);
     }
@@ -407,7 +407,7 @@ impl Session {
                 if rare.permit.is_none() {
                     rare.permit = self.pool.try_pin();
                 }
-                let limit = connector.limits().sequence_hold;
+                let limit = connector.bounds().sequence_hold();
                 rare.hold = rare.permit.is_some().then(|| Box::pin(tokio::time::sleep(limit)));
                 if rare.hold.is_some() {
                     lease.pin("sequence");
@@ -461,7 +461,7 @@ impl Session {
 
     /// The client leaves bytes unread while it holds a connection: not for ever.
     fn stalled(&mut self, cx: &mut Context<'_>) -> Side {
-        let limit = self.pool.connector().limits().slow_reader;
+        let limit = self.pool.connector().bounds().slow_reader();
         let rare = self.rare.get_or_insert_default();
         let clock = &mut rare.stall;
         if runs_out(clock, limit, cx) {
@@ -474,7 +474,7 @@ impl Session {
 
     /// The client stops inside a message while it holds a connection: not for ever.
     fn silent(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let limit = self.pool.connector().limits().slow_reader;
+        let limit = self.pool.connector().bounds().slow_reader();
         let rare = self.rare.get_or_insert_default();
         if runs_out(&mut rare.silence, limit, cx) {
             let name = &self.pool.settings().name;
@@ -498,9 +498,9 @@ impl Session {
             return;
         }
         let pool = Arc::clone(&self.pool);
-        let key = lease.key.clone();
+        let (key, dial) = (lease.key.clone(), Arc::clone(&lease.dial));
         rare.cancelling = Some(Box::pin(async move {
-            if let Err(error) = send_cancel(pool.connector().dial(), &key).await {
+            if let Err(error) = send_cancel(&dial, &key).await {
                 tracing::warn!(pool = %pool.settings().name, %error, "cancel request not delivered");
             }
         }));
@@ -522,8 +522,7 @@ impl Session {
     /// In statement mode a transaction block ends the session that opens it, as it would hold the connection.
     fn refuse_block(&self) -> Result<(), End> {
         let Phase::Linked(lease) = &self.phase else { return Ok(()) };
-        let statement = self.pool.connector().mode() == PoolMode::Statement;
-        if !statement || lease.line.exchange.status() == Status::Idle {
+        if lease.mode != PoolMode::Statement || lease.line.exchange.status() == Status::Idle {
             return Ok(());
         }
         let words = "transaction blocks are not allowed where pool_mode is statement";
@@ -581,7 +580,7 @@ impl Session {
         if rare.admission.is_none() {
             let ends = *rare.admission_ends.get_or_insert_with(|| {
                 self.pool.metrics().pin_waits.inc();
-                tokio::time::Instant::now() + self.pool.settings().wait
+                tokio::time::Instant::now() + self.pool.settings().wait()
             });
             let admission = match leave {
                 Leave::Pin => {

@@ -57,7 +57,7 @@ impl Session {
     /// if one is free: then this poll goes on with them.
     fn look(&mut self, bytes: &[u8]) -> Turn {
         let stance = self.rare.as_ref().map_or(Stance::Open, |rare| rare.stance);
-        let understood = self.pool.connector().limits().understood_frame_bytes;
+        let understood = self.pool.connector().bounds().understood_frame_bytes();
         let looked = relay::waiting(&mut self.dropping, stance, bytes, GATHERED_BYTES, understood);
         let Waiting { dropped, work } = match looked {
             Ok(waiting) => waiting,
@@ -173,7 +173,7 @@ impl Session {
         let text = format!(
             "the connections of pool {} that clients with application_name {name:?} may have were in use for {} ms",
             self.pool.settings().name,
-            self.pool.settings().wait.as_millis()
+            self.pool.settings().wait().as_millis()
         );
         let hint = "Shorten its transactions, or raise postgres.application_share_percent.";
         metrics.note("share_timeout", text.clone(), hint.to_owned());
@@ -189,7 +189,7 @@ impl Session {
             let text = format!(
                 "no server connection of pool {} came free to listen on within {} ms",
                 settings.name,
-                settings.wait.as_millis()
+                settings.wait().as_millis()
             );
             return ErrorFields::new(severity, "53300", text).hint(
                 "Raise the pool size, or end what pins connections: temporary tables, session advisory locks, WITH HOLD \
@@ -200,7 +200,7 @@ impl Session {
             "this statement would pin a server connection of pool {} to its session, and as many as may be were pinned \
              for {} ms",
             settings.name,
-            settings.wait.as_millis()
+            settings.wait().as_millis()
         );
         ErrorFields::new(severity, "53300", text).hint(
             "End what pins them (LISTEN, temporary tables, session advisory locks, WITH HOLD cursors, PREPARE), or \
@@ -211,7 +211,7 @@ impl Session {
     /// While it waits the client's words are parked, and its end is noticed.
     fn read_ahead(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         let parked = self.inbox.as_ref().map_or(0, |inbox| inbox.bytes.len());
-        if parked >= self.pool.connector().limits().parked_bytes {
+        if parked >= self.pool.connector().bounds().parked_bytes() {
             // The kernel holds the rest; that the client hangs up is seen when the wait is over.
             return match self.client.poll_hangup(cx) {
                 Poll::Ready(()) => Turn::End(End::Vanished),
@@ -235,6 +235,7 @@ impl Session {
         let connector = self.pool.connector();
         let (registry, emptied) = (connector.registry(), connector.empties());
         let session = self.cancel.pid();
+        backend.mode = connector.mode();
         backend.line.begin(session, &self.settings, registry, emptied, backend.to_server.bytes());
         if let Some(rare) = &mut self.rare
             && rare.permit.is_some()

@@ -239,7 +239,9 @@ impl<'a> Shift<'a> {
             match self.stations.wish(&self.spot) {
                 Wish::PutBack(catches) => self.put_back(catches).await?,
                 Wish::Call(_) if self.interrupt.is_turn_over(&self.stations) => return Ok(()),
-                Wish::Call(_) if self.lease.has_expired() => return Ok(()),
+                Wish::Call(_) if self.lease.has_expired() || self.lease.is_outdated() => {
+                    return Ok(());
+                }
                 Wish::Call(keys) => self.call(keys).await?,
                 Wish::Nothing => {
                     tokio::select! {

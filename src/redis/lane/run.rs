@@ -172,7 +172,8 @@ impl LaneRun {
     fn look_around(&mut self, cx: &mut Context<'_>) {
         while self.round.as_mut().poll(cx).is_ready() {
             self.round.as_mut().reset(Instant::now() + ROUND);
-            let expired = self.lease.as_ref().is_some_and(Lease::has_expired);
+            let ends = |lease: &Lease<RedisConnect>| lease.has_expired() || lease.is_outdated();
+            let expired = self.lease.as_ref().is_some_and(ends);
             let quiet = self.exchange.is_empty() && self.out.is_empty();
             self.tenure = match self.tenure {
                 Tenure::Over => Tenure::Over,

@@ -81,7 +81,7 @@ impl Session {
             let (identity, upstream) = (&mut self.identity, &self.upstream);
             let mut settle = |command: &OwnCommand, reply: &[u8], out: &mut Vec<u8>| {
                 let facts = upstream.facts.get().as_deref().cloned().unwrap_or_default();
-                identity.settle(command, reply, upstream.access(), &facts, out);
+                identity.settle(command, reply, upstream.entrance().access(), &facts, out);
                 Key { db: identity.db, proto: identity.proto }
             };
             match pinned.poll_receive(cx, &mut self.out.bytes, &mut settle) {

@@ -117,7 +117,7 @@ impl Session {
     }
 
     fn refuse_place(&mut self, purpose: Purpose) {
-        let Some(text) = self.realm().map(|realm| realm.refusal_of_place(self.upstream.wait))
+        let Some(text) = self.realm().map(|realm| realm.refusal_of_place(self.upstream.wait()))
         else {
             return;
         };
@@ -160,7 +160,7 @@ impl Session {
                 Err(_none_left) => {
                     realm.metrics.waits_pinned.inc();
                     let permit = Box::pin(Arc::clone(places).acquire_owned());
-                    let deadline = Box::pin(tokio::time::sleep(self.upstream.wait));
+                    let deadline = Box::pin(tokio::time::sleep(self.upstream.wait()));
                     return self.stand_in(cx, Line::ForPlace(permit, deadline), purpose);
                 }
             },
