@@ -14,8 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use super::ask::{ask, ask_here};
-use super::check::Check;
-use super::{Elements, Outcome, PAUSE, Spot, Stations, Way, Wish, Work};
+use super::{Elements, Outcome, PAUSE, Spot, Stations, Way, Wish};
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
 use crate::redis::greeting::Proto;
@@ -60,15 +59,14 @@ pub(super) enum Ending {
 struct Loss(String);
 
 /// A station's turn on one connection.
-pub(super) struct Shift<'a> {
+pub(super) struct Shift {
     stations: Arc<Stations>,
-    spot: Arc<Spot>,
+    spot: Spot,
     lease: Lease<RedisConnect>,
     incoming: Incoming,
     interrupt: Interrupt,
     /// Keys that hold values of another type: they can't be in the call.
     others: HashSet<KeyName>,
-    check: &'a mut Check,
 }
 
 /// How a running call is ended.
@@ -185,17 +183,12 @@ impl Stations {
     }
 
     pub(super) fn way(&self, spot: &Spot) -> Option<Way> {
-        self.look(spot, |station| station.way.clone())
+        self.look(spot.floor, |hall| hall.way.clone())
     }
 }
 
-impl<'a> Shift<'a> {
-    pub(super) fn new(
-        stations: Arc<Stations>,
-        spot: Arc<Spot>,
-        mut lease: Lease<RedisConnect>,
-        check: &'a mut Check,
-    ) -> Self {
+impl Shift {
+    pub(super) fn new(stations: Arc<Stations>, spot: Spot, mut lease: Lease<RedisConnect>) -> Self {
         lease.pin("blocking");
         let _since = lease.turn(crate::metrics::Phase::Pinned);
         let interrupt = Interrupt {
@@ -206,13 +199,12 @@ impl<'a> Shift<'a> {
             turn_ends: Instant::now() + TURN,
         };
         let incoming = Incoming::default();
-        Self { stations, spot, lease, incoming, interrupt, others: HashSet::new(), check }
+        Self { stations, spot, lease, incoming, interrupt, others: HashSet::new() }
     }
 
     /// Works until nobody waits, or the connection's time is over.
     pub(super) async fn run(mut self) -> Ending {
         let worked = self.work().await;
-        self.stations.set_work(&self.spot, Work::Off);
         match worked {
             Ok(()) => {
                 self.interrupt.settle().await;
@@ -234,10 +226,14 @@ impl<'a> Shift<'a> {
 
     async fn work(&mut self) -> Result<(), Loss> {
         self.prepare().await?;
-        self.stations.set_work(&self.spot, Work::On);
         loop {
             match self.stations.wish(&self.spot) {
-                Wish::PutBack(catches) => self.put_back(catches).await?,
+                Wish::PutBack(catches) => {
+                    let keys: Vec<_> = catches.iter().map(|one| KeyName::clone(&one.key)).collect();
+                    let put_back = self.put_back(catches).await;
+                    self.stations.end_return(&self.spot, &keys);
+                    put_back?;
+                }
                 Wish::Call(_) if self.interrupt.is_turn_over(&self.stations) => return Ok(()),
                 Wish::Call(_) if self.lease.has_expired() => return Ok(()),
                 Wish::Call(keys) => self.call(keys).await?,
@@ -254,7 +250,7 @@ impl<'a> Shift<'a> {
 
     /// Brings the connection to the station's database, and finds out how calls can be ended.
     async fn prepare(&mut self) -> Result<(), Loss> {
-        let key = Key { db: self.spot.db, proto: Proto::Resp2 };
+        let key = Key { db: self.spot.floor.db, proto: Proto::Resp2 };
         let mut bytes = Vec::new();
         let switches = self.lease.write_switch(key, &mut bytes);
         write_command(&["CLIENT", "ID"], &mut bytes);
@@ -276,19 +272,20 @@ impl<'a> Shift<'a> {
     }
 
     /// Waits for any of `keys` until something comes, the call is stale or its time is over.
-    async fn call(&mut self, mut keys: Vec<KeyName>) -> Result<(), Loss> {
+    async fn call(&mut self, keys: Vec<KeyName>) -> Result<(), Loss> {
         if !self.others.is_empty() {
             self.others = self.of_other_type(&keys).await?;
-            keys.retain(|key| !self.others.contains(key));
         }
-        self.stations.begin_call(&self.spot, &keys, &self.others);
+        let keys = self.stations.begin_call(&self.spot, &self.others);
         let wait = match self.interrupt.request {
             _ if !self.others.is_empty() => OTHER_TYPES,
             Request::Unblock(_) => CALL,
             Request::Wake => SLICE,
         };
         if keys.is_empty() {
-            self.wait_without_call(Instant::now() + wait).await;
+            let stale = poll_fn(|cx| self.stations.poll_stale(cx, &self.spot));
+            // There is no key that can be asked for now; soon it is looked at again.
+            let _soon = timeout(wait, stale).await;
             self.stations.end_call(&self.spot, None);
             return Ok(());
         }
@@ -311,24 +308,12 @@ impl<'a> Shift<'a> {
         }
     }
 
-    /// There is no key that can be asked for now; soon it is looked at again.
-    async fn wait_without_call(&mut self, ends: Instant) {
-        loop {
-            tokio::select! {
-                () = poll_fn(|cx| self.stations.poll_stale(cx, &self.spot)) => return,
-                () = self.check.step(&self.stations, &self.spot) => {}
-                () = sleep_until(ends) => return,
-            }
-        }
-    }
-
     async fn answer(&mut self, deadline: Instant) -> Result<Vec<u8>, Loss> {
         loop {
             tokio::select! {
                 biased;
                 reply = self.incoming.reply(&mut self.lease.stream) => return reply.map_err(Loss),
                 () = self.interrupt.step(&self.stations, &self.spot) => {}
-                () = self.check.step(&self.stations, &self.spot) => {}
                 () = sleep_until(deadline) => {
                     return Err(Loss("the server does not answer".into()));
                 }
@@ -339,7 +324,7 @@ impl<'a> Shift<'a> {
     /// The call was refused.
     async fn refused(&mut self, line: String, keys: &[KeyName]) -> Result<(), Loss> {
         let spot = &self.spot;
-        let moves = matches!(spot.class, Class::Move { .. });
+        let moves = matches!(*spot.class, Class::Move { .. });
         match line.split(' ').next() {
             Some("WRONGTYPE") if !moves => {
                 // A value of another type does not disturb who waits already.
@@ -349,7 +334,7 @@ impl<'a> Shift<'a> {
                     sleep(FIRST_PAUSE).await;
                 }
             }
-            Some("WRONGTYPE") => self.stations.fail_first(spot, &Outcome::Failed(line)),
+            Some("WRONGTYPE") => self.stations.fail_first(spot, Outcome::Failed(line)),
             Some("NOPERM") => self.stations.refuse(spot),
             Some(code) if PASSING.contains(&code) => sleep(PAUSE).await,
             // The server is a replica now, or somebody has ended the call.
@@ -371,7 +356,7 @@ impl<'a> Shift<'a> {
             write_command(&[b"TYPE".as_slice(), key], &mut bytes);
         }
         self.send(&bytes).await?;
-        let right: &[u8] = match self.spot.class.kind() {
+        let right: &[u8] = match self.spot.floor.kind {
             Kind::List => b"+list\r\n",
             Kind::Sorted => b"+zset\r\n",
         };
@@ -387,7 +372,7 @@ impl<'a> Shift<'a> {
 
     /// Puts back what nobody waits for, the last one first, so that the first one is in front again.
     async fn put_back(&mut self, catches: Vec<Catch>) -> Result<(), Loss> {
-        if let Class::Move { .. } = self.spot.class {
+        if let Class::Move { .. } = *self.spot.class {
             for catch in catches.iter().rev() {
                 self.move_back(catch).await?;
             }
