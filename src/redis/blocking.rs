@@ -26,7 +26,7 @@ use super::roster::Ticket;
 use crate::pool::{Checkout, CheckoutError, CheckoutErrorKind, Lease};
 pub(in crate::redis) use ask::ask_here;
 use hall::{Hall, Look, Wish};
-use shift::{Ending, Shift};
+use shift::Shift;
 
 /// Most keys that one call waits for; who would bring more waits on a backend of its own.
 const KEY_LIMIT: usize = 1024;
@@ -224,17 +224,20 @@ impl Stations {
         self.look(floor, end).unwrap_or(Unblocked::Nobody)
     }
 
-    /// A station's task: takes a connection while somebody waits.
+    /// A station's task: finds a connection whenever one is needed. What works with that is a task of its own, for it may go on with
+    /// another station.
     async fn serve(self: Arc<Self>, spot: Spot) {
         while poll_fn(|cx| self.poll_needed(cx, &spot)).await.is_some() {
             match self.checkout(&spot).await {
                 None => {}
                 Some(Ok(lease)) => {
-                    let shift = Shift::new(Arc::clone(&self), spot.clone(), lease);
-                    if let Ending::Lost { reason, elements } = shift.run().await {
-                        self.note_loss(&spot, &reason, elements);
-                        tokio::time::sleep(PAUSE).await;
+                    let free = self.look(spot.floor, |hall| hall.take_up(&spot.class)).flatten();
+                    if free.is_none() {
+                        lease.give_back();
+                        continue;
                     }
+                    let shift = Shift::new(Arc::clone(&self), spot.clone(), lease);
+                    tokio::spawn(shift.run());
                 }
                 Some(Err(error)) if error.kind == CheckoutErrorKind::Closed => return,
                 Some(Err(error)) => {
@@ -253,16 +256,17 @@ impl Stations {
         };
         tokio::select! {
             lease = ticket.lease() => Some(lease),
-            () = poll_fn(|cx| self.poll_idle(cx, spot)) => None,
+            () = poll_fn(|cx| self.poll_served(cx, spot)) => None,
         }
     }
 
-    /// Whether the station has something to do, once that is known. When nobody is left who may need it, it is forgotten, and its
+    /// Whether the station must find a connection, once that is known. When nobody is left who may need it, it is forgotten, and its
     /// task ends.
     fn poll_needed(&self, cx: &Context<'_>, spot: &Spot) -> Poll<Option<()>> {
         let mut inner = self.lock();
         let Some(hall) = inner.halls.get_mut(&spot.floor) else { return Poll::Ready(None) };
-        if !hall.is_idle(&spot.class) {
+        hall.note_task(&spot.class, cx);
+        if hall.must_find_crew(&spot.class) {
             return Poll::Ready(Some(()));
         }
         if hall.is_over(&spot.class) {
@@ -270,8 +274,19 @@ impl Stations {
             inner.sweep(spot.floor);
             return Poll::Ready(None);
         }
-        hall.note_task(&spot.class, cx);
         Poll::Pending
+    }
+
+    /// Ready when the station needs no connection, or none more.
+    fn poll_served(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
+        let look = |hall: &mut Hall| {
+            hall.note_task(&spot.class, cx);
+            !hall.lacks_crew(&spot.class)
+        };
+        match self.look(spot.floor, look) {
+            Some(false) => Poll::Pending,
+            Some(true) | None => Poll::Ready(()),
+        }
     }
 
     fn note_loss(&self, spot: &Spot, reason: &str, elements: Elements) {
@@ -295,6 +310,16 @@ impl Stations {
         hall.wake_changed();
         inner.sweep(floor);
         Some(seen)
+    }
+
+    /// A connection works for the station no more.
+    fn lay_down(&self, spot: &Spot) {
+        self.look(spot.floor, |hall| hall.lay_down(&spot.class));
+    }
+
+    /// The station with which a connection goes on that has nothing to do for this one.
+    fn change_over(&self, spot: &Spot) -> Option<Arc<Class>> {
+        self.look(spot.floor, |hall| hall.change_over(&spot.class)).flatten()
     }
 
     fn wish(&self, spot: &Spot) -> Wish {
@@ -336,32 +361,18 @@ impl Stations {
         self.fail_all(spot, &Outcome::Alone);
     }
 
-    /// Ready when the station needs no connection.
-    fn poll_idle(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
-        self.poll(cx, spot, Hall::is_idle)
-    }
-
-    /// Ready when the station needs one.
+    /// Ready when there is something to do for a connection that has nothing to do for its station.
     fn poll_work(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
-        self.poll(cx, spot, |hall, class| !hall.is_idle(class))
+        self.look(spot.floor, |hall| hall.linger(&spot.class, cx)).unwrap_or(Poll::Pending)
     }
 
     /// Ready when the running call must end.
     fn poll_stale(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
-        self.poll(cx, spot, Hall::is_stale)
-    }
-
-    fn poll(
-        &self,
-        cx: &Context<'_>,
-        spot: &Spot,
-        is_it: impl Fn(&Hall, &Arc<Class>) -> bool,
-    ) -> Poll<()> {
         let look = |hall: &mut Hall| {
-            if is_it(hall, &spot.class) {
+            if hall.is_stale(&spot.class) {
                 return Poll::Ready(());
             }
-            hall.note_task(&spot.class, cx);
+            hall.note_crew(&spot.class, cx);
             Poll::Pending
         };
         self.look(spot.floor, look).unwrap_or(Poll::Pending)

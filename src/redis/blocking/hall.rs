@@ -29,8 +29,19 @@ pub(super) struct Station {
     offers: VecDeque<Catch>,
     /// Those who have waited long enough, and what they are told when no call is running that may still bring them something.
     leaving: Vec<(Ticket, Outcome)>,
-    /// Of the task that waits for them.
+    /// Of the station's own task, which finds a connection when one is needed.
     task: Option<Waker>,
+    crew: Crew,
+}
+
+/// Whether a connection works for a station; the task that has it.
+#[derive(Debug, Default)]
+enum Crew {
+    #[default]
+    None,
+    Working(Option<Waker>),
+    /// It has nothing to do now, and would work for any station of the hall.
+    Lingering(Option<Waker>),
 }
 
 /// A waiter's place.
@@ -226,6 +237,74 @@ impl Hall {
             && self.stations.get(class).is_none_or(|station| station.offers.is_empty())
     }
 
+    /// Whether a station has something to do, and no connection works for it.
+    pub(super) fn lacks_crew(&self, class: &Arc<Class>) -> bool {
+        let crew = self.stations.get(class).map(|station| &station.crew);
+        matches!(crew, Some(Crew::None)) && !self.is_idle(class)
+    }
+
+    /// Whether the station must find itself a connection: there is none that has nothing to do; if there is, it is called.
+    pub(super) fn must_find_crew(&mut self, class: &Arc<Class>) -> bool {
+        if !self.lacks_crew(class) {
+            return false;
+        }
+        for station in self.stations.values_mut() {
+            if let Crew::Lingering(task) = &mut station.crew {
+                task.take().into_iter().for_each(Waker::wake);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// A connection works for the station from now on, if none does.
+    pub(super) fn take_up(&mut self, class: &Arc<Class>) -> Option<()> {
+        let station = self.stations.get_mut(class)?;
+        let free = matches!(station.crew, Crew::None);
+        free.then(|| station.crew = Crew::Working(None))
+    }
+
+    /// A connection works for the station no more; others may have relied on it.
+    pub(super) fn lay_down(&mut self, class: &Arc<Class>) {
+        self.set_crew(class, Crew::None);
+        self.call_stations();
+    }
+
+    /// The station that has nothing to do leaves its connection to the one that lacks one for the longest waiter.
+    pub(super) fn change_over(&mut self, from: &Arc<Class>) -> Option<Arc<Class>> {
+        let lacking = self.stations.keys().filter(|class| self.lacks_crew(class));
+        let class = lacking.min_by_key(|class| self.roster.first(class)).cloned()?;
+        self.set_crew(from, Crew::None);
+        self.set_crew(&class, Crew::Working(None));
+        self.call_stations();
+        Some(class)
+    }
+
+    fn set_crew(&mut self, class: &Arc<Class>, crew: Crew) {
+        if let Some(station) = self.stations.get_mut(class) {
+            station.crew = crew;
+        }
+    }
+
+    /// Those that wait for a connection which will not come are to find one.
+    fn call_stations(&mut self) {
+        for station in self.stations.values_mut() {
+            station.task.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Whether a connection that has nothing to do for this station has something to do for one of the hall; if not, its task is
+    /// noted.
+    pub(super) fn linger(&mut self, class: &Arc<Class>, cx: &Context<'_>) -> Poll<()> {
+        if self.is_idle(class) && !self.stations.keys().any(|one| self.lacks_crew(one)) {
+            self.set_crew(class, Crew::Lingering(Some(cx.waker().clone())));
+            return Poll::Pending;
+        }
+        self.set_crew(class, Crew::Working(None));
+        self.call_stations();
+        Poll::Ready(())
+    }
+
     /// Whether a station's running call must end.
     pub(super) fn is_stale(&self, class: &Arc<Class>) -> bool {
         self.roster.must_end_call(class)
@@ -237,13 +316,22 @@ impl Hall {
 
     /// Whether nobody needs the station any more.
     pub(super) fn is_over(&self, class: &Arc<Class>) -> bool {
-        self.roster.first(class).is_none() && self.is_idle(class)
+        let crew = self.stations.get(class).map(|station| &station.crew);
+        self.roster.first(class).is_none()
+            && self.is_idle(class)
+            && matches!(crew, None | Some(Crew::None))
     }
 
+    /// Of the station.
     pub(super) fn note_task(&mut self, class: &Arc<Class>, cx: &Context<'_>) {
         if let Some(station) = self.stations.get_mut(class) {
             station.task = Some(cx.waker().clone());
         }
+    }
+
+    /// Of the connection that works for it.
+    pub(super) fn note_crew(&mut self, class: &Arc<Class>, cx: &Context<'_>) {
+        self.set_crew(class, Crew::Working(Some(cx.waker().clone())));
     }
 
     /// Wakes the tasks of those stations for which something has changed.
@@ -275,8 +363,9 @@ impl Hall {
 
 impl Station {
     fn wake(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.wake();
+        self.task.take().into_iter().for_each(Waker::wake);
+        if let Crew::Working(task) | Crew::Lingering(task) = &mut self.crew {
+            task.take().into_iter().for_each(Waker::wake);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A station at work on one connection: it waits for all keys at once, and ends the call when others are waited for.
+//! A station at work on one connection: it waits for all keys at once, and ends the call when others are waited for. When it has
+//! nothing to do, another station of its hall goes on with the connection.
 //!
 //! A call is ended with CLIENT UNBLOCK over a lane. Where the server does not allow that, calls are short, and the server is kept
 //! awake while one must end (it looks at its clocks when it has something to do).
@@ -43,24 +44,13 @@ const PASSING: &[&str] =
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 
-/// How the use of a connection ended.
-pub(super) enum Ending {
-    /// It is the pool's again.
-    Over,
-    /// It broke.
-    Lost {
-        /// Why, for people.
-        reason: String,
-        elements: Elements,
-    },
-}
-
 /// Why the connection is of no more use.
 struct Loss(String);
 
-/// A station's turn on one connection.
+/// A turn on one connection.
 pub(super) struct Shift {
     stations: Arc<Stations>,
+    /// Whose it is now.
     spot: Spot,
     lease: Lease<RedisConnect>,
     incoming: Incoming,
@@ -203,23 +193,25 @@ impl Shift {
     }
 
     /// Works until nobody waits, or the connection's time is over.
-    pub(super) async fn run(mut self) -> Ending {
-        let worked = self.work().await;
-        match worked {
+    pub(super) async fn run(mut self) {
+        match self.work().await {
             Ok(()) => {
+                self.stations.lay_down(&self.spot);
                 self.interrupt.settle().await;
                 match self.interrupt.doubt {
                     Doubt::None => self.lease.give_back(),
                     Doubt::Some => self.lease.close("state unknown"),
                 }
-                Ending::Over
             }
             Err(Loss(reason)) => {
                 self.stations.end_call(&self.spot, None);
                 let inside = self.incoming.is_inside();
                 let elements = if inside { Elements::Lost } else { Elements::NotSeen };
                 self.lease.close("connection lost");
-                Ending::Lost { reason, elements }
+                self.stations.note_loss(&self.spot, &reason, elements);
+                // Not before that is another one taken.
+                sleep(PAUSE).await;
+                self.stations.lay_down(&self.spot);
             }
         }
     }
@@ -238,6 +230,10 @@ impl Shift {
                 Wish::Call(_) if self.lease.has_expired() => return Ok(()),
                 Wish::Call(keys) => self.call(keys).await?,
                 Wish::Nothing => {
+                    if let Some(class) = self.stations.change_over(&self.spot) {
+                        self.spot.class = class;
+                        continue;
+                    }
                     tokio::select! {
                         () = poll_fn(|cx| self.stations.poll_work(cx, &self.spot)) => {}
                         () = self.stations.pool.until_asked(&self.stations.patient) => return Ok(()),
