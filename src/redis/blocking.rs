@@ -11,7 +11,7 @@ mod check;
 mod hall;
 mod shift;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -326,8 +326,13 @@ impl Stations {
         self.look(spot.floor, |hall| hall.wish(&spot.class)).unwrap_or(Wish::Nothing)
     }
 
+    /// The keys that a call could ask for now.
+    fn keys(&self, spot: &Spot) -> Vec<KeyName> {
+        self.look(spot.floor, |hall| hall.roster.keys(&spot.class)).unwrap_or_default()
+    }
+
     /// A call asks from now on for the keys that it gets here; for `others`, too, there are waiters, but it can't.
-    fn begin_call(&self, spot: &Spot, others: &HashSet<KeyName>) -> Vec<KeyName> {
+    fn begin_call(&self, spot: &Spot, others: &[KeyName]) -> Vec<KeyName> {
         let begin = |hall: &mut Hall| hall.roster.begin_call(&spot.class, others);
         self.look(spot.floor, begin).unwrap_or_default()
     }

@@ -4,10 +4,15 @@
 //! one it had first, whoever stands behind it. So a key is asked for by one call alone: that of the class whose waiter is first in
 //! the key's line. Another class that comes to be first asks when that call is over.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use super::pop::{Class, KeyName};
+
+type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
+type HashSet<T> = std::collections::HashSet<T, RandomState>;
 
 /// A waiter's number: whoever came later has a higher one.
 pub type Ticket = u64;
@@ -19,7 +24,7 @@ pub struct Roster {
     groups: HashMap<Arc<Class>, Group>,
     classes: HashMap<Ticket, Arc<Class>>,
     /// Classes whose call must end, or may be made, or that have a waiter less.
-    changed: HashSet<Arc<Class>>,
+    changed: Vec<Arc<Class>>,
 }
 
 /// All who wait for one key.
@@ -88,48 +93,44 @@ impl Call {
 impl Roster {
     /// Somebody waits for any of `keys`.
     pub fn join(&mut self, ticket: Ticket, class: &Arc<Class>, keys: &[KeyName]) {
-        let distinct: HashSet<&KeyName> = keys.iter().collect();
         let group = self.groups.entry(Arc::clone(class)).or_default();
         group.waiters.insert(ticket, keys.to_vec());
-        for key in &distinct {
-            *group.wanted.entry(KeyName::clone(key)).or_default() += 1;
-        }
         self.classes.insert(ticket, Arc::clone(class));
-        for key in distinct {
-            self.change(key, |line| {
-                line.waiters.insert(ticket, Arc::clone(class));
-            });
+        for key in keys {
+            let come = |line: &mut Line| line.waiters.insert(ticket, Arc::clone(class)).is_none();
+            if self.change(key, come)
+                && let Some(group) = self.groups.get_mut(class)
+            {
+                *group.wanted.entry(KeyName::clone(key)).or_default() += 1;
+            }
         }
     }
 
     /// It waits no more.
     pub fn leave(&mut self, ticket: Ticket) {
         let Some(class) = self.classes.remove(&ticket) else { return };
-        let Some(group) = self.groups.get_mut(&class) else { return };
-        let keys: HashSet<KeyName> =
-            group.waiters.remove(&ticket).unwrap_or_default().into_iter().collect();
-        for key in &keys {
-            if let Some(count) = group.wanted.get_mut(key) {
+        let group = self.groups.get_mut(&class);
+        for key in group.and_then(|group| group.waiters.remove(&ticket)).unwrap_or_default() {
+            if self.change(&key, |line| line.waiters.remove(&ticket).is_some())
+                && let Some(group) = self.groups.get_mut(&class)
+                && let Some(count) = group.wanted.get_mut(&key)
+            {
                 *count -= 1;
                 if *count == 0 {
-                    group.wanted.remove(key);
+                    group.wanted.remove(&key);
                 }
             }
         }
-        for key in &keys {
-            self.change(key, |line| {
-                line.waiters.remove(&ticket);
-            });
-        }
         self.forget(&class);
-        self.changed.insert(class);
+        self.note_change(class);
     }
 
-    /// Changes who stands in a key's line.
-    fn change(&mut self, key: &KeyName, change: impl FnOnce(&mut Line)) {
+    /// Changes who stands in a key's line, and says whether that made a difference.
+    fn change(&mut self, key: &KeyName, change: impl FnOnce(&mut Line) -> bool) -> bool {
         let line = self.lines.entry(KeyName::clone(key)).or_default();
         let before = line.first_class().cloned();
-        change(line);
+        let changed = change(line);
+        let over = line.is_over();
         let first = line.first_class().cloned();
         if before != first {
             if let Some(group) = before.and_then(|class| self.groups.get_mut(&class)) {
@@ -145,9 +146,10 @@ impl Roster {
             };
             self.spoil(concerned);
         }
-        if self.lines.get(key).is_some_and(Line::is_over) {
+        if over {
             self.lines.remove(key);
         }
+        changed
     }
 
     /// The call of this class, if one is running, asks for the wrong keys; if none is, one may be made.
@@ -156,18 +158,29 @@ impl Roster {
         if let Some(group) = self.groups.get_mut(&class) {
             group.call.spoil();
         }
-        self.changed.insert(class);
+        self.note_change(class);
     }
 
-    /// The key is nobody's any more.
-    fn free(&mut self, key: &KeyName) {
+    fn note_change(&mut self, class: Arc<Class>) {
+        if !self.changed.contains(&class) {
+            self.changed.push(class);
+        }
+    }
+
+    /// The key is nobody's any more, `class`'s neither.
+    fn free(&mut self, key: &KeyName, class: &Arc<Class>) {
         let Some(line) = self.lines.get_mut(key) else { return };
         line.held = Held::Free;
-        let first = line.first_class().cloned();
-        if first.is_none() {
-            self.lines.remove(key);
+        match line.first_class() {
+            None => {
+                self.lines.remove(key);
+            }
+            Some(first) if first == class => {}
+            Some(first) => {
+                let first = Arc::clone(first);
+                self.spoil(Some(first));
+            }
         }
-        self.spoil(first);
     }
 
     fn forget(&mut self, class: &Arc<Class>) {
@@ -263,7 +276,7 @@ impl Roster {
     #[must_use]
     pub fn keys(&self, class: &Arc<Class>) -> Vec<KeyName> {
         let Some(group) = self.groups.get(class) else { return Vec::new() };
-        let mut seen = HashSet::with_capacity(group.leads.len());
+        let mut seen = HashSet::with_capacity_and_hasher(group.leads.len(), RandomState::default());
         let mut keys = Vec::with_capacity(group.leads.len());
         for key in group.waiters.values().flatten() {
             if seen.len() == group.leads.len() {
@@ -278,7 +291,7 @@ impl Roster {
 
     /// A call of `class` asks from now on for what it gets here; of its keys, those in `beyond` can't be asked for, but nobody else
     /// asks for them either.
-    pub fn begin_call(&mut self, class: &Arc<Class>, beyond: &HashSet<KeyName>) -> Vec<KeyName> {
+    pub fn begin_call(&mut self, class: &Arc<Class>, beyond: &[KeyName]) -> Vec<KeyName> {
         let mut keys = self.keys(class);
         for key in &keys {
             if let Some(line) = self.lines.get_mut(key) {
@@ -287,6 +300,7 @@ impl Roster {
         }
         // Also of a class that nobody is left of: who comes then makes the call stale.
         self.groups.entry(Arc::clone(class)).or_default().call = Call::Running(keys.clone());
+        let beyond: HashSet<&KeyName> = beyond.iter().collect();
         keys.retain(|key| !beyond.contains(key));
         keys
     }
@@ -295,7 +309,7 @@ impl Roster {
     pub fn end_call(&mut self, class: &Arc<Class>) {
         let Some(group) = self.groups.get_mut(class) else { return };
         if let Call::Running(keys) | Call::Stale(keys) = std::mem::take(&mut group.call) {
-            keys.iter().for_each(|key| self.free(key));
+            keys.iter().for_each(|key| self.free(key, class));
         }
         self.forget(class);
     }
@@ -318,12 +332,14 @@ impl Roster {
     pub fn end_return(&mut self, class: &Arc<Class>, key: &KeyName) {
         let returning = |line: &Line| matches!(&line.held, Held::Returning(held) if held == class);
         if self.lines.get(key).is_some_and(returning) {
-            self.free(key);
+            self.free(key, class);
+            // Its own call may ask for the key, too.
+            self.spoil(Some(Arc::clone(class)));
         }
     }
 
     /// Classes whose call must end, or may be made, or that have a waiter less, since this was asked last.
-    pub fn take_changed(&mut self) -> HashSet<Arc<Class>> {
+    pub fn take_changed(&mut self) -> Vec<Arc<Class>> {
         std::mem::take(&mut self.changed)
     }
 }

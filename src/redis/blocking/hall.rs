@@ -63,8 +63,8 @@ pub(super) enum Look {
 pub(super) enum Wish {
     /// Put these back: they are nobody's.
     PutBack(Vec<Catch>),
-    /// Wait for these.
-    Call(Vec<KeyName>),
+    /// Wait for what its waiters want.
+    Call,
     Nothing,
 }
 
@@ -214,10 +214,8 @@ impl Hall {
             self.stations.get_mut(class).map(|station| std::mem::take(&mut station.offers));
         match offers {
             Some(offers) if !offers.is_empty() => Wish::PutBack(offers.into()),
-            _ => match self.roster.keys(class) {
-                keys if keys.is_empty() => Wish::Nothing,
-                keys => Wish::Call(keys),
-            },
+            _ if self.roster.has_keys(class) => Wish::Call,
+            _ => Wish::Nothing,
         }
     }
 

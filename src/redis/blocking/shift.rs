@@ -4,7 +4,6 @@
 //! A call is ended with CLIENT UNBLOCK over a lane. Where the server does not allow that, calls are short, and the server is kept
 //! awake while one must end (it looks at its clocks when it has something to do).
 
-use std::collections::HashSet;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -56,7 +55,7 @@ pub(super) struct Shift {
     incoming: Incoming,
     interrupt: Interrupt,
     /// Keys that hold values of another type: they can't be in the call.
-    others: HashSet<KeyName>,
+    others: Vec<KeyName>,
 }
 
 /// How a running call is ended.
@@ -189,7 +188,7 @@ impl Shift {
             turn_ends: Instant::now() + TURN,
         };
         let incoming = Incoming::default();
-        Self { stations, spot, lease, incoming, interrupt, others: HashSet::new() }
+        Self { stations, spot, lease, incoming, interrupt, others: Vec::new() }
     }
 
     /// Works until nobody waits, or the connection's time is over.
@@ -226,9 +225,9 @@ impl Shift {
                     self.stations.end_return(&self.spot, &keys);
                     put_back?;
                 }
-                Wish::Call(_) if self.interrupt.is_turn_over(&self.stations) => return Ok(()),
-                Wish::Call(_) if self.lease.has_expired() => return Ok(()),
-                Wish::Call(keys) => self.call(keys).await?,
+                Wish::Call if self.interrupt.is_turn_over(&self.stations) => return Ok(()),
+                Wish::Call if self.lease.has_expired() => return Ok(()),
+                Wish::Call => self.call().await?,
                 Wish::Nothing => {
                     if let Some(class) = self.stations.change_over(&self.spot) {
                         self.spot.class = class;
@@ -268,8 +267,9 @@ impl Shift {
     }
 
     /// Waits for any of `keys` until something comes, the call is stale or its time is over.
-    async fn call(&mut self, keys: Vec<KeyName>) -> Result<(), Loss> {
+    async fn call(&mut self) -> Result<(), Loss> {
         if !self.others.is_empty() {
+            let keys = self.stations.keys(&self.spot);
             self.others = self.of_other_type(&keys).await?;
         }
         let keys = self.stations.begin_call(&self.spot, &self.others);
@@ -279,9 +279,11 @@ impl Shift {
             Request::Wake => SLICE,
         };
         if keys.is_empty() {
-            let stale = poll_fn(|cx| self.stations.poll_stale(cx, &self.spot));
-            // There is no key that can be asked for now; soon it is looked at again.
-            let _soon = timeout(wait, stale).await;
+            if !self.others.is_empty() {
+                let stale = poll_fn(|cx| self.stations.poll_stale(cx, &self.spot));
+                // There is no key that can be asked for now; soon it is looked at again.
+                let _soon = timeout(wait, stale).await;
+            }
             self.stations.end_call(&self.spot, None);
             return Ok(());
         }
@@ -346,7 +348,7 @@ impl Shift {
     }
 
     /// Those of `keys` that hold a value of another type.
-    async fn of_other_type(&mut self, keys: &[KeyName]) -> Result<HashSet<KeyName>, Loss> {
+    async fn of_other_type(&mut self, keys: &[KeyName]) -> Result<Vec<KeyName>, Loss> {
         let mut bytes = Vec::new();
         for key in keys {
             write_command(&[b"TYPE".as_slice(), key], &mut bytes);
@@ -356,11 +358,11 @@ impl Shift {
             Kind::List => b"+list\r\n",
             Kind::Sorted => b"+zset\r\n",
         };
-        let mut others = HashSet::new();
+        let mut others = Vec::new();
         for key in keys {
             let reply = self.reply().await?;
             if reply != right && reply != b"+none\r\n" {
-                others.insert(KeyName::clone(key));
+                others.push(KeyName::clone(key));
             }
         }
         Ok(others)

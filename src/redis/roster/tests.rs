@@ -18,7 +18,7 @@ fn keys(names: &str) -> Vec<KeyName> {
 }
 
 fn begin(roster: &mut Roster, class: &Arc<Class>) -> Vec<KeyName> {
-    roster.begin_call(class, &HashSet::new())
+    roster.begin_call(class, &[])
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn what_cannot_be_asked_for_is_nobody_elses_either() {
     let [left, ..] = classes();
     let mut roster = Roster::default();
     roster.join(1, &left, &keys("a b"));
-    let asked = roster.begin_call(&left, &keys("b").into_iter().collect());
+    let asked = roster.begin_call(&left, &keys("b"));
     assert_eq!((asked, roster.must_end_call(&left)), (keys("a"), false));
     roster.leave(1);
     assert!(roster.must_end_call(&left));
@@ -159,11 +159,22 @@ fn what_was_moved_is_for_whoever_wanted_that() {
 }
 
 #[test]
+fn a_key_named_twice_is_one_and_leaves_nothing_behind() {
+    let [left, ..] = classes();
+    let mut roster = Roster::default();
+    roster.join(1, &left, &keys("a b a"));
+    assert_eq!((roster.key_count(&left), begin(&mut roster, &left)), (2, keys("a b")));
+    roster.end_call(&left);
+    roster.leave(1);
+    assert!(roster.lines.is_empty() && roster.groups.is_empty());
+}
+
+#[test]
 fn those_concerned_are_told() {
     let [left, right, _] = classes();
     let mut roster = Roster::default();
     let told = |roster: &mut Roster, wanted: &[&Arc<Class>]| {
-        assert_eq!(roster.take_changed(), wanted.iter().copied().cloned().collect());
+        assert_eq!(roster.take_changed().iter().collect::<Vec<_>>(), wanted);
     };
     roster.join(1, &left, &keys("a"));
     told(&mut roster, &[&left]);
