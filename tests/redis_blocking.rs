@@ -463,7 +463,7 @@ fn come_and_go_on(
     let workers: Vec<_> = (0_u64..12)
         .map(|n| {
             let over = Arc::clone(&over);
-            let take = takes[n as usize % takes.len()];
+            let take = takes[usize::try_from(n).unwrap() % takes.len()];
             std::thread::spawn(move || {
                 let (mut got, mut rounds) = (Vec::new(), 0_u64);
                 while !over.load(Ordering::Relaxed) {

@@ -78,7 +78,7 @@ fn whoever_came_first_is_served_first_whatever_it_waits_with() {
         "BLPOP q p 9",
     ];
     for server in Redis::each() {
-        for pool_size in [2, 4] {
+        for pool_size in [2, 8] {
             let gate = Setup::new().redis(&server).pool_size(pool_size).wait_ms(5_000).start();
             let mut direct = server.direct();
             for round in 0..6 {
@@ -112,8 +112,9 @@ fn whoever_came_first_is_served_first_whatever_it_waits_with() {
                 direct.command(&["DEL", "to"]);
                 parked(&gate, 0);
             }
+            // One lane, one for each key in whose line somebody is first, and the one that pushes: not one for each command.
             let connections = server.connections();
-            assert!(connections <= pool_size + 1, "{connections}, with the one that pushes");
+            assert!(connections <= 4, "{connections}");
         }
     }
 }
@@ -207,7 +208,7 @@ fn compare(open: &dyn Fn() -> Stage, test: u64) {
 
 /// The script made short.
 fn report(open: &dyn Fn() -> Stage, mut script: Vec<Act>, mut difference: String) -> String {
-    let began = Instant::now();
+    let (began, first) = (Instant::now(), difference.clone());
     let mut at = script.len();
     while at > 0 && began.elapsed() < SHRINK_TIME {
         at -= 1;
@@ -221,5 +222,5 @@ fn report(open: &dyn Fn() -> Stage, mut script: Vec<Act>, mut difference: String
     for act in &script {
         writeln!(text, "{act:?}").unwrap();
     }
-    format!("{text}{difference}")
+    format!("{text}{difference}\n(At first: {first})")
 }
