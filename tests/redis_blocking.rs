@@ -471,7 +471,8 @@ fn come_and_go_on(
                     let stream = connect(port);
                     let mut writer = stream.try_clone().unwrap();
                     writer.write_all(&words(take).repeat(4)).unwrap();
-                    let pause = (n * 7 + rounds * 13) % 11;
+                    // Where each who leaves may be followed by one who takes otherwise, they stay somewhat longer.
+                    let pause = (n * 7 + rounds * 13) % (11 * takes.len() as u64);
                     std::thread::sleep(Duration::from_millis(pause));
                     // A server gives nothing more to who has shut its side; what it gave before is read.
                     stream.shutdown(Shutdown::Write).unwrap();
