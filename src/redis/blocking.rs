@@ -1,30 +1,32 @@
 //! Where sessions wait for elements together: for each database and class of commands a *station*, whose one backend waits on behalf of
 //! all, as long as anybody does.
 //!
-//! What comes goes to whoever has waited longest for its key. If that session is gone before it could take it, it goes to the
-//! next one; if nobody waits for it any more, back where it came from. A session that has joined is in the call to the server,
-//! or the call is ended and made anew with its keys: so nothing that comes between is missed.
+//! What comes goes to whoever has waited longest for its key, of whatever class: stations share a *hall*, in which each key has one
+//! line and is asked for by one station at a time. If a session is gone before it could take its element, that goes to the next one;
+//! if it isn't for that one, back where it came from. A session that is first in the line of one of its keys is in its station's
+//! call to the server, or that call is ended and made anew: so nothing that comes between is missed.
 
 mod ask;
 mod check;
+mod hall;
 mod shift;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::backend::{Key, RedisConnect, RedisPool, checkout_error};
 use super::lane::Lane;
 use super::mailbox::Backlog;
 use super::pop::{Catch, Class, KeyName, Kind, Pop};
-use super::roster::{Roster, Ticket};
+use super::roster::Ticket;
 use crate::pool::{Checkout, CheckoutError, CheckoutErrorKind, Lease};
 pub(in crate::redis) use ask::ask_here;
-use check::Check;
-use shift::{Ending, Shift};
+use hall::{Hall, Look, Wish};
+use shift::Shift;
 
 /// Most keys that one call waits for; who would bring more waits on a backend of its own.
 const KEY_LIMIT: usize = 1024;
@@ -59,9 +61,9 @@ impl Drop for Patience {
 
 #[derive(Debug, Default)]
 struct Inner {
-    stations: HashMap<Arc<Spot>, Station>,
+    halls: HashMap<Floor, Hall>,
     /// Where each client waits.
-    clients: HashMap<u64, (Arc<Spot>, Ticket)>,
+    clients: HashMap<u64, (Floor, Ticket)>,
     tickets: Ticket,
     terms: Terms,
 }
@@ -76,42 +78,18 @@ pub enum Terms {
     Refused,
 }
 
-/// What a station waits for.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Spot {
+/// Whose lines are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Floor {
     db: u32,
-    class: Class,
+    kind: Kind,
 }
 
-/// The sessions' side of a station.
-#[derive(Debug)]
-struct Station {
-    roster: Roster,
-    seats: HashMap<Ticket, Place>,
-    /// What nobody has yet.
-    offers: VecDeque<Catch>,
-    way: Way,
-    /// Those who have waited long enough, and what they are told when no call is running that may still bring them something.
-    leaving: Vec<(Ticket, Outcome)>,
-    /// Who waits for a key without having tried it.
-    untried: BTreeMap<Ticket, Vec<KeyName>>,
-    work: Work,
-    /// Of the task that waits for them.
-    task: Option<Waker>,
-}
-
-/// Whether a call may be running.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Work {
-    Off,
-    On,
-}
-
-/// A waiter's place.
-#[derive(Debug)]
-enum Place {
-    Waiting(Option<Waker>),
-    Served(Outcome),
+/// What a station waits for.
+#[derive(Debug, Clone)]
+struct Spot {
+    floor: Floor,
+    class: Arc<Class>,
 }
 
 /// The lane over which the end of a call is asked for.
@@ -145,21 +123,11 @@ pub enum Unblocked {
     Nobody,
 }
 
-/// What the task is to do.
-#[derive(Debug)]
-enum Wish {
-    /// Put these back: nobody waits for them.
-    PutBack(Vec<Catch>),
-    /// Wait for these.
-    Call(Vec<KeyName>),
-    Nothing,
-}
-
 /// A session's place at a station. Leaves it when dropped; what had come for it goes to the next one.
 #[derive(Debug)]
 pub struct Seat {
     stations: Arc<Stations>,
-    spot: Arc<Spot>,
+    spot: Spot,
     ticket: Ticket,
     client: u64,
     way: Way,
@@ -193,8 +161,9 @@ impl Stations {
     #[must_use]
     pub fn free_keys(&self, db: u32, pop: &Pop) -> Vec<KeyName> {
         let inner = self.lock();
-        let kind = pop.class.kind();
-        pop.keys.iter().filter(|key| !inner.wants(db, kind, key)).cloned().collect()
+        let hall = inner.halls.get(&Floor { db, kind: pop.class.kind() });
+        let is_free = |key: &&KeyName| hall.is_none_or(|hall| !hall.roster.wants(key));
+        pop.keys.iter().filter(is_free).cloned().collect()
     }
 
     /// A number behind all others: whoever comes now.
@@ -214,63 +183,61 @@ impl Stations {
         client: u64,
         way: &Way,
     ) -> Option<Seat> {
+        let spot = Spot::new(db, &pop.class);
         let mut inner = self.lock();
-        let spot = self.station(&mut inner, Spot { db, class: pop.class.clone() }, way);
-        let station = inner.stations.get_mut(&spot)?;
+        let hall = inner.hall(spot.floor, way);
         let bytes: usize = pop.keys.iter().map(|key| key.len()).sum();
-        if station.roster.key_count() + pop.keys.len() > KEY_LIMIT
-            || station.roster.key_bytes() + bytes > KEY_BYTES
+        if hall.roster.key_count(&spot.class) + pop.keys.len() > KEY_LIMIT
+            || hall.roster.key_bytes(&spot.class) + bytes > KEY_BYTES
         {
+            inner.sweep(spot.floor);
             return None;
         }
-        station.way = way.clone();
-        station.roster.join(ticket, &pop.keys);
-        station.seats.insert(ticket, Place::Waiting(None));
-        station.hand_over();
-        station.wake();
-        inner.clients.insert(client, (Arc::clone(&spot), ticket));
+        hall.way = way.clone();
+        self.open(hall, &spot);
+        hall.sit_down(ticket, &spot.class, &pop.keys);
+        hall.wake_changed();
+        inner.clients.insert(client, (spot.floor, ticket));
         self.pool.metrics().parked.inc();
-        let (stations, way) = (Arc::clone(self), way.clone());
-        Some(Seat { stations, spot, ticket, client, way })
+        Some(Seat { stations: Arc::clone(self), spot, ticket, client, way: way.clone() })
     }
 
-    /// The station for `spot`, whose task is started if there was none.
-    fn station(self: &Arc<Self>, inner: &mut Inner, spot: Spot, way: &Way) -> Arc<Spot> {
-        if let Some((known, _)) = inner.stations.get_key_value(&spot) {
-            return Arc::clone(known);
+    /// Starts the task of a station if there is none.
+    fn open(self: &Arc<Self>, hall: &mut Hall, spot: &Spot) {
+        if !hall.stations.contains_key(&spot.class) {
+            hall.stations.insert(Arc::clone(&spot.class), hall::Station::default());
+            tokio::spawn(Arc::clone(self).serve(spot.clone()));
         }
-        let spot = Arc::new(spot);
-        inner.stations.insert(Arc::clone(&spot), Station::new(way.clone()));
-        tokio::spawn(Arc::clone(self).serve(Arc::clone(&spot)));
-        spot
     }
 
     /// Ends the waiting of the client with this number, if it waits.
     pub fn unblock(&self, client: u64, outcome: Outcome) -> Unblocked {
-        let mut inner = self.lock();
-        let Some((spot, ticket)) = inner.clients.get(&client).cloned() else {
-            return Unblocked::Nobody;
+        let place = self.lock().clients.get(&client).copied();
+        let Some((floor, ticket)) = place else { return Unblocked::Nobody };
+        let end = |hall: &mut Hall| {
+            if !hall.is_waiting(ticket) {
+                return Unblocked::Nobody;
+            }
+            hall.give_up(ticket, outcome);
+            Unblocked::One
         };
-        let Some(station) = inner.stations.get_mut(&spot) else { return Unblocked::Nobody };
-        if !station.is_waiting(ticket) {
-            return Unblocked::Nobody;
-        }
-        station.give_up(ticket, outcome);
-        Unblocked::One
+        self.look(floor, end).unwrap_or(Unblocked::Nobody)
     }
 
-    /// A station's task: takes a connection while somebody waits.
-    async fn serve(self: Arc<Self>, spot: Arc<Spot>) {
-        let mut check = Check::default();
+    /// A station's task: finds a connection whenever one is needed. What works with that is a task of its own, for it may go on with
+    /// another station.
+    async fn serve(self: Arc<Self>, spot: Spot) {
         while poll_fn(|cx| self.poll_needed(cx, &spot)).await.is_some() {
             match self.checkout(&spot).await {
                 None => {}
                 Some(Ok(lease)) => {
-                    let shift = Shift::new(Arc::clone(&self), Arc::clone(&spot), lease, &mut check);
-                    if let Ending::Lost { reason, elements } = shift.run().await {
-                        self.note_loss(&spot, &reason, elements);
-                        tokio::time::sleep(PAUSE).await;
+                    let free = self.look(spot.floor, |hall| hall.take_up(&spot.class)).flatten();
+                    if free.is_none() {
+                        lease.give_back();
+                        continue;
                     }
+                    let shift = Shift::new(Arc::clone(&self), spot.clone(), lease);
+                    tokio::spawn(shift.run());
                 }
                 Some(Err(error)) if error.kind == CheckoutErrorKind::Closed => return,
                 Some(Err(error)) => {
@@ -289,24 +256,37 @@ impl Stations {
         };
         tokio::select! {
             lease = ticket.lease() => Some(lease),
-            () = poll_fn(|cx| self.poll_idle(cx, spot)) => None,
+            () = poll_fn(|cx| self.poll_served(cx, spot)) => None,
         }
     }
 
-    /// Whether the station still has something to do, once that is known. If not it is forgotten, but not before everybody has taken
-    /// what came for them; its task ends then.
+    /// Whether the station must find a connection, once that is known. When nobody is left who may need it, it is forgotten, and its
+    /// task ends.
     fn poll_needed(&self, cx: &Context<'_>, spot: &Spot) -> Poll<Option<()>> {
         let mut inner = self.lock();
-        let Some(station) = inner.stations.get_mut(spot) else { return Poll::Ready(None) };
-        if !station.is_idle() {
+        let Some(hall) = inner.halls.get_mut(&spot.floor) else { return Poll::Ready(None) };
+        hall.note_task(&spot.class, cx);
+        if hall.must_find_crew(&spot.class) {
             return Poll::Ready(Some(()));
         }
-        if station.seats.is_empty() {
-            inner.stations.remove(spot);
+        if hall.is_over(&spot.class) {
+            hall.stations.remove(&spot.class);
+            inner.sweep(spot.floor);
             return Poll::Ready(None);
         }
-        station.task = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// Ready when the station needs no connection, or none more.
+    fn poll_served(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
+        let look = |hall: &mut Hall| {
+            hall.note_task(&spot.class, cx);
+            !hall.lacks_crew(&spot.class)
+        };
+        match self.look(spot.floor, look) {
+            Some(false) => Poll::Pending,
+            Some(true) | None => Poll::Ready(()),
+        }
     }
 
     fn note_loss(&self, spot: &Spot, reason: &str, elements: Elements) {
@@ -318,76 +298,66 @@ impl Stations {
             "a connection that waits for elements was lost"
         );
         if elements == Elements::Lost {
-            self.fail_first(spot, &Outcome::Failed(LOST.to_owned()));
+            self.fail_first(spot, Outcome::Failed(LOST.to_owned()));
         }
     }
 
     /// With one look under the lock.
-    fn look<R>(&self, spot: &Spot, look: impl FnOnce(&mut Station) -> R) -> Option<R> {
-        self.lock().stations.get_mut(spot).map(look)
+    fn look<R>(&self, floor: Floor, look: impl FnOnce(&mut Hall) -> R) -> Option<R> {
+        let mut inner = self.lock();
+        let hall = inner.halls.get_mut(&floor)?;
+        let seen = look(hall);
+        hall.wake_changed();
+        inner.sweep(floor);
+        Some(seen)
+    }
+
+    /// A connection works for the station no more.
+    fn lay_down(&self, spot: &Spot) {
+        self.look(spot.floor, |hall| hall.lay_down(&spot.class));
+    }
+
+    /// The station with which a connection goes on that has nothing to do for this one.
+    fn change_over(&self, spot: &Spot) -> Option<Arc<Class>> {
+        self.look(spot.floor, |hall| hall.change_over(&spot.class)).flatten()
     }
 
     fn wish(&self, spot: &Spot) -> Wish {
-        let wish = |station: &mut Station| {
-            station.hand_over();
-            station.dismiss();
-            if !station.offers.is_empty() {
-                return Wish::PutBack(station.offers.drain(..).collect());
-            }
-            match station.roster.keys() {
-                keys if keys.is_empty() => Wish::Nothing,
-                keys => Wish::Call(keys),
-            }
-        };
-        self.look(spot, wish).unwrap_or(Wish::Nothing)
+        self.look(spot.floor, |hall| hall.wish(&spot.class)).unwrap_or(Wish::Nothing)
     }
 
-    /// From now on calls may be running, or are none any more.
-    fn set_work(&self, spot: &Spot, work: Work) {
-        self.look(spot, |station| {
-            station.work = work;
-            if work == Work::Off {
-                station.dismiss();
-            }
-        });
+    /// The keys that a call could ask for now.
+    fn keys(&self, spot: &Spot) -> Vec<KeyName> {
+        self.look(spot.floor, |hall| hall.roster.keys(&spot.class)).unwrap_or_default()
     }
 
-    /// The call asks for `keys` from now on; for `others`, too, there are waiters, but it can't.
-    fn begin_call(&self, spot: &Spot, keys: &[KeyName], others: &HashSet<KeyName>) {
-        self.look(spot, |station| station.roster.begin_call(keys, others));
+    /// A call asks from now on for the keys that it gets here; for `others`, too, there are waiters, but it can't.
+    fn begin_call(&self, spot: &Spot, others: &[KeyName]) -> Vec<KeyName> {
+        let begin = |hall: &mut Hall| hall.roster.begin_call(&spot.class, others);
+        self.look(spot.floor, begin).unwrap_or_default()
     }
 
     /// The call is over, and brought this.
     fn end_call(&self, spot: &Spot, catch: Option<Catch>) {
-        self.look(spot, |station| {
-            station.roster.end_call();
-            station.offers.extend(catch);
-            station.hand_over();
-        });
+        self.look(spot.floor, |hall| hall.end_call(&spot.class, catch));
     }
 
     /// These could not be put back: they are offered again, ahead of what came later.
     fn offer(&self, spot: &Spot, catches: Vec<Catch>) {
-        self.look(spot, |station| {
-            catches.into_iter().rev().for_each(|catch| station.offers.push_front(catch));
-            station.hand_over();
-        });
+        self.look(spot.floor, |hall| hall.offer(&spot.class, catches));
+    }
+
+    /// What came from these keys was put back, or is offered again.
+    fn end_return(&self, spot: &Spot, keys: &[KeyName]) {
+        self.look(spot.floor, |hall| hall.end_return(&spot.class, keys));
     }
 
     fn fail_all(&self, spot: &Spot, outcome: &Outcome) {
-        self.look(spot, |station| {
-            for ticket in station.roster.everybody() {
-                station.serve(ticket, outcome.clone());
-            }
-        });
+        self.look(spot.floor, |hall| hall.serve_all(&spot.class, outcome));
     }
 
-    fn fail_first(&self, spot: &Spot, outcome: &Outcome) {
-        self.look(spot, |station| {
-            if let Some(ticket) = station.roster.first() {
-                station.serve(ticket, outcome.clone());
-            }
-        });
+    fn fail_first(&self, spot: &Spot, outcome: Outcome) {
+        self.look(spot.floor, |hall| hall.serve_first(&spot.class, outcome));
     }
 
     /// Nobody waits together any more: the server does not let us.
@@ -396,34 +366,21 @@ impl Stations {
         self.fail_all(spot, &Outcome::Alone);
     }
 
-    /// Ready when the station has nothing to do.
-    fn poll_idle(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
-        self.poll(cx, spot, Station::is_idle)
-    }
-
-    /// Ready when the station has something to do.
+    /// Ready when there is something to do for a connection that has nothing to do for its station.
     fn poll_work(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
-        self.poll(cx, spot, |station| !station.is_idle())
+        self.look(spot.floor, |hall| hall.linger(&spot.class, cx)).unwrap_or(Poll::Pending)
     }
 
     /// Ready when the running call must end.
     fn poll_stale(&self, cx: &Context<'_>, spot: &Spot) -> Poll<()> {
-        self.poll(cx, spot, |station| {
-            station.roster.must_end_call()
-                || !station.offers.is_empty()
-                || !station.leaving.is_empty()
-        })
-    }
-
-    fn poll(&self, cx: &Context<'_>, spot: &Spot, is_it: impl Fn(&Station) -> bool) -> Poll<()> {
-        let look = |station: &mut Station| {
-            if is_it(station) {
+        let look = |hall: &mut Hall| {
+            if hall.is_stale(&spot.class) {
                 return Poll::Ready(());
             }
-            station.task = Some(cx.waker().clone());
+            hall.note_crew(&spot.class, cx);
             Poll::Pending
         };
-        self.look(spot, look).unwrap_or(Poll::Pending)
+        self.look(spot.floor, look).unwrap_or(Poll::Pending)
     }
 }
 
@@ -436,83 +393,22 @@ enum Elements {
     Lost,
 }
 
-impl Inner {
-    fn wants(&self, db: u32, kind: Kind, key: &[u8]) -> bool {
-        self.stations.iter().any(|(spot, station)| {
-            spot.db == db && spot.class.kind() == kind && station.roster.wants(key)
-        })
+impl Spot {
+    fn new(db: u32, class: &Class) -> Self {
+        let floor = Floor { db, kind: class.kind() };
+        Self { floor, class: Arc::new(class.clone()) }
     }
 }
 
-impl Station {
-    fn new(way: Way) -> Self {
-        Self {
-            roster: Roster::default(),
-            seats: HashMap::new(),
-            offers: VecDeque::new(),
-            way,
-            leaving: Vec::new(),
-            untried: BTreeMap::new(),
-            work: Work::Off,
-            task: None,
-        }
+impl Inner {
+    fn hall(&mut self, floor: Floor, way: &Way) -> &mut Hall {
+        self.halls.entry(floor).or_insert_with(|| Hall::new(way.clone()))
     }
 
-    fn is_idle(&self) -> bool {
-        self.roster.is_empty() && self.offers.is_empty()
-    }
-
-    /// Gives what is offered to those who wait for it; what nobody waits for is left.
-    fn hand_over(&mut self) {
-        for catch in std::mem::take(&mut self.offers) {
-            match self.roster.first_for(&catch.key) {
-                Some(ticket) => self.serve(ticket, Outcome::Caught(catch)),
-                None => self.offers.push_back(catch),
-            }
-        }
-    }
-
-    fn leave(&mut self, ticket: Ticket) {
-        self.roster.leave(ticket);
-        self.untried.remove(&ticket);
-    }
-
-    fn is_waiting(&self, ticket: Ticket) -> bool {
-        matches!(self.seats.get(&ticket), Some(Place::Waiting(_)))
-    }
-
-    fn serve(&mut self, ticket: Ticket, outcome: Outcome) {
-        self.leave(ticket);
-        let place = self.seats.insert(ticket, Place::Served(outcome));
-        if let Some(Place::Waiting(Some(session))) = place {
-            session.wake();
-        }
-    }
-
-    /// Somebody waits no longer than until the call is over: what that brings is still theirs, as the server has it.
-    fn give_up(&mut self, ticket: Ticket, outcome: Outcome) {
-        if !self.is_waiting(ticket) {
-            return;
-        }
-        match self.work {
-            Work::Off => self.serve(ticket, outcome),
-            Work::On => self.leaving.push((ticket, outcome)),
-        }
-        self.wake();
-    }
-
-    /// No call is running: whoever has given up is told so.
-    fn dismiss(&mut self) {
-        for (ticket, outcome) in std::mem::take(&mut self.leaving) {
-            if self.is_waiting(ticket) {
-                self.serve(ticket, outcome);
-            }
-        }
-    }
-
-    fn wake(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.wake();
+    /// Forgets a hall in which nothing is left to do.
+    fn sweep(&mut self, floor: Floor) {
+        if self.halls.get(&floor).is_some_and(Hall::is_empty) {
+            self.halls.remove(&floor);
         }
     }
 }
@@ -524,67 +420,50 @@ impl Seat {
         if keys.is_empty() {
             return;
         }
-        let note = |station: &mut Station| {
-            if station.is_waiting(self.ticket) {
-                station.untried.insert(self.ticket, keys.to_vec());
-                station.wake();
-            }
-        };
-        self.stations.look(&self.spot, note);
+        let floor = self.spot.floor;
+        let note = |hall: &mut Hall| hall.note_untried(self.ticket, keys);
+        if self.stations.look(floor, note).flatten() == Some(Look::Off) {
+            tokio::spawn(check::look_at_untried(Arc::clone(&self.stations), floor));
+        }
     }
 
     /// The session has waited long enough; [`Seat::poll_outcome`] tells when it is over.
     pub fn give_up(&self) {
-        let leave = |station: &mut Station| station.give_up(self.ticket, Outcome::Nothing);
-        self.stations.look(&self.spot, leave);
+        self.stations.look(self.spot.floor, |hall| hall.give_up(self.ticket, Outcome::Nothing));
     }
 
     /// What became of it; once. The task is woken when there is something.
     pub fn poll_outcome(&self, cx: &Context<'_>) -> Poll<Outcome> {
-        let take = |station: &mut Station| match station.seats.get_mut(&self.ticket) {
-            Some(Place::Waiting(waker)) => {
-                *waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-            Some(Place::Served(_)) => match station.seats.remove(&self.ticket) {
-                Some(Place::Served(outcome)) => Poll::Ready(outcome),
-                _ => Poll::Ready(Outcome::Alone),
-            },
-            None => Poll::Ready(Outcome::Alone),
-        };
-        self.stations.look(&self.spot, take).unwrap_or(Poll::Ready(Outcome::Alone))
+        let take = |hall: &mut Hall| hall.poll_outcome(self.ticket, cx);
+        self.stations.look(self.spot.floor, take).unwrap_or(Poll::Ready(Outcome::Alone))
     }
 
-    /// What came could not be delivered: it is for the next one.
+    /// What came could not be delivered: it is for the next one. It came before what else is offered.
     pub fn pass_on(&self, catch: Catch) {
-        let stations = &self.stations;
-        let mut inner = stations.lock();
-        let spot = Spot { db: self.spot.db, class: self.spot.class.clone() };
-        let spot = stations.station(&mut inner, spot, &self.way);
-        if let Some(station) = inner.stations.get_mut(&spot) {
-            // It came before what else is offered.
-            station.offers.push_front(catch);
-            station.hand_over();
-            station.wake();
-        }
+        let mut inner = self.stations.lock();
+        let hall = inner.hall(self.spot.floor, &self.way);
+        self.stations.open(hall, &self.spot);
+        hall.offer(&self.spot.class, vec![catch]);
+        hall.wake_changed();
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let place = {
+        let catch = {
             let mut inner = self.stations.lock();
             inner.clients.remove(&self.client);
             self.stations.pool.metrics().parked.dec();
-            let leave = |station: &mut Station| {
-                station.leave(self.ticket);
-                station.wake();
-                station.seats.remove(&self.ticket)
-            };
-            inner.stations.get_mut(&self.spot).and_then(leave)
+            let hall = inner.halls.get_mut(&self.spot.floor);
+            hall.and_then(|hall| {
+                let catch = hall.stand_up(self.ticket);
+                hall.wake_changed();
+                catch
+            })
         };
-        if let Some(Place::Served(Outcome::Caught(catch))) = place {
+        if let Some(catch) = catch {
             self.pass_on(catch);
         }
+        self.stations.lock().sweep(self.spot.floor);
     }
 }

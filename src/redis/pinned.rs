@@ -4,26 +4,24 @@
 //! left; streams: then the connection is never shared again).
 
 mod head;
+mod replies;
+mod take;
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
 
 use super::backend::{Key, RedisConnect};
 use super::clients::Holding;
-use super::command::{Carriage, Reason, Step, Word, is_tracking, is_unsubscribe, step};
-use super::greeting::{Proto, write_error};
-use super::namespace::replies::ReplyFilter;
-use super::transaction::{Outcome, OwnCommand, Queue, Transaction, UNKNOWN_COMMAND};
+use super::command::{Reason, Word};
+use super::transaction::{Outcome, OwnCommand, Queue, Transaction};
 use super::upstream::Place;
-use super::wire::{Reply, ReplyError, ReplyScanner, write_command};
-use crate::net::with_read_buffer;
+use super::wire::ReplyScanner;
 use crate::pool::Lease;
-use head::{Head, MessageKind};
+use head::Head;
+use replies::Tracking;
 
 /// Bytes of requests kept for the server, and of replies for the client, before the other side has to wait.
 pub const PINNED_BUFFER: usize = 256 * 1024;
-/// Longest answer to our own question about subscriptions.
-const CAPTURE_LIMIT: usize = 8 * 1024;
 
 /// Why the session holds the backend, and what ends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,12 +97,6 @@ pub enum Decision {
     Refuse(&'static str),
 }
 
-const TOO_MANY: &str = "ERR tidegate: too many commands about the connection inside one MULTI; \
-     send them before it, or in several transactions";
-const NO_KILL: &str = "ERR tidegate: CLIENT KILL can't stand inside MULTI; send it before the transaction or behind it";
-/// A server that doesn't know it says the same.
-const NO_NOTIFICATIONS: &str = "ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.";
-
 /// Learns from the server's reply to a command of the session's own, and writes the answer: what the session then expects
 /// of the connection.
 pub type Settle<'a> = dyn FnMut(&OwnCommand, &[u8], &mut Vec<u8>) -> Key + 'a;
@@ -165,25 +157,6 @@ pub struct Pinned {
     _holding: Option<Holding>,
 }
 
-/// Reads what the server tells of keys that have changed.
-struct Tracking {
-    /// Keys are shown without this.
-    prefix: Box<[u8]>,
-    push: Option<ReplyFilter>,
-}
-
-impl Tracking {
-    fn pass(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<(), ReplyError> {
-        let fresh = || ReplyFilter::of_invalidation(&self.prefix);
-        let push = self.push.get_or_insert_with(fresh);
-        push.advance(piece, out)?;
-        if push.is_done() {
-            self.push = None;
-        }
-        Ok(())
-    }
-}
-
 impl Pinned {
     /// Takes up `lease` for a command that is carried for `reason` and expects `key`, and what was queued of its
     /// transaction, if it is inside one.
@@ -224,7 +197,7 @@ impl Pinned {
 
     /// The client will be told of keys that have changed, by their names without `prefix`.
     pub fn track(&mut self, prefix: &[u8]) {
-        self.tracking = Some(Tracking { prefix: prefix.into(), push: None });
+        self.tracking = Some(Tracking::new(prefix));
     }
 
     /// What follows a transaction.
@@ -349,259 +322,6 @@ impl Pinned {
         self.requests.extend_from_slice(bytes);
     }
 
-    /// Decides about a command, of which at least the name is in `words`; if taken, `bytes` are to be sent and a reply is expected.
-    pub fn take(&mut self, words: &[&[u8]], carriage: Carriage, bytes: &[u8]) -> Decision {
-        let name = words.first().copied().unwrap_or_default();
-        // Behind a WATCH that is refused the session goes on over its lane.
-        let begins = [Meaning::Began, Meaning::Tracks].map(Expect::Relay);
-        if self.expects.iter().any(|expect| begins.contains(expect)) {
-            return Decision::Wait;
-        }
-        match self.hold {
-            Hold::Preparing(_) | Hold::Once | Hold::Ending | Hold::Fencing => Decision::Wait,
-            Hold::First(_) if self.queue.is_some() => {
-                self.replay();
-                self.take_queueing(name, words, carriage, bytes)
-            }
-            Hold::First(reason) => self.take_first(reason, words, bytes),
-            Hold::Watching => self.take_watching(name, words, carriage, bytes),
-            Hold::Queueing => self.take_queueing(name, words, carriage, bytes),
-            Hold::Subscribed => self.take_subscribed(name, words, carriage, bytes),
-            Hold::Stream => self.stream(bytes),
-            Hold::Tracking => self.take_tracking(name, words, carriage, bytes),
-        }
-    }
-
-    fn relay(&mut self, bytes: &[u8], expect: Option<Expect>, hold: Hold) -> Decision {
-        self.requests.extend_from_slice(bytes);
-        self.expects.extend(expect);
-        self.hold = hold;
-        Decision::Taken
-    }
-
-    /// From here on the bytes of both sides pass as they are. Not before all that is not simply relayed is answered.
-    fn stream(&mut self, bytes: &[u8]) -> Decision {
-        let relayed =
-            |expect: &Expect| matches!(expect, Expect::Relay(_) | Expect::Confirmations(_));
-        if !self.expects.iter().all(relayed) {
-            return Decision::Wait;
-        }
-        self.expects.clear();
-        self.relay(bytes, None, Hold::Stream)
-    }
-
-    /// The server runs a command of the session's own, whose state is on both sides.
-    fn run_own(&mut self, word: Word, words: &[&[u8]], bytes: &[u8], hold: Hold) -> Decision {
-        // What rides along with HELLO (AUTH, SETNAME) stays on the connection.
-        if word == Word::Hello && words.len() > 2 {
-            self.condition = Condition::Spoilt;
-        }
-        self.own.push_back(OwnCommand::new(word, words));
-        self.relay(bytes, Some(Expect::Own), hold)
-    }
-
-    /// Refuses a command inside MULTI so that EXEC fails, as it does behind any other refusal.
-    pub fn refuse_queued(&mut self, text: &str) -> Decision {
-        write_command(&[UNKNOWN_COMMAND], &mut self.requests);
-        self.expects.push_back(Expect::Refusal(text.into()));
-        Decision::Taken
-    }
-
-    fn queue(&mut self, bytes: &[u8]) -> Decision {
-        self.relay(bytes, Some(Expect::Relay(Meaning::Queued)), Hold::Queueing)
-    }
-
-    fn queue_own(&mut self, word: Word, words: &[&[u8]], bytes: &[u8]) -> Decision {
-        if !self.transaction.has_room() {
-            return self.refuse_queued(TOO_MANY);
-        }
-        let plain_hello = word == Word::Hello && words.len() <= 2;
-        let asks = matches!(word, Word::Select | Word::GetName | Word::Id | Word::Info);
-        if !plain_hello && !asks {
-            self.condition = Condition::Spoilt;
-        }
-        self.transaction.send_own(OwnCommand::new(word, words));
-        self.relay(bytes, Some(Expect::Relay(Meaning::QueuedOwn)), Hold::Queueing)
-    }
-
-    fn plain(&mut self, bytes: &[u8]) -> Decision {
-        self.relay(bytes, Some(Expect::Relay(Meaning::Plain)), self.hold)
-    }
-
-    /// Brings the server to where the session is in its transaction.
-    fn replay(&mut self) {
-        let Some(queue) = self.queue.take() else { return };
-        write_command(&["MULTI"], &mut self.requests);
-        self.requests.extend_from_slice(&queue.bytes);
-        self.expects.push_back(Expect::Replayed(Meaning::Plain));
-        self.expects.extend((0..queue.commands).map(|_| Expect::Replayed(Meaning::Queued)));
-        self.hold = Hold::Queueing;
-    }
-
-    fn take_first(&mut self, reason: Reason, words: &[&[u8]], bytes: &[u8]) -> Decision {
-        let name = words.first().copied().unwrap_or_default();
-        let plain = Some(Expect::Relay(Meaning::Plain));
-        match reason {
-            Reason::Transaction => {
-                let hold = if step(name) == Step::Multi { Hold::Queueing } else { Hold::Watching };
-                self.relay(bytes, Some(Expect::Relay(Meaning::Began)), hold)
-            }
-            Reason::Subscription => {
-                self.hold = Hold::Subscribed;
-                self.take_subscribed(name, words, Carriage::Pinned(reason), bytes)
-            }
-            Reason::Stream => self.stream(bytes),
-            Reason::Tracking => {
-                self.condition = Condition::Spoilt;
-                self.relay(bytes, Some(Expect::Relay(Meaning::Tracks)), Hold::Tracking)
-            }
-            Reason::Database => self.run_own(Word::Select, words, bytes, Hold::Once),
-            Reason::Wait => {
-                // WAIT is about the connection's own last write. The session's writes went over a lane, before this one,
-                // so waiting for a later write of this connection covers them. A publication is replicated and stores nothing.
-                write_command(&["PUBLISH", "tidegate:wait", ""], &mut self.requests);
-                self.expects.push_back(Expect::Swallow);
-                self.relay(bytes, plain, Hold::Once)
-            }
-            Reason::Blocking | Reason::Large | Reason::Kill => self.relay(bytes, plain, Hold::Once),
-            Reason::Unknown => {
-                self.condition = Condition::Spoilt;
-                self.relay(bytes, plain, Hold::Once)
-            }
-        }
-    }
-
-    fn answer(&self, word: Word) -> Decision {
-        if self.expects.is_empty() { Decision::Answer(word) } else { Decision::Wait }
-    }
-
-    fn refuse(&self, text: &'static str) -> Decision {
-        if self.expects.is_empty() { Decision::Refuse(text) } else { Decision::Wait }
-    }
-
-    fn take_watching(
-        &mut self,
-        name: &[u8],
-        words: &[&[u8]],
-        carriage: Carriage,
-        bytes: &[u8],
-    ) -> Decision {
-        let [plain, ends] = [Meaning::Plain, Meaning::Ends].map(|one| Some(Expect::Relay(one)));
-        match (step(name), carriage) {
-            (Step::Multi, _) if words.len() == 1 => self.relay(bytes, plain, Hold::Queueing),
-            (Step::Unwatch, _) if words.len() == 1 => self.relay(bytes, ends, self.rest()),
-            (_, Carriage::Session(word @ (Word::Select | Word::Hello))) => {
-                self.run_own(word, words, bytes, Hold::Watching)
-            }
-            (_, Carriage::Session(word)) => self.answer(word),
-            (_, Carriage::Refused(text)) => self.refuse(text),
-            (_, Carriage::Pinned(Reason::Stream)) => self.stream(bytes),
-            (_, Carriage::Pinned(Reason::Subscription)) => {
-                self.condition = Condition::Spoilt;
-                self.hold = Hold::Subscribed;
-                self.take_subscribed(name, words, carriage, bytes)
-            }
-            (_, Carriage::Pinned(Reason::Unknown)) => {
-                self.condition = Condition::Spoilt;
-                self.plain(bytes)
-            }
-            _ => self.plain(bytes),
-        }
-    }
-
-    fn take_queueing(
-        &mut self,
-        name: &[u8],
-        words: &[&[u8]],
-        carriage: Carriage,
-        bytes: &[u8],
-    ) -> Decision {
-        match (step(name), carriage) {
-            // With more words it ends the transaction, too.
-            (Step::Exec, _) => self.relay(bytes, Some(Expect::Relay(Meaning::Exec)), self.rest()),
-            (Step::Discard, _) if words.len() == 1 => {
-                self.relay(bytes, Some(Expect::Relay(Meaning::Ends)), self.rest())
-            }
-            (_, Carriage::Session(Word::Reset | Word::Quit)) => match carriage {
-                Carriage::Session(word) => self.answer(word),
-                _ => Decision::Wait,
-            },
-            // Where their answers will stand in EXEC's nobody can tell.
-            (_, Carriage::Pinned(Reason::Subscription | Reason::Stream)) => self.stream(bytes),
-            (_, Carriage::Refused(text)) => self.refuse_queued(text),
-            (_, Carriage::Session(Word::MaintNotifications)) => {
-                self.refuse_queued(NO_NOTIFICATIONS)
-            }
-            // There it would end connections of the server, which are everybody's.
-            (_, Carriage::Session(Word::Kill)) => self.refuse_queued(NO_KILL),
-            (_, Carriage::Session(word)) => self.queue_own(word, words, bytes),
-            (_, Carriage::Pinned(Reason::Unknown)) => {
-                self.condition = Condition::Spoilt;
-                self.queue(bytes)
-            }
-            _ => self.queue(bytes),
-        }
-    }
-
-    /// Its namespace lets nothing through that changes what comes unasked.
-    fn take_tracking(
-        &mut self,
-        name: &[u8],
-        words: &[&[u8]],
-        carriage: Carriage,
-        bytes: &[u8],
-    ) -> Decision {
-        let [began, ends] = [Meaning::Began, Meaning::Ends].map(|one| Some(Expect::Relay(one)));
-        match (step(name), carriage) {
-            (Step::Multi, _) if words.len() == 1 => self.relay(bytes, began, Hold::Queueing),
-            (Step::Watch, _) if words.len() > 1 => self.relay(bytes, began, Hold::Watching),
-            (_, Carriage::Session(word @ (Word::Select | Word::Hello))) => {
-                self.run_own(word, words, bytes, Hold::Tracking)
-            }
-            (_, Carriage::Session(word)) => self.answer(word),
-            (_, Carriage::Refused(text)) => self.refuse(text),
-            (_, Carriage::Lane) if is_tracking(words) => self.relay(bytes, ends, Hold::Ending),
-            _ => self.plain(bytes),
-        }
-    }
-
-    fn take_subscribed(
-        &mut self,
-        name: &[u8],
-        words: &[&[u8]],
-        carriage: Carriage,
-        bytes: &[u8],
-    ) -> Decision {
-        match carriage {
-            _ if is_unsubscribe(name) => {
-                self.requests.extend_from_slice(bytes);
-                write_command(&["CLIENT", "INFO"], &mut self.requests);
-                self.captured.clear();
-                self.expects.push_back(Expect::Fence);
-                self.hold = Hold::Fencing;
-                Decision::Taken
-            }
-            Carriage::Pinned(Reason::Subscription) => {
-                let confirmations = Expect::Confirmations(words.len().saturating_sub(1).max(1));
-                self.relay(bytes, Some(confirmations), Hold::Subscribed)
-            }
-            Carriage::Session(word @ (Word::Reset | Word::Quit)) => self.answer(word),
-            // A subscriber that speaks RESP2 is refused all this, which is the server's to do.
-            Carriage::Session(_) if self.key.proto == Proto::Resp2 => self.plain(bytes),
-            Carriage::Session(word @ (Word::Select | Word::Hello)) => {
-                self.run_own(word, words, bytes, Hold::Subscribed)
-            }
-            Carriage::Session(word) => self.answer(word),
-            Carriage::Refused(text) => self.refuse(text),
-            Carriage::Pinned(Reason::Stream) => self.stream(bytes),
-            Carriage::Pinned(Reason::Transaction | Reason::Unknown) => {
-                self.condition = Condition::Spoilt;
-                self.plain(bytes)
-            }
-            Carriage::Lane | Carriage::Pinned(_) => self.plain(bytes),
-        }
-    }
-
     /// Sends what there is to send.
     pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Loss>> {
         if self.requests.is_empty() {
@@ -631,235 +351,6 @@ impl Pinned {
     #[must_use]
     pub fn has_requests(&self) -> bool {
         !self.requests.is_empty()
-    }
-
-    /// Reads once and appends what is the client's to `out`.
-    pub fn poll_receive(
-        &mut self,
-        cx: &mut Context<'_>,
-        out: &mut Vec<u8>,
-        settle: &mut Settle<'_>,
-    ) -> Poll<Result<(), Loss>> {
-        with_read_buffer(|buffer| {
-            let n = ready!(self.lease.stream.poll_read_into(cx, buffer))
-                .map_err(|error| broken(&error))?;
-            if n == 0 {
-                return Poll::Ready(Err(Loss::Broken("end of stream".into())));
-            }
-            let received = u64::try_from(n).unwrap_or(0);
-            self.lease.pool().metrics().bytes_received_server.inc_by(received);
-            Poll::Ready(self.receive(&buffer[..n], out, settle))
-        })
-    }
-
-    fn receive(
-        &mut self,
-        bytes: &[u8],
-        out: &mut Vec<u8>,
-        settle: &mut Settle<'_>,
-    ) -> Result<(), Loss> {
-        if self.hold == Hold::Stream {
-            // Only to know where a reply ends; what is no RESP has no end.
-            let mut rest = bytes;
-            while let (false, Ok((used, _))) = (rest.is_empty(), self.replies.advance(rest)) {
-                rest = &rest[used..];
-            }
-            out.extend_from_slice(bytes);
-            return Ok(());
-        }
-        let mut at = 0;
-        while at < bytes.len() {
-            let begins = !self.replies.is_inside();
-            let (used, reply) = self
-                .replies
-                .advance(&bytes[at..])
-                .map_err(|error| Loss::Broken(error.to_string()))?;
-            let piece = &bytes[at..at + used];
-            at += used;
-            self.head.feed(piece);
-            if begins && self.is_of_exec() {
-                self.outcome = std::mem::take(&mut self.transaction).into_outcome();
-            }
-            if self.goes_to_client() {
-                self.pass(piece, out, settle)?;
-            } else if self.captured.len() < CAPTURE_LIMIT {
-                self.captured.extend_from_slice(piece);
-            }
-            if reply != Reply::Partial {
-                self.end_of_frame(out, settle)?;
-                self.head = Head::default();
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives the client a piece of a reply; in that to EXEC the session's own commands have answers of its own.
-    fn pass(
-        &mut self,
-        piece: &[u8],
-        out: &mut Vec<u8>,
-        settle: &mut Settle<'_>,
-    ) -> Result<(), Loss> {
-        if let Some(tracking) = self.tracking.as_mut().filter(|_| self.replies.is_push()) {
-            let read = tracking.pass(piece, out);
-            return read.map_err(|error| Loss::Broken(error.to_string()));
-        }
-        let of_exec = self.expects.front() == Some(&Expect::Relay(Meaning::Exec));
-        let Some(outcome) = self.outcome.as_mut().filter(|_| of_exec && !self.replies.is_push())
-        else {
-            out.extend_from_slice(piece);
-            return Ok(());
-        };
-        let mut key = self.key;
-        let mut answer = |command: &OwnCommand, reply: &[u8], out: &mut Vec<u8>| {
-            key = settle(command, reply, out);
-        };
-        let read = outcome.advance(piece, out, &mut answer);
-        self.set_key(key);
-        read.map_err(|error| Loss::Broken(error.to_string()))
-    }
-
-    /// Whether the frame that has just begun, or ended, answers EXEC.
-    fn is_of_exec(&self) -> bool {
-        self.expects.front() == Some(&Expect::Relay(Meaning::Exec)) && !self.replies.is_push()
-    }
-
-    fn set_key(&mut self, key: Key) {
-        (self.key, self.lease.key) = (key, key);
-    }
-
-    /// Of the frame that has just begun or ended.
-    fn goes_to_client(&self) -> bool {
-        let message = self.replies.is_push() || self.is_resp2_message_type();
-        let kept = matches!(
-            self.expects.front(),
-            Some(
-                Expect::Swallow
-                    | Expect::Fence
-                    | Expect::Own
-                    | Expect::Refusal(_)
-                    | Expect::Replayed(_)
-            )
-        );
-        message || !kept
-    }
-
-    /// In RESP2 messages are arrays; none of our own questions is answered by one while they can come.
-    fn is_resp2_message_type(&self) -> bool {
-        matches!(self.hold, Hold::Subscribed | Hold::Fencing)
-            && self.key.proto == Proto::Resp2
-            && self.replies.first() == b'*'
-    }
-
-    fn end_of_frame(&mut self, out: &mut Vec<u8>, settle: &mut Settle<'_>) -> Result<(), Loss> {
-        let message = self.replies.is_push()
-            || (self.is_resp2_message_type() && self.head.message_kind().is_some());
-        if message {
-            if self.head.message_kind() == Some(MessageKind::Confirmation) {
-                self.confirm();
-            }
-            return Ok(());
-        }
-        let failed = self.replies.first() == b'-';
-        match self.expects.pop_front() {
-            Some(Expect::Swallow) if failed => {
-                let said = String::from_utf8_lossy(&self.captured).trim().to_owned();
-                Err(Loss::Refused(said.trim_start_matches('-').to_owned()))
-            }
-            Some(Expect::Swallow) => {
-                self.captured.clear();
-                self.prepared();
-                Ok(())
-            }
-            Some(Expect::Own) => {
-                let reply = std::mem::take(&mut self.captured);
-                if let Some(command) = self.own.pop_front() {
-                    let key = settle(&command, &reply, out);
-                    self.set_key(key);
-                }
-                Ok(())
-            }
-            Some(Expect::Refusal(text)) => {
-                self.captured.clear();
-                write_error(&text, out);
-                Ok(())
-            }
-            Some(Expect::Fence) => {
-                self.fence();
-                Ok(())
-            }
-            Some(Expect::Replayed(meaning)) => {
-                self.captured.clear();
-                self.apply(meaning);
-                Ok(())
-            }
-            Some(Expect::Relay(meaning)) => {
-                self.apply(meaning);
-                Ok(())
-            }
-            Some(Expect::Confirmations(_)) => Ok(()),
-            None if self.hold == Hold::Subscribed => Ok(()),
-            None => Err(Loss::Broken("a reply that nobody asked for".into())),
-        }
-    }
-
-    fn prepared(&mut self) {
-        if let Hold::Preparing(reason) = self.hold
-            && self.expects.is_empty()
-        {
-            self.lease.key = self.key;
-            self.hold = Hold::First(reason);
-        }
-    }
-
-    fn confirm(&mut self) {
-        if let Some(Expect::Confirmations(left)) = self.expects.front_mut() {
-            *left -= 1;
-            if *left == 0 {
-                self.expects.pop_front();
-            }
-        }
-    }
-
-    /// In RESP2 a subscribed connection refuses the question, which is answer enough.
-    fn fence(&mut self) {
-        let text = String::from_utf8_lossy(&self.captured);
-        let none_left = !text.starts_with('-')
-            && text.contains(" sub=0 psub=0")
-            && (text.contains(" ssub=0") || !text.contains(" ssub="));
-        self.hold = if none_left { Hold::Ending } else { Hold::Subscribed };
-        self.captured.clear();
-    }
-
-    fn apply(&mut self, meaning: Meaning) {
-        let failed = self.replies.first() == b'-';
-        match meaning {
-            Meaning::Plain => {}
-            Meaning::Began if failed => self.hold = self.rest(),
-            Meaning::Tracks if failed => self.hold = Hold::Ending,
-            Meaning::Began | Meaning::Tracks => {}
-            Meaning::Queued if !failed => self.transaction.queued(),
-            Meaning::Queued => {}
-            Meaning::QueuedOwn if failed => self.transaction.refused_own(),
-            Meaning::QueuedOwn => self.transaction.queued_own(),
-            // What was to end goes on, perhaps.
-            Meaning::Ends if failed => {
-                self.condition = Condition::Spoilt;
-                if self.tracking.is_some() {
-                    self.hold = Hold::Tracking;
-                }
-            }
-            Meaning::Ends => {}
-            Meaning::Exec => {
-                self.outcome = None;
-                if failed {
-                    self.condition = Condition::Spoilt;
-                }
-                if !failed && !self.head.is_null() {
-                    self.lease.pool().metrics().transactions.inc();
-                }
-            }
-        }
     }
 }
 

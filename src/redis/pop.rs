@@ -62,7 +62,7 @@ pub enum Class {
 }
 
 /// What kind of value a class waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Lists.
     List,

@@ -1,218 +1,348 @@
-//! Who waits for which keys, in the order of their coming, and whether the call that waits for all of them still asks for the right
-//! ones.
+//! Who waits for which keys, in the order of their coming, and which call to the server asks for which of them.
+//!
+//! A call takes from one end of its keys, and so serves one class of waiters. Of two calls for one key the server would serve the
+//! one it had first, whoever stands behind it. So a key is asked for by one call alone: that of the class whose waiter is first in
+//! the key's line. Another class that comes to be first asks when that call is over.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::pop::KeyName;
+use foldhash::fast::RandomState;
+
+use super::pop::{Class, KeyName};
+
+type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
+type HashSet<T> = std::collections::HashSet<T, RandomState>;
 
 /// A waiter's number: whoever came later has a higher one.
 pub type Ticket = u64;
 
-/// Those who wait for elements that one call can bring.
+/// Those who wait for values of one kind in one database.
 #[derive(Debug, Default)]
 pub struct Roster {
+    lines: HashMap<KeyName, Line>,
+    groups: HashMap<Arc<Class>, Group>,
+    classes: HashMap<Ticket, Arc<Class>>,
+    /// Classes whose call must end, or may be made, or that have a waiter less.
+    changed: Vec<Arc<Class>>,
+}
+
+/// All who wait for one key.
+#[derive(Debug, Default)]
+struct Line {
+    waiters: BTreeMap<Ticket, Arc<Class>>,
+    held: Held,
+}
+
+/// Whose a key is for now.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Held {
+    /// Nobody's: the first one's class may ask for it.
+    #[default]
+    Free,
+    /// This class's call asks for it.
+    Called(Arc<Class>),
+    /// Something of it is on its way back that a call of this class took.
+    Returning(Arc<Class>),
+}
+
+/// All waiters of one class.
+#[derive(Debug, Default)]
+struct Group {
     waiters: BTreeMap<Ticket, Vec<KeyName>>,
-    wanted: HashMap<KeyName, BTreeSet<Ticket>>,
+    /// How many of them want each key.
+    wanted: HashMap<KeyName, usize>,
+    /// Keys in whose lines one of them is first.
+    leads: HashSet<KeyName>,
     call: Call,
 }
 
-/// The call to the server.
+/// A class's call to the server.
 #[derive(Debug, Default)]
 enum Call {
     #[default]
     None,
     /// For these keys.
-    Running(HashSet<KeyName>),
-    /// Somebody waits for a key that it doesn't ask for, or it asks for one that nobody waits for.
-    Stale,
+    Running(Vec<KeyName>),
+    /// It asks for a key in whose line another class is first, or nobody, or not for one that it could ask for.
+    Stale(Vec<KeyName>),
+}
+
+impl Line {
+    fn first(&self) -> Option<(Ticket, &Arc<Class>)> {
+        self.waiters.first_key_value().map(|(ticket, class)| (*ticket, class))
+    }
+
+    fn first_class(&self) -> Option<&Arc<Class>> {
+        self.first().map(|(_, class)| class)
+    }
+
+    fn is_over(&self) -> bool {
+        self.waiters.is_empty() && self.held == Held::Free
+    }
+}
+
+impl Call {
+    fn spoil(&mut self) {
+        if let Self::Running(keys) = self {
+            *self = Self::Stale(std::mem::take(keys));
+        }
+    }
 }
 
 impl Roster {
     /// Somebody waits for any of `keys`.
-    pub fn join(&mut self, ticket: Ticket, keys: &[KeyName]) {
+    pub fn join(&mut self, ticket: Ticket, class: &Arc<Class>, keys: &[KeyName]) {
+        let group = self.groups.entry(Arc::clone(class)).or_default();
+        group.waiters.insert(ticket, keys.to_vec());
+        self.classes.insert(ticket, Arc::clone(class));
         for key in keys {
-            self.wanted.entry(KeyName::clone(key)).or_default().insert(ticket);
+            let come = |line: &mut Line| line.waiters.insert(ticket, Arc::clone(class)).is_none();
+            if self.change(key, come)
+                && let Some(group) = self.groups.get_mut(class)
+            {
+                *group.wanted.entry(KeyName::clone(key)).or_default() += 1;
+            }
         }
-        if let Call::Running(called) = &self.call
-            && !keys.iter().all(|key| called.contains(key))
-        {
-            self.call = Call::Stale;
-        }
-        self.waiters.insert(ticket, keys.to_vec());
     }
 
     /// It waits no more.
     pub fn leave(&mut self, ticket: Ticket) {
-        for key in self.waiters.remove(&ticket).unwrap_or_default() {
-            let Some(tickets) = self.wanted.get_mut(&key) else { continue };
-            tickets.remove(&ticket);
-            if !tickets.is_empty() {
-                continue;
-            }
-            self.wanted.remove(&key);
-            if let Call::Running(called) = &self.call
-                && called.contains(&key)
+        let Some(class) = self.classes.remove(&ticket) else { return };
+        let group = self.groups.get_mut(&class);
+        for key in group.and_then(|group| group.waiters.remove(&ticket)).unwrap_or_default() {
+            if self.change(&key, |line| line.waiters.remove(&ticket).is_some())
+                && let Some(group) = self.groups.get_mut(&class)
+                && let Some(count) = group.wanted.get_mut(&key)
             {
-                self.call = Call::Stale;
+                *count -= 1;
+                if *count == 0 {
+                    group.wanted.remove(&key);
+                }
+            }
+        }
+        self.forget(&class);
+        self.note_change(class);
+    }
+
+    /// Changes who stands in a key's line, and says whether that made a difference.
+    fn change(&mut self, key: &KeyName, change: impl FnOnce(&mut Line) -> bool) -> bool {
+        let line = self.lines.entry(KeyName::clone(key)).or_default();
+        let before = line.first_class().cloned();
+        let changed = change(line);
+        let over = line.is_over();
+        let first = line.first_class().cloned();
+        if before != first {
+            if let Some(group) = before.and_then(|class| self.groups.get_mut(&class)) {
+                group.leads.remove(key);
+            }
+            if let Some(group) = first.as_ref().and_then(|class| self.groups.get_mut(class)) {
+                group.leads.insert(KeyName::clone(key));
+            }
+            let concerned = match &line.held {
+                Held::Free => first,
+                Held::Called(class) => Some(Arc::clone(class)),
+                Held::Returning(_) => None,
+            };
+            self.spoil(concerned);
+        }
+        if over {
+            self.lines.remove(key);
+        }
+        changed
+    }
+
+    /// The call of this class, if one is running, asks for the wrong keys; if none is, one may be made.
+    fn spoil(&mut self, class: Option<Arc<Class>>) {
+        let Some(class) = class else { return };
+        if let Some(group) = self.groups.get_mut(&class) {
+            group.call.spoil();
+        }
+        self.note_change(class);
+    }
+
+    fn note_change(&mut self, class: Arc<Class>) {
+        if !self.changed.contains(&class) {
+            self.changed.push(class);
+        }
+    }
+
+    /// The key is nobody's any more, `class`'s neither.
+    fn free(&mut self, key: &KeyName, class: &Arc<Class>) {
+        let Some(line) = self.lines.get_mut(key) else { return };
+        line.held = Held::Free;
+        match line.first_class() {
+            None => {
+                self.lines.remove(key);
+            }
+            Some(first) if first == class => {}
+            Some(first) => {
+                let first = Arc::clone(first);
+                self.spoil(Some(first));
             }
         }
     }
 
-    /// Who has waited longest for `key`.
-    #[must_use]
-    pub fn first_for(&self, key: &[u8]) -> Option<Ticket> {
-        self.wanted.get(key).and_then(BTreeSet::first).copied()
+    fn forget(&mut self, class: &Arc<Class>) {
+        let over = |group: &Group| group.waiters.is_empty() && matches!(group.call, Call::None);
+        if self.groups.get(class).is_some_and(over) {
+            self.groups.remove(class);
+        }
     }
 
-    /// Who has waited longest.
+    /// Who gets what a call of `class` has brought from `key`: the first one in its line. If that waits for another class, nobody
+    /// does, and it goes back to where the first one takes it from. What was moved can't go back as if nothing had been: it is for
+    /// the first one who wanted that.
     #[must_use]
-    pub fn first(&self) -> Option<Ticket> {
-        self.waiters.keys().next().copied()
+    pub fn receiver(&self, class: &Arc<Class>, key: &[u8]) -> Option<Ticket> {
+        if let Class::Move { .. } = **class {
+            return self.first(class);
+        }
+        let (ticket, first) = self.lines.get(key)?.first()?;
+        (first == class).then_some(ticket)
     }
 
-    /// Everybody, in their order.
+    /// Whether a call is running that may bring it something.
     #[must_use]
-    pub fn everybody(&self) -> Vec<Ticket> {
-        self.waiters.keys().copied().collect()
+    pub fn may_receive(&self, ticket: Ticket) -> bool {
+        let Some(class) = self.classes.get(&ticket) else { return false };
+        let called = |key: &KeyName| {
+            let held = self.lines.get(key).map(|line| &line.held);
+            matches!(held, Some(Held::Called(by)) if by == class)
+        };
+        let keys = self.groups.get(class).and_then(|group| group.waiters.get(&ticket));
+        keys.is_some_and(|keys| {
+            keys.iter().any(|key| called(key) && self.receiver(class, key) == Some(ticket))
+        })
+    }
+
+    /// Who of `class` has waited longest.
+    #[must_use]
+    pub fn first(&self, class: &Arc<Class>) -> Option<Ticket> {
+        self.groups.get(class)?.waiters.keys().next().copied()
+    }
+
+    /// All of `class`, in their order.
+    #[must_use]
+    pub fn everybody(&self, class: &Arc<Class>) -> Vec<Ticket> {
+        self.groups
+            .get(class)
+            .map(|group| group.waiters.keys().copied().collect())
+            .unwrap_or_default()
+    }
+
+    /// What it waits with.
+    #[must_use]
+    pub fn class_of(&self, ticket: Ticket) -> Option<&Arc<Class>> {
+        self.classes.get(&ticket)
     }
 
     /// Whether somebody waits for `key`.
     #[must_use]
     pub fn wants(&self, key: &[u8]) -> bool {
-        self.wanted.contains_key(key)
+        self.lines.get(key).is_some_and(|line| !line.waiters.is_empty())
     }
 
     /// Whether nobody waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.waiters.is_empty()
+        self.classes.is_empty()
     }
 
-    /// How many keys are waited for.
+    /// How many keys those of `class` wait for.
     #[must_use]
-    pub fn key_count(&self) -> usize {
-        self.wanted.len()
+    pub fn key_count(&self, class: &Arc<Class>) -> usize {
+        self.groups.get(class).map_or(0, |group| group.wanted.len())
     }
 
     /// How many bytes they are.
     #[must_use]
-    pub fn key_bytes(&self) -> usize {
-        self.wanted.keys().map(|key| key.len()).sum()
+    pub fn key_bytes(&self, class: &Arc<Class>) -> usize {
+        let group = self.groups.get(class);
+        group.map_or(0, |group| group.wanted.keys().map(|key| key.len()).sum())
     }
 
-    /// All keys: the longest waiter's first, each one's in their own order.
+    fn may_ask(&self, key: &KeyName) -> bool {
+        self.lines.get(key).is_some_and(|line| line.held == Held::Free)
+    }
+
+    /// Whether there is a key that `class` may ask for.
     #[must_use]
-    pub fn keys(&self) -> Vec<KeyName> {
-        let mut seen = HashSet::with_capacity(self.wanted.len());
-        let mut keys = Vec::with_capacity(self.wanted.len());
-        for key in self.waiters.values().flatten() {
-            if keys.len() == self.wanted.len() {
+    pub fn has_keys(&self, class: &Arc<Class>) -> bool {
+        self.groups.get(class).is_some_and(|group| group.leads.iter().any(|key| self.may_ask(key)))
+    }
+
+    /// The keys that `class` may ask for: the longest waiter's first, each one's in their own order.
+    #[must_use]
+    pub fn keys(&self, class: &Arc<Class>) -> Vec<KeyName> {
+        let Some(group) = self.groups.get(class) else { return Vec::new() };
+        let mut seen = HashSet::with_capacity_and_hasher(group.leads.len(), RandomState::default());
+        let mut keys = Vec::with_capacity(group.leads.len());
+        for key in group.waiters.values().flatten() {
+            if seen.len() == group.leads.len() {
                 break;
             }
-            if seen.insert(key) {
+            if group.leads.contains(key) && seen.insert(key) && self.may_ask(key) {
                 keys.push(KeyName::clone(key));
             }
         }
         keys
     }
 
-    /// The call asks for `keys` from now on; `beyond` are waited for, too, but can't be asked for.
-    pub fn begin_call(&mut self, keys: &[KeyName], beyond: &HashSet<KeyName>) {
-        let called: HashSet<KeyName> = keys.iter().chain(beyond).cloned().collect();
-        let right = called.len() == self.wanted.len()
-            && called.iter().all(|key| self.wanted.contains_key(key));
-        self.call = if right { Call::Running(called) } else { Call::Stale };
+    /// A call of `class` asks from now on for what it gets here; of its keys, those in `beyond` can't be asked for, but nobody else
+    /// asks for them either.
+    pub fn begin_call(&mut self, class: &Arc<Class>, beyond: &[KeyName]) -> Vec<KeyName> {
+        let mut keys = self.keys(class);
+        for key in &keys {
+            if let Some(line) = self.lines.get_mut(key) {
+                line.held = Held::Called(Arc::clone(class));
+            }
+        }
+        // Also of a class that nobody is left of: who comes then makes the call stale.
+        self.groups.entry(Arc::clone(class)).or_default().call = Call::Running(keys.clone());
+        let beyond: HashSet<&KeyName> = beyond.iter().collect();
+        keys.retain(|key| !beyond.contains(key));
+        keys
     }
 
-    /// The call is over.
-    pub fn end_call(&mut self) {
-        self.call = Call::None;
+    /// The call of `class` is over.
+    pub fn end_call(&mut self, class: &Arc<Class>) {
+        let Some(group) = self.groups.get_mut(class) else { return };
+        if let Call::Running(keys) | Call::Stale(keys) = std::mem::take(&mut group.call) {
+            keys.iter().for_each(|key| self.free(key, class));
+        }
+        self.forget(class);
     }
 
-    /// Whether the call must end, to be made anew.
+    /// Whether the call of `class` must end, to be made anew.
     #[must_use]
-    pub fn must_end_call(&self) -> bool {
-        matches!(self.call, Call::Stale)
+    pub fn must_end_call(&self, class: &Arc<Class>) -> bool {
+        self.groups.get(class).is_some_and(|group| matches!(group.call, Call::Stale(_)))
+    }
+
+    /// What a call of `class` took from `key` goes back there. Nobody asks for the key before that is done, but for who does already.
+    pub fn begin_return(&mut self, class: &Arc<Class>, key: &KeyName) {
+        let line = self.lines.entry(KeyName::clone(key)).or_default();
+        if line.held == Held::Free {
+            line.held = Held::Returning(Arc::clone(class));
+        }
+    }
+
+    /// Nothing that a call of `class` took is on its way back to `key`.
+    pub fn end_return(&mut self, class: &Arc<Class>, key: &KeyName) {
+        let returning = |line: &Line| matches!(&line.held, Held::Returning(held) if held == class);
+        if self.lines.get(key).is_some_and(returning) {
+            self.free(key, class);
+            // Its own call may ask for the key, too.
+            self.spoil(Some(Arc::clone(class)));
+        }
+    }
+
+    /// Classes whose call must end, or may be made, or that have a waiter less, since this was asked last.
+    pub fn take_changed(&mut self) -> Vec<Arc<Class>> {
+        std::mem::take(&mut self.changed)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys(names: &str) -> Vec<KeyName> {
-        names.split(' ').map(|name| KeyName::from(name.as_bytes())).collect()
-    }
-
-    fn call(roster: &mut Roster) {
-        let keys = roster.keys();
-        roster.begin_call(&keys, &HashSet::new());
-    }
-
-    #[test]
-    fn the_longest_waiter_for_a_key_comes_first() {
-        let mut roster = Roster::default();
-        roster.join(1, &keys("a b"));
-        roster.join(2, &keys("b"));
-        roster.join(3, &keys("c b"));
-        assert_eq!(roster.first_for(b"b"), Some(1));
-        assert_eq!(roster.first_for(b"c"), Some(3));
-        assert_eq!(roster.first_for(b"d"), None);
-        roster.leave(1);
-        assert_eq!(roster.first_for(b"b"), Some(2));
-        assert!(!roster.wants(b"a"));
-        assert_eq!((roster.key_count(), roster.key_bytes()), (2, 2));
-        assert_eq!((roster.first(), roster.everybody()), (Some(2), vec![2, 3]));
-    }
-
-    #[test]
-    fn who_came_first_is_first_however_late_it_joins() {
-        let mut roster = Roster::default();
-        roster.join(2, &keys("a"));
-        roster.join(1, &keys("a"));
-        assert_eq!((roster.first_for(b"a"), roster.first()), (Some(1), Some(1)));
-    }
-
-    #[test]
-    fn keys_come_in_the_order_of_those_who_wait() {
-        let mut roster = Roster::default();
-        roster.join(1, &keys("b a"));
-        roster.join(2, &keys("c a b"));
-        assert_eq!(roster.keys(), keys("b a c"));
-        roster.leave(1);
-        assert_eq!(roster.keys(), keys("c a b"));
-        roster.leave(2);
-        assert!(roster.is_empty() && roster.keys().is_empty());
-    }
-
-    #[test]
-    fn a_call_is_stale_when_it_asks_for_too_little_or_too_much() {
-        let mut roster = Roster::default();
-        roster.join(1, &keys("a"));
-        call(&mut roster);
-        roster.join(2, &keys("a a"));
-        assert!(!roster.must_end_call());
-        roster.leave(1);
-        assert!(!roster.must_end_call());
-        roster.join(3, &keys("a b"));
-        assert!(roster.must_end_call());
-        call(&mut roster);
-        assert!(!roster.must_end_call());
-        roster.leave(3);
-        assert!(roster.must_end_call(), "nobody waits for b");
-        roster.end_call();
-        assert!(!roster.must_end_call());
-    }
-
-    #[test]
-    fn a_call_made_of_old_keys_is_stale_from_the_start() {
-        let mut roster = Roster::default();
-        roster.join(1, &keys("a"));
-        let old = roster.keys();
-        roster.join(2, &keys("b"));
-        roster.begin_call(&old, &HashSet::new());
-        assert!(roster.must_end_call());
-        roster.begin_call(&old, &keys("b").into_iter().collect());
-        assert!(!roster.must_end_call());
-    }
-}
+mod tests;

@@ -3,15 +3,13 @@
 //! Where elements come all the time nobody waits long enough to be looked at.
 
 use std::collections::{BTreeMap, HashSet};
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 
 use super::ask::ask_all;
-use super::{Outcome, Spot, Station, Stations};
+use super::{Floor, Outcome, Stations};
 use crate::redis::pop::{KeyName, Kind};
 use crate::redis::roster::Ticket;
 use crate::redis::wire::write_command;
@@ -21,62 +19,38 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
-/// One look at the keys of those who came of late.
-#[derive(Default)]
-pub(super) enum Check {
-    /// Nobody has come.
-    #[default]
-    Idle,
-    /// Somebody has, who may be served any moment.
-    Pausing(Pin<Box<Sleep>>),
-    /// The server is asked for the types of these keys.
-    Asked {
-        waiters: BTreeMap<Ticket, Vec<KeyName>>,
-        keys: Vec<KeyName>,
-        types: Pin<Box<dyn Future<Output = Vec<u8>> + Send>>,
-    },
-}
-
-impl Check {
-    /// One step. Given up at any time, it goes on where it was.
-    pub(super) async fn step(&mut self, stations: &Stations, spot: &Spot) {
-        *self = match self {
-            Self::Idle => {
-                poll_fn(|cx| stations.poll(cx, spot, |one| !one.untried.is_empty())).await;
-                Self::Pausing(Box::pin(sleep(PAUSE)))
-            }
-            Self::Pausing(pause) => {
-                pause.as_mut().await;
-                Self::ask(stations, spot).unwrap_or_default()
-            }
-            Self::Asked { waiters, keys, types } => {
-                let types = types.await;
-                let wrong = of_other_type(spot.class.kind(), keys, &types);
-                waiters.retain(|_, keys| keys.iter().any(|key| wrong.contains(key)));
-                stations.look(spot, |station| {
-                    for ticket in waiters.keys() {
-                        station.give_up(*ticket, Outcome::Failed(WRONG_TYPE.to_owned()));
-                    }
-                });
-                Self::Idle
-            }
-        }
-    }
-
-    fn ask(stations: &Stations, spot: &Spot) -> Option<Self> {
-        let take = |station: &mut Station| std::mem::take(&mut station.untried);
-        let waiters = stations.look(spot, take)?;
-        let way = stations.way(spot)?;
-        let distinct: HashSet<KeyName> = waiters.values().flatten().cloned().collect();
-        let keys: Vec<KeyName> = distinct.into_iter().collect();
-        let count = u32::try_from(keys.len()).ok().filter(|count| *count > 0)?;
+/// Looks at the keys of those who come, until nobody has come of late.
+pub(super) async fn look_at_untried(stations: Arc<Stations>, floor: Floor) {
+    loop {
+        sleep(PAUSE).await;
+        let look = stations.look(floor, |hall| (hall.take_untried(), hall.way.clone()));
+        let Some((waiters, way)) = look.filter(|(waiters, _)| !waiters.is_empty()) else { return };
+        let distinct: HashSet<&KeyName> = waiters.values().flatten().collect();
+        let keys: Vec<KeyName> = distinct.into_iter().cloned().collect();
         let mut bytes = Vec::new();
         for key in &keys {
             write_command(&[b"TYPE".as_slice(), key], &mut bytes);
         }
-        let types = Box::pin(ask_all(way, bytes, count, Arc::clone(&stations.backlog)));
-        Some(Self::Asked { waiters, keys, types })
+        let Ok(count) = u32::try_from(keys.len()) else { continue };
+        let types = ask_all(way, bytes, count, Arc::clone(&stations.backlog)).await;
+        tell(&stations, floor, &waiters, &of_other_type(floor.kind, &keys, &types));
     }
+}
+
+/// Whoever waits for one of `wrong` is told so.
+fn tell(
+    stations: &Stations,
+    floor: Floor,
+    waiters: &BTreeMap<Ticket, Vec<KeyName>>,
+    wrong: &HashSet<&KeyName>,
+) {
+    stations.look(floor, |hall| {
+        for (ticket, keys) in waiters {
+            if keys.iter().any(|key| wrong.contains(key)) {
+                hall.give_up(*ticket, Outcome::Failed(WRONG_TYPE.to_owned()));
+            }
+        }
+    });
 }
 
 /// Those of `keys` whose line in the answer names another type.

@@ -1,9 +1,9 @@
-//! A station at work on one connection: it waits for all keys at once, and ends the call when others are waited for.
+//! A station at work on one connection: it waits for all keys at once, and ends the call when others are waited for. When it has
+//! nothing to do, another station of its hall goes on with the connection.
 //!
 //! A call is ended with CLIENT UNBLOCK over a lane. Where the server does not allow that, calls are short, and the server is kept
 //! awake while one must end (it looks at its clocks when it has something to do).
 
-use std::collections::HashSet;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,8 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use super::ask::{ask, ask_here};
-use super::check::Check;
-use super::{Elements, Outcome, PAUSE, Spot, Stations, Way, Wish, Work};
+use super::{Elements, Outcome, PAUSE, Spot, Stations, Way, Wish};
 use crate::pool::Lease;
 use crate::redis::backend::{Key, RedisConnect};
 use crate::redis::greeting::Proto;
@@ -44,31 +43,19 @@ const PASSING: &[&str] =
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 
-/// How the use of a connection ended.
-pub(super) enum Ending {
-    /// It is the pool's again.
-    Over,
-    /// It broke.
-    Lost {
-        /// Why, for people.
-        reason: String,
-        elements: Elements,
-    },
-}
-
 /// Why the connection is of no more use.
 struct Loss(String);
 
-/// A station's turn on one connection.
-pub(super) struct Shift<'a> {
+/// A turn on one connection.
+pub(super) struct Shift {
     stations: Arc<Stations>,
-    spot: Arc<Spot>,
+    /// Whose it is now.
+    spot: Spot,
     lease: Lease<RedisConnect>,
     incoming: Incoming,
     interrupt: Interrupt,
     /// Keys that hold values of another type: they can't be in the call.
-    others: HashSet<KeyName>,
-    check: &'a mut Check,
+    others: Vec<KeyName>,
 }
 
 /// How a running call is ended.
@@ -185,17 +172,12 @@ impl Stations {
     }
 
     pub(super) fn way(&self, spot: &Spot) -> Option<Way> {
-        self.look(spot, |station| station.way.clone())
+        self.look(spot.floor, |hall| hall.way.clone())
     }
 }
 
-impl<'a> Shift<'a> {
-    pub(super) fn new(
-        stations: Arc<Stations>,
-        spot: Arc<Spot>,
-        mut lease: Lease<RedisConnect>,
-        check: &'a mut Check,
-    ) -> Self {
+impl Shift {
+    pub(super) fn new(stations: Arc<Stations>, spot: Spot, mut lease: Lease<RedisConnect>) -> Self {
         lease.pin("blocking");
         let _since = lease.turn(crate::metrics::Phase::Pinned);
         let interrupt = Interrupt {
@@ -206,44 +188,51 @@ impl<'a> Shift<'a> {
             turn_ends: Instant::now() + TURN,
         };
         let incoming = Incoming::default();
-        Self { stations, spot, lease, incoming, interrupt, others: HashSet::new(), check }
+        Self { stations, spot, lease, incoming, interrupt, others: Vec::new() }
     }
 
     /// Works until nobody waits, or the connection's time is over.
-    pub(super) async fn run(mut self) -> Ending {
-        let worked = self.work().await;
-        self.stations.set_work(&self.spot, Work::Off);
-        match worked {
+    pub(super) async fn run(mut self) {
+        match self.work().await {
             Ok(()) => {
+                self.stations.lay_down(&self.spot);
                 self.interrupt.settle().await;
                 match self.interrupt.doubt {
                     Doubt::None => self.lease.give_back(),
                     Doubt::Some => self.lease.close("state unknown"),
                 }
-                Ending::Over
             }
             Err(Loss(reason)) => {
                 self.stations.end_call(&self.spot, None);
                 let inside = self.incoming.is_inside();
                 let elements = if inside { Elements::Lost } else { Elements::NotSeen };
                 self.lease.close("connection lost");
-                Ending::Lost { reason, elements }
+                self.stations.note_loss(&self.spot, &reason, elements);
+                // Not before that is another one taken.
+                sleep(PAUSE).await;
+                self.stations.lay_down(&self.spot);
             }
         }
     }
 
     async fn work(&mut self) -> Result<(), Loss> {
         self.prepare().await?;
-        self.stations.set_work(&self.spot, Work::On);
         loop {
             match self.stations.wish(&self.spot) {
-                Wish::PutBack(catches) => self.put_back(catches).await?,
-                Wish::Call(_) if self.interrupt.is_turn_over(&self.stations) => return Ok(()),
-                Wish::Call(_) if self.lease.has_expired() || self.lease.is_outdated() => {
-                    return Ok(());
+                Wish::PutBack(catches) => {
+                    let keys: Vec<_> = catches.iter().map(|one| KeyName::clone(&one.key)).collect();
+                    let put_back = self.put_back(catches).await;
+                    self.stations.end_return(&self.spot, &keys);
+                    put_back?;
                 }
-                Wish::Call(keys) => self.call(keys).await?,
+                Wish::Call if self.interrupt.is_turn_over(&self.stations) => return Ok(()),
+                Wish::Call if self.lease.has_expired() || self.lease.is_outdated() => return Ok(()),
+                Wish::Call => self.call().await?,
                 Wish::Nothing => {
+                    if let Some(class) = self.stations.change_over(&self.spot) {
+                        self.spot.class = class;
+                        continue;
+                    }
                     tokio::select! {
                         () = poll_fn(|cx| self.stations.poll_work(cx, &self.spot)) => {}
                         () = self.stations.pool.until_asked(&self.stations.patient) => return Ok(()),
@@ -256,7 +245,7 @@ impl<'a> Shift<'a> {
 
     /// Brings the connection to the station's database, and finds out how calls can be ended.
     async fn prepare(&mut self) -> Result<(), Loss> {
-        let key = Key { db: self.spot.db, proto: Proto::Resp2 };
+        let key = Key { db: self.spot.floor.db, proto: Proto::Resp2 };
         let mut bytes = Vec::new();
         let switches = self.lease.write_switch(key, &mut bytes);
         write_command(&["CLIENT", "ID"], &mut bytes);
@@ -278,19 +267,23 @@ impl<'a> Shift<'a> {
     }
 
     /// Waits for any of `keys` until something comes, the call is stale or its time is over.
-    async fn call(&mut self, mut keys: Vec<KeyName>) -> Result<(), Loss> {
+    async fn call(&mut self) -> Result<(), Loss> {
         if !self.others.is_empty() {
+            let keys = self.stations.keys(&self.spot);
             self.others = self.of_other_type(&keys).await?;
-            keys.retain(|key| !self.others.contains(key));
         }
-        self.stations.begin_call(&self.spot, &keys, &self.others);
+        let keys = self.stations.begin_call(&self.spot, &self.others);
         let wait = match self.interrupt.request {
             _ if !self.others.is_empty() => OTHER_TYPES,
             Request::Unblock(_) => CALL,
             Request::Wake => SLICE,
         };
         if keys.is_empty() {
-            self.wait_without_call(Instant::now() + wait).await;
+            if !self.others.is_empty() {
+                let stale = poll_fn(|cx| self.stations.poll_stale(cx, &self.spot));
+                // There is no key that can be asked for now; soon it is looked at again.
+                let _soon = timeout(wait, stale).await;
+            }
             self.stations.end_call(&self.spot, None);
             return Ok(());
         }
@@ -313,24 +306,12 @@ impl<'a> Shift<'a> {
         }
     }
 
-    /// There is no key that can be asked for now; soon it is looked at again.
-    async fn wait_without_call(&mut self, ends: Instant) {
-        loop {
-            tokio::select! {
-                () = poll_fn(|cx| self.stations.poll_stale(cx, &self.spot)) => return,
-                () = self.check.step(&self.stations, &self.spot) => {}
-                () = sleep_until(ends) => return,
-            }
-        }
-    }
-
     async fn answer(&mut self, deadline: Instant) -> Result<Vec<u8>, Loss> {
         loop {
             tokio::select! {
                 biased;
                 reply = self.incoming.reply(&mut self.lease.stream) => return reply.map_err(Loss),
                 () = self.interrupt.step(&self.stations, &self.spot) => {}
-                () = self.check.step(&self.stations, &self.spot) => {}
                 () = sleep_until(deadline) => {
                     return Err(Loss("the server does not answer".into()));
                 }
@@ -341,7 +322,7 @@ impl<'a> Shift<'a> {
     /// The call was refused.
     async fn refused(&mut self, line: String, keys: &[KeyName]) -> Result<(), Loss> {
         let spot = &self.spot;
-        let moves = matches!(spot.class, Class::Move { .. });
+        let moves = matches!(*spot.class, Class::Move { .. });
         match line.split(' ').next() {
             Some("WRONGTYPE") if !moves => {
                 // A value of another type does not disturb who waits already.
@@ -351,7 +332,7 @@ impl<'a> Shift<'a> {
                     sleep(FIRST_PAUSE).await;
                 }
             }
-            Some("WRONGTYPE") => self.stations.fail_first(spot, &Outcome::Failed(line)),
+            Some("WRONGTYPE") => self.stations.fail_first(spot, Outcome::Failed(line)),
             Some("NOPERM") => self.stations.refuse(spot),
             Some(code) if PASSING.contains(&code) => sleep(PAUSE).await,
             // The server is a replica now, or somebody has ended the call.
@@ -367,21 +348,21 @@ impl<'a> Shift<'a> {
     }
 
     /// Those of `keys` that hold a value of another type.
-    async fn of_other_type(&mut self, keys: &[KeyName]) -> Result<HashSet<KeyName>, Loss> {
+    async fn of_other_type(&mut self, keys: &[KeyName]) -> Result<Vec<KeyName>, Loss> {
         let mut bytes = Vec::new();
         for key in keys {
             write_command(&[b"TYPE".as_slice(), key], &mut bytes);
         }
         self.send(&bytes).await?;
-        let right: &[u8] = match self.spot.class.kind() {
+        let right: &[u8] = match self.spot.floor.kind {
             Kind::List => b"+list\r\n",
             Kind::Sorted => b"+zset\r\n",
         };
-        let mut others = HashSet::new();
+        let mut others = Vec::new();
         for key in keys {
             let reply = self.reply().await?;
             if reply != right && reply != b"+none\r\n" {
-                others.insert(KeyName::clone(key));
+                others.push(KeyName::clone(key));
             }
         }
         Ok(others)
@@ -389,7 +370,7 @@ impl<'a> Shift<'a> {
 
     /// Puts back what nobody waits for, the last one first, so that the first one is in front again.
     async fn put_back(&mut self, catches: Vec<Catch>) -> Result<(), Loss> {
-        if let Class::Move { .. } = self.spot.class {
+        if let Class::Move { .. } = *self.spot.class {
             for catch in catches.iter().rev() {
                 self.move_back(catch).await?;
             }
