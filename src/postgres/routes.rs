@@ -217,9 +217,14 @@ impl Foundry {
     pub(super) fn spawn_reaper(&self, pool: &Arc<PgPool>) {
         let (pool, drain) = (Arc::clone(pool), self.drain.clone());
         tokio::spawn(async move {
+            let leave = async {
+                drain.noticed().await;
+                pool.keep_none_idle();
+                drain.deadline().await;
+            };
             tokio::select! {
                 () = pool.run_reaper() => {}
-                () = drain.deadline() => pool.close(),
+                () = leave => pool.close(),
             }
         });
     }

@@ -93,8 +93,8 @@ impl Service {
         Ok(Self { listeners, console, drain })
     }
 
-    /// Accepts clients on the listener with this index in the settings, until the drain starts or
-    /// the socket is of no use any more. Greetings and sessions run in tasks of their own: call it
+    /// Accepts clients on the listener with this index in the settings, until the drain closes it or
+    /// the socket is of no use any more. Who comes while we drain is told so. Greetings and sessions run in tasks of their own: call it
     /// inside the runtime.
     pub fn serve(
         &self,
@@ -118,7 +118,7 @@ impl Service {
             loop {
                 let accepted = tokio::select! {
                     biased;
-                    () = drain.started() => return,
+                    () = drain.listeners_close() => return,
                     accepted = listener.accept() => accepted,
                 };
                 let (client, peer) = match accepted {
