@@ -21,12 +21,17 @@ class Shell:
         self.seen = b""
         os.write(self.terminal, text.encode())
 
-    def sees(self, text):
+    def sees(self, text, nudge=b""):
         deadline = time.monotonic() + DEADLINE
         while text.encode() not in self.seen:
+            os.write(self.terminal, nudge)
             assert time.monotonic() < deadline, f"waited in vain for {text!r}: {self.seen!r}"
             if select.select([self.terminal], [], [], 0.05)[0]:
                 self.seen += os.read(self.terminal, 65536)
+
+    def learns(self, text):
+        """A shell tells of its jobs before a prompt."""
+        self.sees(text, b"\n")
 
     def ended_with(self, code):
         """Asks the shell; what it is asked must not be mistaken for its answer."""
@@ -79,8 +84,7 @@ shell.ended_with(0)
 
 # In the background the command may not read: both stop until they are brought back.
 shell.type("""$T run -- sh -c 'read x; echo "got<$x>"' &\n""")
-shell.type("\n")
-shell.sees("Stopped")
+shell.learns("Stopped")
 shell.type("fg\n")
 shell.sees("read x")
 shell.type("late\n")

@@ -34,7 +34,7 @@ async fn an_idle_connection_is_lent_at_once_and_the_latest_first() {
 async fn a_pool_that_leaves_lends_and_keeps_nothing() {
     let (server, budget) = (Server::new(), Budget::new(2));
     let settings = PoolSettings { idle_min: 1, ..settings("leaving") };
-    let pool = pool_with(&server, settings, &budget);
+    let pool = pool_with(&server, &budget, settings);
     tokio::spawn(pool.run_reaper());
     let (one, two) = (lease(&pool).await.unwrap(), lease(&pool).await.unwrap());
     let mut waiting = queued(&pool);
