@@ -116,10 +116,11 @@ impl Dyno {
         Self { process: Process::start(command, Signal::KILL), generation, admin }
     }
 
-    /// Its idle server connections, by its own account: the server has some idle that wait for a client's next word.
+    /// Its idle server connections, by its own account: the server has some idle that wait for a client's next word. None when
+    /// it has ended.
     fn idle(&self) -> f64 {
-        let page = Page(get(self.admin, "/metrics").expect("the admin port answers").body);
-        page.sum("tidegate_server_connections", &[("state", "idle")])
+        let page = get(self.admin, "/metrics").map(|answer| Page(answer.body));
+        page.map_or(0.0, |page| page.sum("tidegate_server_connections", &[("state", "idle")]))
     }
 
     /// Transactions it has done, by its own account.
@@ -175,9 +176,13 @@ fn no_transaction_fails_while_dynos_are_replaced() {
 
 /// `run` with a command that takes no notice of SIGTERM and ends with 3 when the file is there.
 fn held_open(setup: Setup, until: &Path) -> Tidegate {
-    let script =
-        format!("trap '' TERM; while [ ! -e {} ]; do sleep 0.02; done; exit 3", until.display());
-    setup.pool_size(4).arguments(&["run", "--", "sh", "-c", &script]).start()
+    let script = format!(
+        "trap '' TERM; echo ready; while [ ! -e {} ]; do sleep 0.02; done; exit 3",
+        until.display()
+    );
+    let gate = setup.pool_size(4).arguments(&["run", "--", "sh", "-c", &script]).start();
+    eventually("the command is ready", || gate.output().contains("ready").then_some(()));
+    gate
 }
 
 #[test]
