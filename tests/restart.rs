@@ -29,9 +29,13 @@ const SOON: Duration = Duration::from_secs(1);
 fn restarts() -> usize {
     number("TIDEGATE_TEST_RESTARTS", 3)
 }
+
+const LATE: &str = "TIDEGATE_TEST_LATE_MS";
+
 fn late() -> Duration {
-    Duration::from_millis(number("TIDEGATE_TEST_LATE_MS", 1_500))
+    Duration::from_millis(number(LATE, 1_500))
 }
+
 fn number<T: std::str::FromStr>(name: &str, default: T) -> T {
     std::env::var(name).ok().map_or(default, |text| text.parse().ok().expect("a number"))
 }
@@ -110,7 +114,9 @@ impl Dyno {
         command.arg(own).args(["--ignored", "--exact", "the_application", "--nocapture"]);
         let admin = ports::free();
         command.env("TIDEGATE_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
-        // Nor is it about logins, which cost more than all else.
+        // Nothing of tidegate's own reaches the command otherwise.
+        command.env(LATE, late().as_millis().to_string());
+        // It is not about logins, which cost more than all else.
         command.env("TIDEGATE_POSTGRES_AUTH", "trust");
         command.env("DATABASE_URL", server.url()).env("GENERATION", &generation);
         Self { process: Process::start(command, Signal::KILL), generation, admin }
@@ -123,10 +129,11 @@ impl Dyno {
         page.map_or(0.0, |page| page.sum("tidegate_server_connections", &[("state", "idle")]))
     }
 
-    /// Transactions it has done, by its own account.
-    fn finish(mut self) -> usize {
+    /// Transactions it has done, by its own account; it was told to end then.
+    fn finish(mut self, told: Instant) -> usize {
         let status = self.process.wait(late() + Duration::from_secs(10));
-        let said = self.process.output();
+        let (said, took) = (self.process.output(), told.elapsed());
+        assert!(took >= late(), "its worker has not come late: it ended after {took:?}");
         assert!(status.is_some_and(|status| status.success()), "{status:?}\n{said}");
         assert!(!said.contains("unfinished"), "{said}");
         let told = said.split_once("transactions: ").expect("its account").1;
@@ -158,20 +165,21 @@ fn no_transaction_fails_while_dynos_are_replaced() {
     for number in 1..=restarts() {
         let new = Dyno::start(&server, number);
         old.process.signal(Signal::TERM);
+        let told = Instant::now();
         within(SOON, "nothing of the old one's lies idle", || {
-            (idle(&mut watcher, &old.generation) == 0).then_some(())
+            (old.idle() == 0.0 && idle(&mut watcher, &old.generation) == 0).then_some(())
         });
         eventually("the new one is at work", || {
             assert_eq!(old.idle(), 0.0, "they stay closed");
             (rows(&mut watcher, &new.generation) > 50).then_some(())
         });
         let generation = old.generation.clone();
-        let done = old.finish();
+        let done = old.finish(told);
         assert_eq!(rows(&mut watcher, &generation), done, "each is there, once");
         old = new;
     }
     old.process.signal(Signal::TERM);
-    old.finish();
+    old.finish(Instant::now());
 }
 
 /// `run` with a command that takes no notice of SIGTERM and ends with 3 when the file is there.
