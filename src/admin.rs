@@ -236,7 +236,7 @@ fn response(status: StatusCode, kind: &'static str, text: String) -> Response<Fu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lifecycle::DrainTrigger;
+    use crate::lifecycle::{DrainTrigger, Newcomers};
     use crate::metrics::Protocol;
     use crate::status::{ClientStatus, PoolStatus, Sample, Status, Watch};
     use std::net::SocketAddr;
@@ -364,7 +364,7 @@ mod tests {
     #[tokio::test]
     async fn it_is_not_ready_while_draining_and_ends_at_the_deadline() {
         let port = port(AdminLimits::default()).await;
-        port.trigger.start(Duration::from_millis(300));
+        port.trigger.start(Duration::from_millis(300), Newcomers::LeftToOthers);
         assert!(get(&port, "GET", "/readyz").await.starts_with("HTTP/1.1 503"));
         port.task.await.unwrap();
     }

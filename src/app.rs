@@ -16,8 +16,8 @@ use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::config::{ConfigError, FirstPasswords, Loaded, PasswordOrigin, Settings};
-use crate::lifecycle::{Drain, DrainTrigger, StopRequest};
-use crate::supervisor::{self, Signals, StartError, Supervised};
+use crate::lifecycle::{Drain, DrainTrigger, Newcomers, StopRequest};
+use crate::supervisor::{self, Ended, News, Signals, StartError, Supervised};
 
 use listeners::Taken;
 use logging::LogSwitch;
@@ -38,26 +38,26 @@ pub enum Work {
     Check,
 }
 
-/// Does the work; the process's exit code.
+/// Does the work; how the process is to end.
 ///
 /// # Errors
 /// What kept it from being done; see [`exit_code`].
-pub fn run(loaded: &Loaded, work: &Work) -> anyhow::Result<u8> {
+pub fn run(loaded: &Loaded, work: &Work) -> anyhow::Result<Ended> {
     if *work == Work::Check {
         listeners::check_loops(loaded)?;
         // A reader that has enough (`| head -1`) is no failure.
         let _reader_gone = io::stdout().write_all(crate::config::describe(loaded).as_bytes());
-        return Ok(0);
+        return Ok(Ended::Code(0));
     }
     let log = logging::start(loaded.settings.log);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     let runtime = runtime(loaded.settings.workers)?;
-    let code = runtime.block_on(live(loaded, work, log));
+    let ended = runtime.block_on(live(loaded, work, log));
     // A name look-up that hangs in its thread must not hold up the exit.
     runtime.shutdown_background();
-    code
+    ended
 }
 
 /// The exit code for an error: 2 for the settings, a shell's for a command that cannot start, else 1.
@@ -76,7 +76,7 @@ fn runtime(workers: usize) -> io::Result<Runtime> {
     }
 }
 
-async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<u8> {
+async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<Ended> {
     if *work == Work::Serve && loaded.variables.is_empty() {
         let problem = "nothing to serve: neither DATABASE_URL nor REDIS_URL is set; set one, or \
             name other variables in TIDEGATE_POSTGRES_URLS or TIDEGATE_REDIS_URLS";
@@ -85,8 +85,11 @@ async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<u8
     if *work == Work::Serve {
         warn_of_unknown_passwords(&loaded.settings);
     }
-    let mut signals = Signals::new().context("cannot catch signals")?;
-    let taken = if *work == Work::Serve { Taken::Refuse } else { Taken::Next };
+    let (caught, taken, newcomers) = match work {
+        Work::Run(_) => (Signals::for_command(), Taken::Next, Newcomers::Refused),
+        Work::Serve | Work::Check => (Signals::new(), Taken::Refuse, Newcomers::LeftToOthers),
+    };
+    let mut signals = caught.context("cannot catch signals")?;
     let bound = listeners::bind(loaded, taken).await?;
     let variables = bound.local_urls(loaded)?;
     let (trigger, drain) = Drain::new();
@@ -102,7 +105,7 @@ async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<u8
         },
     };
     services::start(loaded, bound, &drain, stop.clone(), reloading)?;
-    let code = match work {
+    let ended = match work {
         Work::Run(command) => wrap(loaded, command, &variables, &mut signals, &trigger).await?,
         Work::Serve | Work::Check => {
             raise_file_limit();
@@ -112,10 +115,10 @@ async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<u8
                 }
                 () = asked(stop) => tracing::info!("told to stop in the console"),
             }
-            0
+            Ended::Code(0)
         }
     };
-    trigger.start(loaded.settings.drain);
+    trigger.start(loaded.settings.drain, newcomers);
     let in_time = tokio::select! {
         in_time = trigger.finished() => in_time,
         // A platform may send SIGTERM twice, and means no haste; a person at a terminal does.
@@ -129,7 +132,7 @@ async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<u8
             "stopped with sessions unfinished: raise drain_ms to give them longer"
         );
     }
-    Ok(code)
+    Ok(ended)
 }
 
 /// Waits until somebody asks to stop, if anybody may.
@@ -153,14 +156,14 @@ fn warn_of_unknown_passwords(settings: &Settings) {
     }
 }
 
-/// Starts the command, lives as long as it does; its exit code.
+/// Starts the command, lives as long as it does; how it ended.
 async fn wrap(
     loaded: &Loaded,
     command: &[OsString],
     variables: &[(String, String)],
     signals: &mut Signals,
     trigger: &DrainTrigger,
-) -> anyhow::Result<u8> {
+) -> anyhow::Result<Ended> {
     if variables.is_empty() {
         tracing::warn!("nothing to pool: neither DATABASE_URL nor REDIS_URL is set");
     }
@@ -170,16 +173,32 @@ async fn wrap(
     let pid = supervised.pid();
     tracing::info!(pid, pooled = variables.len(), "command started");
     let settings = &loaded.settings;
-    let code = supervised.wait(signals, settings.child_grace, || {
-        tracing::warn!(pid, "the command has not ended in time after SIGTERM: draining without it");
-        trigger.start(settings.drain);
+    let ended = supervised.wait(signals, settings.child_grace, |news| match news {
+        News::Told => {
+            tracing::info!(
+                pid,
+                "the command was told to end: it is served until it has, and no server connection stays idle"
+            );
+            trigger.give_notice();
+        }
+        News::Overdue => {
+            tracing::warn!(pid, "the command has not ended in time after SIGTERM: draining without it");
+            trigger.start(settings.drain, Newcomers::Refused);
+        }
     });
-    let code = code.await;
-    if supervisor::leaves_orphans() {
-        tracing::warn!(pid, "the command has ended and left processes behind");
+    let ended = ended.await;
+    let processes = supervisor::left_behind();
+    if !processes.is_empty() {
+        tracing::warn!(
+            processes,
+            "the command has ended and left processes behind: their connections are drained, and tidegate ends"
+        );
     }
-    tracing::info!(pid, code, "command ended");
-    Ok(code)
+    match ended {
+        Ended::Code(code) => tracing::info!(pid, code, "command ended"),
+        Ended::Signal(signal) => tracing::info!(pid, signal, "command ended by a signal"),
+    }
+    Ok(ended)
 }
 
 /// Each client is a file descriptor: takes all the system allows.

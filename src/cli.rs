@@ -44,8 +44,8 @@ pub enum Command {
     /// Run a command with its database URLs leading through the pool
     ///
     /// Listens first, then starts CMD with DATABASE_URL and REDIS_URL rewritten to the local
-    /// listeners. Passes signals on, serves until CMD is gone, and exits with CMD's status (128+n if
-    /// signal n ended it, 127 if it was not found, 126 if it cannot be executed).
+    /// listeners. Passes signals on, serves until CMD is gone, and ends as CMD did: with its status, or
+    /// by the same signal (127 if it was not found, 126 if it cannot be executed).
     #[command(after_help = "Example:\n  tidegate run -- sh -c 'psql \"$DATABASE_URL\"'")]
     Run {
         /// The command and its arguments
@@ -55,6 +55,16 @@ pub enum Command {
             trailing_var_arg = true,
             allow_hyphen_values = true
         )]
+        command: Vec<OsString>,
+    },
+    /// How tidegate starts the command of `run`; not for people
+    #[command(hide = true)]
+    Become {
+        /// Who started it
+        #[arg(long)]
+        parent: i32,
+        /// What to become
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
     /// Serve without a command, until SIGTERM or SIGINT

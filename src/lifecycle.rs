@@ -1,4 +1,5 @@
-//! Drain: stop taking work, finish what is owed, until a deadline.
+//! Drain: stop taking work, finish what is owed, until a deadline. And notice before it: the process will end, but somebody
+//! still needs it; all are served, and no server connection is kept for later.
 //!
 //! The composition root keeps the [`DrainTrigger`]; everybody else gets a [`Drain`] to look at, and
 //! each live session holds a [`DrainGuard`]. A drain is over when the last guard is gone or the
@@ -72,6 +73,15 @@ impl ReloadRequest {
     }
 }
 
+/// What becomes of clients that come while we drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Newcomers {
+    /// They are told why they can't come in, as long as the process lives: nobody else listens where they were sent.
+    Refused,
+    /// The listeners are closed: somebody else may be there already.
+    LeftToOthers,
+}
+
 /// The view of a drain that is handed down. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Drain {
@@ -105,6 +115,7 @@ struct End {
     /// When sessions must end.
     last_words: Instant,
     deadline: Instant,
+    newcomers: Newcomers,
 }
 
 impl Drain {
@@ -112,6 +123,7 @@ impl Drain {
     #[must_use]
     pub fn new() -> (DrainTrigger, Self) {
         let shared = Arc::new(Shared {
+            notice: watch::Sender::new(Notice::NotGiven),
             end: watch::Sender::new(None),
             live: AtomicUsize::new(0),
             cut_off: AtomicUsize::new(0),
@@ -127,9 +139,24 @@ impl Drain {
         self.shared.end.borrow().is_some()
     }
 
+    /// Waits until notice is given, or the drain starts without. Cancel safe.
+    pub async fn noticed(&self) {
+        let mut notices = self.shared.notice.subscribe();
+        // Cannot fail: the sender lives in `shared`.
+        let _unfailing = notices.wait_for(|notice| *notice == Notice::Given).await;
+    }
+
     /// Waits until the drain starts. Cancel safe.
     pub async fn started(&self) {
         self.shared.wait_for_end().await;
+    }
+
+    /// Waits until the listeners are to be closed, if ever. Cancel safe.
+    pub async fn listeners_close(&self) {
+        let end = self.shared.wait_for_end().await;
+        if end.newcomers == Newcomers::Refused {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Waits until owed work must be abandoned: the drain's start plus its grace. Cancel safe.
@@ -159,10 +186,16 @@ impl Drain {
 }
 
 impl DrainTrigger {
+    /// Says that the process will end, though not yet.
+    pub fn give_notice(&self) {
+        self.shared.notice.send_replace(Notice::Given);
+    }
+
     /// Starts the drain. A second call may only bring the deadline nearer.
-    pub fn start(&self, grace: Duration) {
+    pub fn start(&self, grace: Duration, newcomers: Newcomers) {
+        self.give_notice();
         let deadline = Instant::now() + grace;
-        let end = End { last_words: deadline - LAST_WORDS.min(grace / 4), deadline };
+        let end = End { last_words: deadline - LAST_WORDS.min(grace / 4), deadline, newcomers };
         self.shared.end.send_if_modified(|current| {
             let nearer = current.is_none_or(|known| end.deadline < known.deadline);
             if nearer {
@@ -254,8 +287,15 @@ impl fmt::Debug for DrainGuard {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Notice {
+    NotGiven,
+    Given,
+}
+
 #[derive(Debug)]
 struct Shared {
+    notice: watch::Sender<Notice>,
     /// `None` until the drain starts.
     end: watch::Sender<Option<End>>,
     live: AtomicUsize,
@@ -320,6 +360,8 @@ mod tests {
     use std::sync::atomic::AtomicBool;
     use std::task::Wake;
 
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     const GRACE: Duration = Duration::from_secs(5);
@@ -337,7 +379,7 @@ mod tests {
         let (trigger, drain) = Drain::new();
         let guards = [drain.guard(), drain.guard()];
         assert_eq!((drain.live(), drain.is_draining()), (2, false));
-        trigger.start(GRACE);
+        trigger.start(GRACE, Newcomers::LeftToOthers);
         assert!(drain.is_draining());
         drain.started().await;
         let begun = Instant::now();
@@ -356,12 +398,12 @@ mod tests {
         let (trigger, drain) = Drain::new();
         let _guard = drain.guard();
         let begun = Instant::now();
-        trigger.start(GRACE);
-        trigger.start(GRACE * 2);
+        trigger.start(GRACE, Newcomers::LeftToOthers);
+        trigger.start(GRACE * 2, Newcomers::LeftToOthers);
         assert!(!trigger.finished().await);
         drain.deadline().await;
         assert_eq!(begun.elapsed(), GRACE);
-        trigger.start(Duration::ZERO);
+        trigger.start(Duration::ZERO, Newcomers::LeftToOthers);
         assert!(!trigger.finished().await);
         assert_eq!(begun.elapsed(), GRACE);
     }
@@ -371,8 +413,10 @@ mod tests {
         let (trigger, drain) = Drain::new();
         let _guard = drain.guard();
         let begun = Instant::now();
-        trigger.start(GRACE);
-        let (finished, ()) = tokio::join!(trigger.finished(), async { trigger.start(GRACE / 5) });
+        trigger.start(GRACE, Newcomers::LeftToOthers);
+        let (finished, ()) = tokio::join!(trigger.finished(), async {
+            trigger.start(GRACE / 5, Newcomers::LeftToOthers)
+        });
         assert!(!finished);
         assert_eq!(begun.elapsed(), GRACE / 5);
     }
@@ -389,7 +433,7 @@ mod tests {
                 begun.elapsed()
             });
             tokio::task::yield_now().await;
-            trigger.start(grace);
+            trigger.start(grace, Newcomers::LeftToOthers);
             assert!(trigger.finished().await, "its guard is gone in time");
             assert_eq!(drain.cut_off(), 1);
             // Timers count whole milliseconds.
@@ -399,9 +443,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn notice_comes_before_the_drain_or_with_it() {
+        let (trigger, drain) = Drain::new();
+        assert!(drain.noticed().now_or_never().is_none());
+        trigger.give_notice();
+        drain.noticed().await;
+        assert!(!drain.is_draining(), "all are served");
+        let (trigger, drain) = Drain::new();
+        trigger.start(GRACE, Newcomers::LeftToOthers);
+        drain.noticed().await;
+    }
+
+    #[tokio::test]
+    async fn listeners_stay_where_newcomers_are_to_be_told() {
+        for (newcomers, closes) in [(Newcomers::Refused, false), (Newcomers::LeftToOthers, true)] {
+            let (trigger, drain) = Drain::new();
+            assert!(drain.listeners_close().now_or_never().is_none());
+            trigger.start(GRACE, newcomers);
+            assert_eq!(drain.listeners_close().now_or_never().is_some(), closes);
+        }
+    }
+
+    #[tokio::test]
     async fn an_empty_drain_ends_at_once() {
         let (trigger, _drain) = Drain::new();
-        trigger.start(GRACE);
+        trigger.start(GRACE, Newcomers::LeftToOthers);
         assert!(trigger.finished().await);
     }
 
@@ -420,7 +486,7 @@ mod tests {
         assert!(guard.poll_started(&cx).is_pending(), "a second look keeps one waker");
         assert_eq!(drain.shared.sleepers().slots.len(), 1);
         assert!(!flag.0.load(Ordering::SeqCst));
-        trigger.start(GRACE);
+        trigger.start(GRACE, Newcomers::LeftToOthers);
         assert!(flag.0.load(Ordering::SeqCst));
         assert!(guard.poll_started(&cx).is_ready());
         assert!(drain.guard().poll_started(&cx).is_ready(), "a late one sees it at once");

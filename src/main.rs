@@ -7,6 +7,7 @@ use clap::Parser as _;
 use tidegate::app::{self, Work};
 use tidegate::cli::{self, Cli, Command, Flags};
 use tidegate::config::{self, ConfigError, Loaded};
+use tidegate::supervisor;
 use tidegate::top::{self, AdminPort, Show};
 
 /// What a setting that cannot be taken, or a wrong command line, exits with.
@@ -18,6 +19,13 @@ fn main() -> ExitCode {
         Command::Run { command } => work(&flags, &Work::Run(command)),
         Command::Serve => work(&flags, &Work::Serve),
         Command::Check => work(&flags, &Work::Check),
+        Command::Become { parent, command } => {
+            let (code, error) = supervisor::become_command(parent, &command);
+            if let Some(error) = error {
+                eprintln!("tidegate: {error}");
+            }
+            ExitCode::from(code)
+        }
         Command::Top { admin: Some(url), once } => look(&url, once),
         Command::Top { admin: None, once } => match load(&flags) {
             Ok(loaded) => look(&cli::admin_url(&loaded.settings.admin), once),
@@ -43,7 +51,7 @@ fn work(flags: &Flags, work: &Work) -> ExitCode {
         Err(error) => return refused(&error),
     };
     match app::run(&loaded, work) {
-        Ok(code) => ExitCode::from(code),
+        Ok(ended) => ended.end_likewise(),
         Err(error) => {
             eprintln!("tidegate: {error:#}");
             ExitCode::from(app::exit_code(&error))

@@ -1,26 +1,35 @@
 //! The wrapped command of `tidegate run`: started after the listeners are up, its standard streams
-//! its own, signals passed on, its exit status ours.
+//! its own, signals passed on, its end ours.
 //!
 //! **Which signals, and how often.** The command stays in our process group, so that it can read a
 //! terminal (job control gives the terminal to one group). When a terminal's driver sends SIGINT,
 //! SIGQUIT or SIGWINCH it sends it to that whole group: the command has it already, and a second
 //! SIGINT means "at once" to many programs. So these three are passed on unless our group is the
-//! terminal's foreground group. SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are always passed on: no driver
-//! sends them to a group that lives on, and one too many is harmless where a lost one is not.
+//! terminal's foreground group. What stops and continues jobs (SIGTSTP and its like) is left alone where there is a terminal:
+//! the shell stops the group as a whole. Without one it is passed on, for servers that take it as a word of their own. The
+//! others are always passed on: no driver sends them to a group that lives on, and one too many is harmless where a lost one
+//! is not. Real-time signals are not: nothing that may be told one safely knows their numbers.
 //!
-//! **Reaping.** Every child is waited for, not only the command: as process 1 of a container we
-//! inherit orphans.
+//! **Reaping.** Every child is waited for, not only the command: we inherit orphans.
+//!
+//! **Our death** is told to the command (`start`): without us it has no database.
+
+mod ending;
+mod orphans;
+mod start;
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::time::Instant;
+
+pub use ending::Ended;
+pub use orphans::left_behind;
+pub use start::{StartError, become_command};
 
 /// The signals that reach the program, in order of arrival. Made before the command starts, so that
 /// none is lost.
@@ -39,7 +48,8 @@ pub enum Event {
     Child,
 }
 
-const PASSED_ON: [Signal; 7] = [
+/// What we listen to in any case.
+const CAUGHT: [Signal; 7] = [
     Signal::TERM,
     Signal::INT,
     Signal::HUP,
@@ -49,6 +59,13 @@ const PASSED_ON: [Signal; 7] = [
     Signal::WINCH,
 ];
 
+/// What a command may want to hear beside it.
+const COMMANDS: [Signal; 6] =
+    [Signal::ALARM, Signal::URG, Signal::VTALARM, Signal::PROF, Signal::IO, Signal::POWER];
+
+/// What stops jobs and has them go on.
+const JOB_CONTROL: [Signal; 4] = [Signal::TSTP, Signal::TTIN, Signal::TTOU, Signal::CONT];
+
 impl Signals {
     /// Catches the signals from now on, except those that we were started to ignore, as under nohup: the command is to
     /// ignore them, too.
@@ -56,10 +73,24 @@ impl Signals {
     /// # Errors
     /// When the system refuses a handler.
     pub fn new() -> io::Result<Self> {
+        Self::catch(&CAUGHT)
+    }
+
+    /// As [`Signals::new`], and all others that are to be passed on to a command.
+    ///
+    /// # Errors
+    /// When the system refuses a handler.
+    pub fn for_command() -> io::Result<Self> {
+        let job_control: &[_] = if has_terminal() { &[] } else { &JOB_CONTROL };
+        Self::catch(&[&CAUGHT[..], &COMMANDS, job_control].concat())
+    }
+
+    fn catch(wanted: &[Signal]) -> io::Result<Self> {
         let ignored = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let ignored = ignored_signals(&ignored);
-        let streams: io::Result<Vec<_>> = PASSED_ON
-            .into_iter()
+        let streams: io::Result<Vec<_>> = wanted
+            .iter()
+            .copied()
             .filter(|known| ignored >> (known.as_raw() - 1) & 1 == 0)
             .map(|known| Ok((known, signal(SignalKind::from_raw(known.as_raw()))?)))
             .collect();
@@ -91,7 +122,7 @@ impl Signals {
             match self.next().await {
                 Event::Signal(known) if wanted.contains(&known) => return known,
                 Event::Signal(_) => {}
-                Event::Child => reap_orphans(),
+                Event::Child => orphans::reap(),
             }
         }
     }
@@ -103,48 +134,31 @@ fn ignored_signals(status: &str) -> u64 {
     line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Why the command did not start.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot start {command}")]
-pub struct StartError {
-    command: String,
-    source: io::Error,
-}
-
-impl StartError {
-    /// The exit code a shell would give: 127 for a command that is not there, 126 for one that
-    /// cannot be executed.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        if self.source.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
-    }
-}
-
 /// The running command.
 #[derive(Debug)]
 pub struct Supervised {
     pid: Pid,
-    ended: Option<u8>,
+    ended: Option<Ended>,
+}
+
+/// What [`Supervised::wait`] tells on the way, each at most once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// The command was told to end.
+    Told,
+    /// It has not ended in time.
+    Overdue,
 }
 
 impl Supervised {
-    /// Starts `command` (never empty) with `variables` set over our own environment.
+    /// Starts `command` (never empty) with `variables` set over our own environment. To be called from a thread that lives as
+    /// long as we do, as the first one does: the command takes its end for ours.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When there is no process for it. Whether it can be executed shows later: then it ends with 127 or 126, and has said why.
     pub fn start(command: &[OsString], variables: &[(String, String)]) -> Result<Self, StartError> {
-        let name = command.first().cloned().unwrap_or_default();
-        let mut program = Command::new(&name);
-        program.args(command.iter().skip(1));
-        for (name, value) in variables {
-            // A file with the server's own URL would lead past us.
-            program.env(name, value).env_remove(format!("{name}_FILE"));
-        }
-        let child = program
-            .spawn()
-            .map_err(|source| StartError { command: name.display().to_string(), source })?;
-        // Waiting is ours (see `reap`): dropping the handle neither kills nor waits.
-        Ok(Self { pid: Pid::from_child(&child), ended: None })
+        orphans::adopt_all();
+        Ok(Self { pid: start::start(command, variables)?, ended: None })
     }
 
     /// The command's process number.
@@ -153,24 +167,23 @@ impl Supervised {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Passes signals on until the command has ended; its exit code. Calls `overdue` once, if the
-    /// command still runs `grace` after the first SIGTERM, and goes on waiting: whoever sent the
-    /// signal decides about the next.
+    /// Passes signals on until the command has ended, and says how. Tells of the first SIGTERM, and if the command still runs
+    /// `grace` after it; and goes on waiting: whoever sent the signal decides about the next.
     ///
     /// Not cancel safe in one respect: a signal received and not yet passed on is lost.
     pub async fn wait(
         &mut self,
         signals: &mut Signals,
         grace: Duration,
-        mut overdue: impl FnMut(),
-    ) -> u8 {
+        mut tell: impl FnMut(News),
+    ) -> Ended {
         let mut deadline: Option<Instant> = None;
         let mut told = false;
         // It may have ended before the first SIGCHLD could be caught.
         self.reap();
         loop {
-            if let Some(code) = self.ended {
-                return code;
+            if let Some(ended) = self.ended {
+                return ended;
             }
             let late = async {
                 match deadline.filter(|_| !told) {
@@ -183,14 +196,15 @@ impl Supervised {
                     Event::Child => self.reap(),
                     Event::Signal(known) => {
                         self.pass_on(known);
-                        if known == Signal::TERM {
-                            deadline.get_or_insert_with(|| Instant::now() + grace);
+                        if known == Signal::TERM && deadline.is_none() {
+                            deadline = Some(Instant::now() + grace);
+                            tell(News::Told);
                         }
                     }
                 },
                 () = late => {
                     told = true;
-                    overdue();
+                    tell(News::Overdue);
                 }
             }
         }
@@ -211,31 +225,19 @@ impl Supervised {
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if pid == self.pid {
-                self.ended = Some(exit_code(status.as_raw()));
+                self.ended = Some(Ended::from_wait_status(status.as_raw()));
             }
         }
     }
 }
 
-/// Whether children are left that nobody waits for: processes the command has left behind, seen only
-/// when we are process 1 of a container.
-#[must_use]
-pub fn leaves_orphans() -> bool {
-    matches!(rustix::process::wait(WaitOptions::NOHANG), Ok(None))
-}
-
-fn reap_orphans() {
-    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-}
-
-fn exit_code(raw: i32) -> u8 {
-    let status = ExitStatus::from_raw(raw);
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)
-}
-
 fn is_from_terminal(known: Signal) -> bool {
     matches!(known, Signal::INT | Signal::QUIT | Signal::WINCH)
+}
+
+/// Whether there is a terminal that controls us.
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
 }
 
 /// Whether our process group is the one the controlling terminal sends its signals to.
@@ -248,33 +250,10 @@ fn in_foreground() -> bool {
 mod tests {
     use super::*;
 
-    fn words(line: &[&str]) -> Vec<OsString> {
-        line.iter().map(OsString::from).collect()
-    }
-
-    #[test]
-    fn what_cannot_start_has_the_shells_exit_codes() {
-        for (command, code) in
-            [("/nonexistent/command", 127), ("no-such-command-anywhere", 127), ("/etc/passwd", 126)]
-        {
-            let error = Supervised::start(&words(&[command]), &[]).unwrap_err();
-            assert_eq!(error.exit_code(), code, "{error}");
-            assert!(error.to_string().contains(command), "{error}");
-        }
-    }
-
     #[test]
     fn ignored_signals_are_read_from_the_status() {
         let status = "Name:\ttidegate\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000004000\n";
         assert_eq!(ignored_signals(status), 1 | 1 << (Signal::PIPE.as_raw() - 1));
         assert_eq!(ignored_signals("Name:\ttidegate\n"), 0);
-    }
-
-    #[test]
-    fn a_wait_status_becomes_an_exit_code() {
-        // wait(2): the exit code in the second byte, the ending signal in the first.
-        for (raw, code) in [(0, 0), (7 << 8, 7), (255 << 8, 255), (9, 137), (15, 143)] {
-            assert_eq!(exit_code(raw), code);
-        }
     }
 }

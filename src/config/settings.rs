@@ -27,8 +27,7 @@ pub struct Settings {
     pub redis: Option<RedisSettings>,
     /// Longest time to finish owed work once a drain has started.
     pub drain: Duration,
-    /// Longest time `run` waits for the wrapped command after SIGTERM or SIGINT was passed on,
-    /// before its listeners go; the drain follows.
+    /// Longest time `run` serves the wrapped command after SIGTERM was passed on; the drain follows.
     pub child_grace: Duration,
     /// How often the files that settings are read from are looked at; nought: never.
     pub reload_check: Duration,
@@ -528,8 +527,8 @@ impl Default for Settings {
             push: PushSettings::default(),
             postgres: None,
             redis: None,
-            drain: Duration::from_secs(5),
-            child_grace: Duration::from_secs(28),
+            drain: Duration::from_secs(4),
+            child_grace: Duration::from_secs(25),
             reload_check: Duration::from_secs(5),
         }
     }

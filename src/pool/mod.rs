@@ -216,6 +216,18 @@ impl<C: Connect> Pool<C> {
         self.metrics.limit_gone(Arc::as_ptr(self.account.budget()).addr());
     }
 
+    /// From now on no connection lies idle: those that do are closed now, lent ones when they are given back and nobody waits.
+    /// For a process that will end, so that others find room at the server; it lends as before.
+    pub fn keep_none_idle(&self) {
+        {
+            let mut state = self.lock();
+            state.leave();
+            let gone = self.connections.retain(|_, _| false).removed;
+            self.count_closed(gone.len(), "leaving");
+        }
+        self.account.budget().settle();
+    }
+
     /// What is known of the server. One that gives no more connections than there are is reached.
     pub fn state(&self) -> Reachability {
         let state = self.lock();
@@ -428,6 +440,11 @@ impl<C: Connect> Pool<C> {
                 self.publish(&mut state);
                 drop(state);
                 waker.into_iter().for_each(Waker::wake);
+            }
+            Err(object) if !state.keeps_idle() => {
+                self.publish(&mut state);
+                drop(state);
+                self.discard(*object, "leaving");
             }
             Err(object) => {
                 self.put_idle(object);

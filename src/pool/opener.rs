@@ -80,7 +80,7 @@ impl<C: Connect> Pool<C> {
         cause: Cause,
     ) -> Result<(), Permit> {
         let mut state = self.lock();
-        let open = !state.is_closed() && state.gate.is_open();
+        let open = state.keeps_idle() && state.gate.is_open();
         let wanted = match cause {
             Cause::Waiter => state.demand().is_some(),
             Cause::Doubt => state.is_forgotten() && open,

@@ -40,10 +40,12 @@ pub(super) struct State<C: Connect> {
     pub(super) runtime: Option<Handle>,
 }
 
-/// Left by [`Pool::close`] only.
 #[derive(PartialEq, Eq)]
 enum Phase {
+    /// Left by [`Pool::keep_none_idle`] and [`Pool::close`].
     Open,
+    /// It lends as before, and no connection lies idle. Left by [`Pool::close`].
+    Leaving,
     Closed,
 }
 
@@ -101,7 +103,7 @@ impl<C: Connect> Default for State<C> {
 
 impl<C: Connect> State<C> {
     pub(super) fn may_take_idle(&self) -> bool {
-        self.phase == Phase::Open && self.gate.is_open() && self.queue.is_empty()
+        !self.is_closed() && self.gate.is_open() && self.queue.is_empty()
     }
 
     pub(super) fn has_waiters(&self) -> bool {
@@ -126,6 +128,17 @@ impl<C: Connect> State<C> {
 
     pub(super) fn is_closed(&self) -> bool {
         self.phase == Phase::Closed
+    }
+
+    /// Whether a connection that nobody waits for is kept.
+    pub(super) fn keeps_idle(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    pub(super) fn leave(&mut self) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Leaving;
+        }
     }
 
     pub(super) fn close(&mut self) {

@@ -64,6 +64,8 @@ enum End {
     Told(Box<ErrorFields>),
     /// With an error, for want of a server.
     NoServer(Box<ErrorFields>),
+    /// To be told, and nobody's fault: we drain.
+    Leaving(Box<ErrorFields>),
 }
 
 impl From<io::Error> for End {
@@ -101,12 +103,16 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
     let mut talk = Talk { client, received: BytesMut::new() };
     let draining = async {
         reception.drain.started().await;
-        End::from(ErrorFields::fatal("57P03", "tidegate is shutting down; connect again"))
+        End::Leaving(Box::new(leaving()))
     };
-    let welcomed = tokio::select! {
-        biased;
-        welcomed = welcome(&reception, &mut talk, peer) => welcomed,
-        end = draining => Err(end),
+    let welcomed = if reception.drain.is_draining() {
+        Err(turn_away_late(&reception, &mut talk).await)
+    } else {
+        tokio::select! {
+            biased;
+            welcomed = welcome(&reception, &mut talk, peer) => welcomed,
+            end = draining => Err(end),
+        }
     };
     match welcomed {
         Ok(welcome) => {
@@ -140,12 +146,30 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
             lines.tell(Happening::Refused, format_args!("{peer}: {message} ({code})"));
             talk.refuse(&fields).await;
         }
-        Err(End::NoServer(fields)) => {
+        Err(End::NoServer(fields) | End::Leaving(fields)) => {
             reception.metrics.login_failures.inc();
             let ErrorFields { code, message, .. } = fields.as_ref();
             tracing::debug!(%peer, code, message, "refused a client");
             talk.refuse(&fields).await;
         }
+    }
+}
+
+fn leaving() -> ErrorFields {
+    ErrorFields::fatal("57P01", "tidegate is shutting down; connect again")
+}
+
+/// Hears a client out that comes while we drain: what it says first may be a cancel request for work that is being finished.
+async fn turn_away_late(reception: &Reception, talk: &mut Talk) -> End {
+    let words = talk.first_words(reception.settings.get().limits.startup_bytes);
+    match tokio::time::timeout(reception.login_timeout(), words).await {
+        Err(_elapsed) => End::Quiet("it said nothing"),
+        Ok(Err(end)) => end,
+        Ok(Ok(First::Cancel(key))) => {
+            reception.cancels.request(&key);
+            End::Quiet("was a cancel request")
+        }
+        Ok(Ok(First::Startup(_))) => End::Leaving(Box::new(leaving())),
     }
 }
 

@@ -157,8 +157,8 @@ impl Service {
         self.listeners.iter().flat_map(|hall| hall.reception.routes.all()).collect()
     }
 
-    /// Accepts clients on the listener with this index in the settings, until the drain starts or
-    /// the socket is of no use any more. Greetings and sessions run in tasks of their own: call it
+    /// Accepts clients on the listener with this index in the settings, until the drain closes it or
+    /// the socket is of no use any more. Who comes while we drain is told so. Greetings and sessions run in tasks of their own: call it
     /// inside the runtime.
     pub fn serve(
         &self,
@@ -180,7 +180,7 @@ impl Service {
             loop {
                 let accepted = tokio::select! {
                     biased;
-                    () = drain.started() => return,
+                    () = drain.listeners_close() => return,
                     accepted = listener.accept() => accepted,
                 };
                 let (client, peer) = match accepted {

@@ -9,7 +9,7 @@ mod loss;
 mod run;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -106,6 +106,8 @@ pub struct Lane {
     pool: Arc<RedisPool>,
     limits: MailLimits,
     sharing: Sharing,
+    /// Beside the lock, as it is looked at in every turn.
+    leaves: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -208,7 +210,8 @@ impl Lane {
     /// A lane that takes its connection from `pool` when there is something to send.
     #[must_use]
     pub fn new(pool: Arc<RedisPool>, limits: MailLimits, sharing: Sharing) -> Arc<Self> {
-        Arc::new(Self { pool, limits, sharing, inner: Mutex::default() })
+        let leaves = AtomicBool::new(false);
+        Arc::new(Self { pool, limits, sharing, leaves, inner: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -285,6 +288,17 @@ impl Lane {
         if let Some(task) = self.lock().task.take() {
             task.wake();
         }
+    }
+
+    /// From now on it gives its connection back soon after the last answer, for the process will end: others find room at
+    /// the server. It carries as before.
+    pub fn leave(&self) {
+        self.leaves.store(true, Ordering::Relaxed);
+        self.nudge();
+    }
+
+    pub(super) fn leaves(&self) -> bool {
+        self.leaves.load(Ordering::Relaxed)
     }
 
     /// Ends the lane's task.

@@ -1,10 +1,11 @@
 //! The Redis service: one upstream per listener, its lanes and pools, and the loop that takes clients.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::backend::Way;
 use super::census;
@@ -89,7 +90,8 @@ impl Service {
         words
     }
 
-    /// Takes the clients of one listener until the drain starts, then waits until their sessions have ended.
+    /// Takes the clients of one listener until the drain starts, refuses those who come later if they are to be told, and
+    /// waits until the sessions have ended.
     pub async fn serve(&self, listener_index: usize, listener: Listener) {
         let Some(upstream) = self.upstreams.get(listener_index) else { return };
         let mut tasks = tokio::task::JoinSet::new();
@@ -109,14 +111,21 @@ impl Service {
             tasks.spawn(lane.pool().run_reaper());
         }
         let drain = self.drain.clone();
-        tokio::select! {
-            () = self.accept(upstream, &listener) => {}
-            () = drain.started() => {}
-        }
-        drop(listener);
-        // Sessions finish what is owed; the lanes must live until then. Whoever is left at the deadline is cut off.
-        drain.deadline().await;
-        tasks.abort_all();
+        let doors = async {
+            tokio::select! {
+                () = self.accept(upstream, &listener) => {}
+                () = drain.listeners_close() => {}
+            }
+            drop(listener);
+        };
+        let house = async {
+            drain.noticed().await;
+            upstream.leave();
+            // Sessions finish what is owed; the lanes must live until then. Whoever is left at the deadline is cut off.
+            drain.deadline().await;
+            tasks.abort_all();
+        };
+        tokio::join!(doors, house);
     }
 
     async fn accept(&self, upstream: &Arc<Upstream>, listener: &Listener) {
@@ -130,12 +139,24 @@ impl Service {
             };
             let settings = self.settings.get();
             let client_limit = settings.limits.client_limit;
-            if self.clients.fetch_add(1, Ordering::Relaxed) >= client_limit {
-                self.clients.fetch_sub(1, Ordering::Relaxed);
-                tokio::spawn(refuse(stream, client_limit));
+            let nth = self.clients.fetch_add(1, Ordering::Relaxed);
+            let place = Place(Arc::clone(&self.clients));
+            if self.drain.is_draining() && nth < client_limit {
+                let words = "-ERR tidegate: shutting down; connect again\r\n".to_owned();
+                tokio::spawn(async move {
+                    refuse(stream, words).await;
+                    drop(place);
+                });
                 continue;
             }
-            let place = Place(Arc::clone(&self.clients));
+            if nth >= client_limit {
+                drop(place);
+                let words = format!(
+                    "-ERR max number of clients reached (tidegate: {client_limit}; raise redis.client_limit or use fewer clients)\r\n"
+                );
+                tokio::spawn(refuse(stream, words));
+                continue;
+            }
             let greeting = tokio::time::sleep(settings.login_timeout);
             let session = Session::new(stream, Arc::clone(upstream), self.drain.guard(), greeting);
             tokio::spawn(async move {
@@ -191,13 +212,26 @@ impl Drop for Place {
     }
 }
 
-/// Longest time to tell a client that there are too many.
+/// Longest time to tell a client that it can't come in.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
+/// Most bytes of a refused client's that are read.
+const REFUSAL_BYTES: usize = 64 * 1024;
 
-async fn refuse(mut stream: Stream, limit: usize) {
-    let text = format!(
-        "-ERR max number of clients reached (tidegate: {limit}; raise redis.client_limit or use fewer clients)\r\n"
-    );
+/// Says why and closes. Reads on until the client closes too: closing over unread bytes would reset the connection, and the
+/// client might never see the words.
+async fn refuse(mut stream: Stream, words: String) {
+    let told = tokio::time::timeout(REFUSAL_TIME, async {
+        stream.write_all(words.as_bytes()).await?;
+        stream.shutdown().await?;
+        let (mut read, mut discarded) = (0, [0; 1024]);
+        while read < REFUSAL_BYTES {
+            match stream.read(&mut discarded).await? {
+                0 => break,
+                bytes => read += bytes,
+            }
+        }
+        io::Result::Ok(())
+    });
     // The client may be gone already; then there is nobody to tell.
-    let _told = tokio::time::timeout(REFUSAL_TIME, stream.write_all(text.as_bytes())).await;
+    let _gone = told.await;
 }

@@ -328,6 +328,15 @@ impl Upstream {
         self.spare.as_ref()
     }
 
+    /// From now on no connection lies idle: see [`Pool::keep_none_idle`].
+    pub fn leave(&self) {
+        self.holds.keep_none_idle();
+        for lane in self.lanes.iter().chain(&self.spare) {
+            lane.pool().keep_none_idle();
+            lane.leave();
+        }
+    }
+
     /// Tells lanes that share their connection that somebody waits.
     pub fn nudge_lanes(&self) {
         for lane in self.lanes.iter().chain(&self.spare) {

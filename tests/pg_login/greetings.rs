@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidegate::config::{
     Auth, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret, SslMode,
 };
-use tidegate::lifecycle::{Drain, DrainTrigger};
+use tidegate::lifecycle::{Drain, DrainTrigger, Newcomers};
 use tidegate::metrics::Metrics;
 use tidegate::postgres::message::{
     BackendKey, ErrorFields, VERSION_3_2, cancel_request, next_frame, parse_backend_key, query,
@@ -256,9 +256,9 @@ async fn limits_keys_cancels_and_drain() {
     let mut half = gate.raw(&ssl_request()).await;
     assert_eq!(half.read_u8().await.unwrap(), b'N');
     half.write_all(&hello()[..9]).await.unwrap();
-    gate.trigger.start(Duration::from_secs(5));
+    gate.trigger.start(Duration::from_secs(5), Newcomers::LeftToOthers);
     let told = tokio::time::timeout(PATIENCE, refusal(half)).await.unwrap();
-    assert_eq!(told, "57P03");
+    assert_eq!(told, "57P01");
     drop(first);
     assert!(gate.trigger.finished().await);
     assert!(TcpStream::connect(("127.0.0.1", gate.port)).await.is_err());

@@ -32,6 +32,34 @@ async fn an_idle_connection_is_lent_at_once_and_the_latest_first() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pool_that_leaves_lends_and_keeps_nothing() {
+    let (server, budget) = (Server::new(), Budget::new(2));
+    let settings = PoolSettings { idle_min: 1, ..settings("leaving") };
+    let pool = pool_with(&server, &budget, settings);
+    tokio::spawn(pool.run_reaper());
+    let (one, two) = (lease(&pool).await.unwrap(), lease(&pool).await.unwrap());
+    let mut waiting = queued(&pool);
+    one.give_back();
+    let waited = granted(&mut waiting);
+    two.give_back();
+    assert_eq!(pool.metrics().servers_idle.get(), 1);
+    pool.keep_none_idle();
+    assert_eq!((pool.metrics().servers_idle.get(), server.open()), (0, 1), "idle ones at once");
+    let mut waiting = [queued(&pool), queued(&pool)];
+    waited.give_back();
+    let handed_on = granted(&mut waiting[0]);
+    pass(50).await;
+    let fresh = granted(&mut waiting[1]);
+    assert_eq!(server.attempts(), 3, "one was handed on, one opened");
+    drop((handed_on, fresh));
+    let last = lease(&pool).await.unwrap();
+    last.give_back();
+    pass(5_000).await;
+    assert_eq!((server.open(), budget.in_use(), pool.metrics().servers_idle.get()), (0, 0, 0));
+    assert_eq!(server.attempts(), 4, "none is kept ready any more");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_burst_opens_as_many_as_allowed_and_no_more() {
     let (server, budget, pool) = pool_of(3);
     let mut tickets: Vec<_> = (0..20).map(|_| queued(&pool)).collect();

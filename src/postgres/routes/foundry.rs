@@ -159,9 +159,16 @@ impl Foundry {
         // Not to be what keeps it alive.
         let pool = Arc::downgrade(pool);
         tokio::spawn(async move {
+            let leave = async {
+                drain.noticed().await;
+                if let Some(pool) = pool.upgrade() {
+                    pool.keep_none_idle();
+                }
+                drain.deadline().await;
+            };
             tokio::select! {
                 () = reaper => {}
-                () = drain.deadline() => {
+                () = leave => {
                     if let Some(pool) = pool.upgrade() {
                         pool.close();
                     }

@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// How often a lane looks whether it still needs its connection, and whether that may live on.
 const ROUND: Duration = Duration::from_secs(1);
+/// The same when it leaves: a connection for each command would be dear, and a client's next one comes soon or not at all.
+const ROUND_LEAVING: Duration = Duration::from_millis(100);
 
 /// What commands in flight are told when their connection ends.
 const LOST: &str = "ERR tidegate: the Redis server closed the connection while this command was in flight; \
@@ -91,6 +93,7 @@ pub(super) struct LaneRun {
     void_from: Option<u64>,
     waiting: Option<Standstill>,
     round: Pin<Box<Sleep>>,
+    round_length: Duration,
     tenure: Tenure,
 }
 
@@ -164,14 +167,19 @@ impl LaneRun {
             void_from: None,
             waiting: None,
             round: Box::pin(tokio::time::sleep(ROUND)),
+            round_length: ROUND,
             tenure: Tenure::Used,
         }
     }
 
     /// Looks, once in a while, whether the connection is still needed and may live on.
     fn look_around(&mut self, cx: &mut Context<'_>) {
+        if self.lane.leaves() && self.round_length != ROUND_LEAVING {
+            self.round_length = ROUND_LEAVING;
+            self.round.as_mut().reset(Instant::now() + ROUND_LEAVING);
+        }
         while self.round.as_mut().poll(cx).is_ready() {
-            self.round.as_mut().reset(Instant::now() + ROUND);
+            self.round.as_mut().reset(Instant::now() + self.round_length);
             let ends = |lease: &Lease<RedisConnect>| lease.has_expired() || lease.is_outdated();
             let expired = self.lease.as_ref().is_some_and(ends);
             let quiet = self.exchange.is_empty() && self.out.is_empty();
