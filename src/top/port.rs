@@ -96,6 +96,12 @@ impl AdminPort {
         &self.url
     }
 
+    /// As HTTP names it: an IPv6 address in brackets.
+    fn authority(&self) -> String {
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
     /// How everything stands. Holds no character that could move a terminal's cursor.
     ///
     /// # Errors
@@ -120,7 +126,7 @@ impl AdminPort {
         // It ends with the answer, or with the stream when the sender is dropped.
         tokio::spawn(connection);
         let request = Request::get("/status.json")
-            .header(HOST, "tidegate")
+            .header(HOST, self.authority())
             .header(CONNECTION, "close")
             .body(Empty::<Bytes>::new())
             .map_err(|error| self.stranger(error))?;
