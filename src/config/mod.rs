@@ -15,6 +15,7 @@ mod roots;
 mod secret;
 mod settings;
 mod suggest;
+mod tls;
 mod uri;
 mod users;
 mod variable;
@@ -26,12 +27,14 @@ pub use crate::net::Host;
 pub use describe::describe;
 pub use error::ConfigError;
 pub use local::leads_to;
+pub use roots::POSTGRES_PROTOCOL;
 pub use secret::Secret;
 pub use settings::{
-    AdminSettings, Auth, ConsoleUsers, LogFormat, LogLevel, LogSettings, NamespaceSettings,
-    Passing, PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions, PostgresLimits,
-    PostgresListener, PostgresSettings, PostgresUpstream, Probe, PushSettings, RedisLimits,
-    RedisListener, RedisSettings, RedisTls, RedisUpstream, RemoteWrite, Settings, SslMode,
+    AdminSettings, Auth, ChannelBinding, ClientCertificate, ConsoleUsers, ListenerEncryption,
+    LogFormat, LogLevel, LogSettings, NamespaceSettings, Passing, PasswordOrigin, PoolMode,
+    PoolModeRule, PoolModes, Portions, PostgresLimits, PostgresListener, PostgresSettings,
+    PostgresUpstream, Probe, PushSettings, RedisLimits, RedisListener, RedisSettings, RedisTls,
+    RedisUpstream, RemoteWrite, Settings, SslMode, SslNegotiation, TlsMode,
 };
 pub use users::{UserSecret, Users};
 pub use variable::{PooledUrl, PooledVariable, Protocol};
@@ -53,6 +56,16 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// The encryption of the listeners of one side.
+    #[must_use]
+    pub fn tls_of(&self, protocol: Protocol) -> TlsMode {
+        let encryption = match protocol {
+            Protocol::Postgres => self.settings.postgres.as_ref().map(|side| &side.encryption),
+            Protocol::Redis => self.settings.redis.as_ref().map(|side| &side.encryption),
+        };
+        encryption.map_or(TlsMode::Off, |encryption| encryption.mode)
+    }
+
     /// The configured address of the listener that leads to `variable`'s upstream.
     #[must_use]
     pub fn listen_of(&self, variable: &PooledVariable) -> Option<std::net::SocketAddr> {

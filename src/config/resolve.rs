@@ -10,6 +10,7 @@ use super::postgres_url::PostgresUrl;
 use super::push;
 use super::redis_url::RedisUrl;
 use super::suggest;
+use super::tls;
 use super::users::UsersFile;
 use super::written::{Entry, Environment, Written};
 use super::{
@@ -144,6 +145,8 @@ fn postgres(
             1..=HOUR_MS,
         )?,
         portions: portions(written)?,
+        encryption: tls::listener(written, "tls.postgres")?,
+        client_certificate: tls::client_certificate(written)?,
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
         users: users(written, warnings)?,
@@ -164,6 +167,7 @@ fn postgres(
     check_any(written, &settings)?;
     let (listen, explicit) = listen(written, "postgres.listen", POSTGRES_LISTEN)?;
     check_trust(written, settings.auth, "postgres", listen)?;
+    let pins = tls::pins(written, "postgres")?;
     let mut listeners: Vec<PostgresListener> = Vec::new();
     for (name, text) in upstream_texts(written, environment, "postgres.urls", "DATABASE_URL")? {
         let mut url = PostgresUrl::parse(&name, &text.text, environment)
@@ -173,7 +177,9 @@ fn postgres(
         {
             url.upstream.password = Some(password.clone());
         }
+        url.upstream.pins = pins.clone();
         warnings.extend(url.warnings.iter().cloned());
+        warnings.extend(url.upstream.vain_pins());
         let secret =
             url.upstream.password.is_some() || settings.users.get(&url.upstream.user).is_some();
         check_password(secret, settings.auth, listen, &text.source)?;
@@ -382,9 +388,19 @@ fn redis(
         )?,
         server_idle: millis("redis.server_idle_ms", default.server_idle, 1_000..=MONTH_MS)?,
         login_timeout: millis("redis.login_timeout_ms", default.login_timeout, 1..=HOUR_MS)?,
+        encryption: tls::listener(written, "tls.redis")?,
         auth: auth(written, "redis.auth")?,
         limits: redis_limits(written)?,
     };
+    let file = |path| written.entry(path).map(|entry| PathBuf::from(&entry.text));
+    let pins = tls::pins(written, "redis")?;
+    let shown = tls::identity(file("redis.tls_cert"), file("redis.tls_key"));
+    let shown = shown.map_err(|tls::OneOfTwo| {
+        ConfigError::new(
+            "redis.tls_cert",
+            "a certificate and its key go together: set redis.tls_key, too",
+        )
+    })?;
     let tls = RedisTls::On {
         verify: written.switch("redis.tls_verify")?,
         ca: written.entry("redis.tls_ca").map(|entry| PathBuf::from(&entry.text)),
@@ -393,8 +409,11 @@ fn redis(
     check_trust(written, settings.auth, "redis", listen)?;
     let mut listeners: Vec<RedisListener> = Vec::new();
     for (name, text) in upstream_texts(written, environment, "redis.urls", "REDIS_URL")? {
-        let url = RedisUrl::parse(&name, &text.text, &tls)
+        let mut url = RedisUrl::parse(&name, &text.text, &tls)
             .map_err(|problem| ConfigError::new(&text.source, problem))?;
+        url.upstream.pins = pins.clone();
+        url.upstream.identity = url.upstream.identity.or_else(|| shown.clone());
+        warnings.extend(url.upstream.vain_pins());
         warnings.extend(url.warnings.iter().cloned());
         check_password(url.upstream.password.is_some(), settings.auth, listen, &text.source)?;
         let same = |known: &RedisListener| {

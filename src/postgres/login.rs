@@ -1,9 +1,11 @@
-//! Our login at a server: trust, cleartext, md5 and SCRAM-SHA-256, up to the first ReadyForQuery.
+//! Our login at a server: trust, cleartext, md5, SCRAM-SHA-256 and SCRAM-SHA-256-PLUS, up to the first ReadyForQuery.
 //!
 //! Sans-IO but for one thing: the SCRAM client of postgres-protocol draws its own nonce.
 
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 
 use super::message::{
     AuthRequest, BackendKey, ErrorFields, Frame, HasNul, next_frame, parse_auth_request,
@@ -19,9 +21,22 @@ const PARAMETERS_MOST: usize = 500;
 pub struct Login {
     user: String,
     password: Option<String>,
+    binding: Binding,
     state: State,
     parameters: Vec<(String, String)>,
     key: Option<BackendKey>,
+}
+
+/// Whether the login is bound to the encryption it runs over (RFC 5929, `tls-server-end-point`): then nobody in the middle
+/// can pass it on. With the hash of the server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// There is nothing to bind it to, or nobody wants to.
+    Never,
+    /// If the server offers it.
+    May(Vec<u8>),
+    /// Or there is no login. Without a hash there is none in any case.
+    Must(Option<Vec<u8>>),
 }
 
 enum State {
@@ -76,6 +91,12 @@ pub enum LoginError {
     /// The server could not prove that it knows the password: it is not who it says.
     #[error("the server failed to prove that it knows the password ({0}); check the URL's host")]
     Impostor(String),
+    /// The login must be bound to the encryption, and can't.
+    #[error(
+        "channel_binding=require, but {0}; set the server's password_encryption to scram-sha-256 and the password anew, \
+        or use channel_binding=prefer"
+    )]
+    Unbound(&'static str),
     /// The server breaks the protocol.
     #[error("the server breaks the protocol: {0}; is this a Postgres server?")]
     Protocol(String),
@@ -87,10 +108,11 @@ pub enum LoginError {
 impl Login {
     /// A login whose startup packet has been sent.
     #[must_use]
-    pub fn new(user: &str, password: Option<&str>) -> Self {
+    pub fn new(user: &str, password: Option<&str>, binding: Binding) -> Self {
         Self {
             user: user.to_owned(),
             password: password.map(str::to_owned),
+            binding,
             state: State::Greeted,
             parameters: Vec::new(),
             key: None,
@@ -141,6 +163,7 @@ impl Login {
 
     fn authenticate(&mut self, request: AuthRequest) -> Result<Option<Step>, LoginError> {
         let state = std::mem::replace(&mut self.state, State::Starting);
+        self.check_binding(&request, &state)?;
         let (state, step) = match (request, state) {
             // Once SCRAM has begun, only its own end counts: an early Ok would come from somebody
             // who does not know the password.
@@ -178,12 +201,40 @@ impl Login {
         Ok(step)
     }
 
+    /// Where the login must be bound, only SCRAM's own end counts.
+    fn check_binding(&self, request: &AuthRequest, state: &State) -> Result<(), LoginError> {
+        let unbound = match (&self.binding, request, state) {
+            (Binding::Must(None), ..) => {
+                "the connection is not encrypted, or its certificate has no hash for it"
+            }
+            (Binding::Must(_), AuthRequest::Ok, State::ScramDone) => return Ok(()),
+            (Binding::Must(_), AuthRequest::Ok, _) => "the server asks for no proof",
+            (Binding::Must(_), AuthRequest::Cleartext | AuthRequest::Md5(_), _) => {
+                "the server asks for a password without SCRAM"
+            }
+            _ => return Ok(()),
+        };
+        Err(LoginError::Unbound(unbound))
+    }
+
     fn begin_scram(&self, mechanisms: &[String]) -> Result<(State, Option<Step>), LoginError> {
-        if !mechanisms.iter().any(|name| name == SCRAM_SHA_256) {
+        let offers = |mechanism: &str| mechanisms.iter().any(|name| name == mechanism);
+        let (mechanism, binding) = match &self.binding {
+            Binding::May(hash) | Binding::Must(Some(hash)) if offers(SCRAM_SHA_256_PLUS) => {
+                (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash.clone()))
+            }
+            Binding::Must(_) => {
+                return Err(LoginError::Unbound("the server does not offer SCRAM-SHA-256-PLUS"));
+            }
+            // We could: a server that could, too, then knows that somebody took its offer away.
+            Binding::May(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+            Binding::Never => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+        };
+        if !offers(mechanism) {
             return Err(LoginError::Unsupported(mechanisms.join(", ")));
         }
-        let scram = ScramSha256::new(self.secret()?.as_bytes(), ChannelBinding::unsupported());
-        let first = sasl_initial(SCRAM_SHA_256, scram.message());
+        let scram = ScramSha256::new(self.secret()?.as_bytes(), binding);
+        let first = sasl_initial(mechanism, scram.message());
         Ok((State::ScramBegun(Box::new(scram)), Some(Step::Send(first))))
     }
 

@@ -16,10 +16,12 @@ use super::overdue;
 use super::plan;
 use super::routes::{Foundry, Routes};
 use super::view;
-use crate::config::{Auth, PostgresListener, PostgresSettings, PostgresUpstream};
+use crate::config::{
+    Auth, POSTGRES_PROTOCOL, PostgresListener, PostgresSettings, PostgresUpstream,
+};
 use crate::lifecycle::{Drain, StopRequest};
 use crate::metrics::{Metrics, Protocol};
-use crate::net::Listener;
+use crate::net::{Listener, ListenerTls, TlsError};
 use crate::pool::Reachability;
 use crate::status::{ClientStatus, PoolStatus};
 
@@ -31,6 +33,7 @@ const GREETINGS_BEYOND_LIMIT: usize = 100;
 pub struct Service {
     listeners: Vec<Hall>,
     console: Arc<Console>,
+    tls: Option<ListenerTls>,
     drain: Drain,
 }
 
@@ -60,6 +63,7 @@ impl Service {
         let foundry = Foundry::new(settings, metrics, drain.clone());
         let mut mock_seed = [0; 32];
         getrandom::fill(&mut mock_seed).context("the system has no random numbers")?;
+        let tls = settings.encryption.tls(Some(POSTGRES_PROTOCOL))?;
         let mut routes = Vec::with_capacity(settings.listeners.len());
         for listener in &settings.listeners {
             check_access(settings, listener)?;
@@ -82,6 +86,9 @@ impl Service {
                 console: Arc::clone(&console),
                 limits: Arc::new(limits.clone()),
                 login_timeout: settings.login_timeout,
+                tls: tls.clone(),
+                tls_mode: settings.encryption.mode,
+                client_certificate: settings.client_certificate,
                 cancels: Arc::clone(&cancels),
                 drain: drain.clone(),
                 metrics: metrics.pool(Protocol::Postgres, &first.name),
@@ -90,7 +97,7 @@ impl Service {
             let (foundry, greetings) = (foundry.clone(), Arc::clone(&greetings));
             listeners.push(Hall { reception, foundry, greetings });
         }
-        Ok(Self { listeners, console, drain })
+        Ok(Self { listeners, console, tls, drain })
     }
 
     /// Accepts clients on the listener with this index in the settings, until the drain starts or
@@ -148,6 +155,18 @@ impl Service {
     pub fn status(&self) -> Vec<PoolStatus> {
         let pools = self.listeners.iter().flat_map(|hall| hall.reception.routes.all());
         pools.map(|pool| view::pool(&pool)).collect()
+    }
+
+    /// Reads the files about TLS again, the listeners' and those of the way to the servers; blocking. What is no good is not
+    /// taken, and what was read before stays; so do all connections.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with them; the others are read all the same.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        let pools = self.listeners.iter().flat_map(|hall| hall.reception.routes.all());
+        let servers = pools.map(|pool| pool.connector().dial().reload_tls());
+        let listener = self.tls.iter().map(ListenerTls::reload);
+        listener.chain(servers).fold(Ok(()), Result::and)
     }
 
     /// Every client that is logged in.

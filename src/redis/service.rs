@@ -1,20 +1,22 @@
 //! The Redis service: one upstream per listener, its lanes and pools, and the loop that takes clients.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
 
 use super::census;
 use super::plan;
 use super::session::Session;
 use super::upstream::{Realm, Upstream};
 use super::view;
-use crate::config::{NamespaceSettings, RedisSettings};
+use crate::config::{NamespaceSettings, RedisSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
-use crate::net::{Listener, Stream};
+use crate::net::{Listener, ListenerTls, Opening, Stream, TlsError};
 use crate::pool::Reachability;
 use crate::status::PoolStatus;
 
@@ -25,7 +27,15 @@ pub struct Service {
     clients: Arc<AtomicUsize>,
     client_limit: usize,
     login_timeout: Duration,
+    encryption: Encryption,
     drain: Drain,
+}
+
+/// How clients may encrypt.
+#[derive(Clone, Debug)]
+struct Encryption {
+    tls: Option<ListenerTls>,
+    mode: TlsMode,
 }
 
 impl Service {
@@ -52,6 +62,10 @@ impl Service {
             clients: Arc::default(),
             client_limit: settings.limits.client_limit,
             login_timeout: settings.login_timeout,
+            encryption: Encryption {
+                tls: settings.encryption.tls(None)?,
+                mode: settings.encryption.mode,
+            },
             drain,
         })
     }
@@ -88,7 +102,7 @@ impl Service {
 
     async fn accept(&self, upstream: &Arc<Upstream>, listener: &Listener) {
         loop {
-            let (stream, _peer) = match listener.accept().await {
+            let (stream, peer) = match listener.accept().await {
                 Ok(client) => client,
                 Err(error) => {
                     tracing::error!(%error, "the Redis listener is of no use any more");
@@ -101,13 +115,33 @@ impl Service {
                 continue;
             }
             let place = Place(Arc::clone(&self.clients));
-            let greeting = tokio::time::sleep(self.login_timeout);
-            let session = Session::new(stream, Arc::clone(upstream), self.drain.guard(), greeting);
-            tokio::spawn(async move {
-                session.await;
-                drop(place);
-            });
+            let visitor = Visitor {
+                stream,
+                peer,
+                place,
+                upstream: Arc::clone(upstream),
+                deadline: Instant::now() + self.login_timeout,
+                drain: self.drain.clone(),
+            };
+            match &self.encryption.tls {
+                Some(tls) => {
+                    let (tls, mode) = (tls.clone(), self.encryption.mode);
+                    tokio::spawn(async move { visitor.encrypt(&tls, mode).await });
+                }
+                None => visitor.enter(),
+            }
         }
+    }
+
+    /// Reads the files about TLS again, the listeners' and those of the way to the servers; blocking. What is no good is not
+    /// taken, and what was read before stays; so do all connections.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with them; the others are read all the same.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        let servers = self.upstreams.iter().map(|upstream| upstream.reload_tls());
+        let listener = self.encryption.tls.iter().map(ListenerTls::reload);
+        listener.chain(servers).fold(Ok(()), Result::and)
     }
 
     /// The upstreams at this moment.
@@ -147,6 +181,58 @@ impl Drop for Service {
     }
 }
 
+/// A client that has connected, and has no session yet.
+struct Visitor {
+    stream: Stream,
+    peer: SocketAddr,
+    place: Place,
+    upstream: Arc<Upstream>,
+    /// Until when it must have shown the password.
+    deadline: Instant,
+    drain: Drain,
+}
+
+impl Visitor {
+    /// Waits for the client's first byte, which says whether it wants TLS, and shakes hands. A task of its own: what a
+    /// handshake takes is gone when the session lives.
+    async fn encrypt(mut self, tls: &ListenerTls, mode: TlsMode) {
+        let first = tokio::select! {
+            first = self.stream.opening() => first,
+            // Whoever says nothing is as it is: the session knows how long it may.
+            () = tokio::time::sleep_until(self.deadline) => Ok(Opening::Plain),
+            () = self.drain.started() => Ok(Opening::Plain),
+        };
+        match (first, mode) {
+            (Ok(Opening::Tls), _) => {
+                match tokio::time::timeout_at(self.deadline, tls.accept(self.stream)).await {
+                    Ok(Ok(encrypted)) => self.stream = encrypted.stream,
+                    Ok(Err(error)) => return self.upstream.note_no_tls(self.peer, &error),
+                    Err(_elapsed) => {
+                        return self.upstream.note_no_tls(self.peer, &"it takes too long");
+                    }
+                }
+            }
+            (Ok(Opening::Plain), TlsMode::Require) if matches!(self.stream, Stream::Tcp(_)) => {
+                self.upstream.note_no_tls(self.peer, &"it speaks without");
+                return tell(self.stream, TLS_ONLY).await;
+            }
+            (Ok(Opening::Plain), _) => {}
+            (Ok(Opening::None) | Err(_), _) => return,
+        }
+        self.enter();
+    }
+
+    fn enter(self) {
+        let Self { stream, place, upstream, deadline, drain, .. } = self;
+        let greeting = tokio::time::sleep_until(deadline);
+        let session = Session::new(stream, upstream, drain.guard(), greeting);
+        tokio::spawn(async move {
+            session.await;
+            drop(place);
+        });
+    }
+}
+
 /// A client's place among the clients allowed.
 struct Place(Arc<AtomicUsize>);
 
@@ -156,13 +242,20 @@ impl Drop for Place {
     }
 }
 
-/// Longest time to tell a client that there are too many.
+/// What is told to a client without TLS where it must have it.
+const TLS_ONLY: &str = "-ERR tidegate: this listener takes TLS only: use rediss://\r\n";
+
+/// Longest time to tell a client that it can't come in.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
-async fn refuse(mut stream: Stream, limit: usize) {
+async fn refuse(stream: Stream, limit: usize) {
     let text = format!(
         "-ERR max number of clients reached (tidegate: {limit}; raise redis.limits.client_limit or use fewer clients)\r\n"
     );
+    tell(stream, &text).await;
+}
+
+async fn tell(mut stream: Stream, text: &str) {
     // The client may be gone already; then there is nobody to tell.
     let _told = tokio::time::timeout(REFUSAL_TIME, stream.write_all(text.as_bytes())).await;
 }

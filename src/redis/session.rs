@@ -290,7 +290,7 @@ impl Session {
             State::Pinned(..) => self.relay(cx)?,
         };
         if self.closing == Closing::AfterReplies {
-            return self.leave(moved);
+            return self.leave(cx, moved);
         }
         moved |= self.carry_inbox(cx)?;
         moved |= self.read(cx)?;
@@ -298,7 +298,11 @@ impl Session {
         Ok(moved)
     }
 
-    fn leave(&self, moved: Moved) -> Result<Moved, End> {
+    fn leave(&mut self, cx: &mut Context<'_>, moved: Moved) -> Result<Moved, End> {
+        // With TLS what was taken may still be on its way.
+        if self.stream.poll_flushed(cx).is_pending() {
+            return Ok(moved);
+        }
         if self.out.bytes.is_empty() && self.mailbox.is_quiet() {
             return Err(End("closed"));
         }
@@ -803,6 +807,7 @@ impl Future for Session {
                 }
                 Err(End(reason)) => {
                     tracing::debug!(id = session.identity.id, reason, "a client left");
+                    session.stream.say_goodbye(cx);
                     return Poll::Ready(());
                 }
             }

@@ -1,5 +1,7 @@
 //! Everything the sessions of one upstream share: its lanes, the pool for holds, what is known of the server.
 
+use std::fmt::Display;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,7 +25,7 @@ use crate::config::{
     Auth, NamespaceSettings, RedisLimits, RedisListener, RedisSettings, RedisUpstream,
 };
 use crate::metrics::{NamespaceMetrics, PoolMetrics};
-use crate::net::{Tls, TlsError, TlsSettings, Verify};
+use crate::net::{Tls, TlsError};
 use crate::pool::{Budget, Pool, PoolSettings};
 
 /// One lane for so many connections.
@@ -128,6 +130,7 @@ pub struct Upstream {
     /// Its namespaces, by their numbers.
     pub realms: Vec<Arc<Realm>>,
     lanes: Vec<Arc<Lane>>,
+    tls: Option<Tls>,
     /// For sessions whose replies are large, while the holds leave it a connection.
     spare: Option<Arc<Lane>>,
     keys: Mutex<Vec<Key>>,
@@ -172,7 +175,7 @@ impl Upstream {
         let config = &listener.upstream;
         let facts = Arc::new(FactsCell::default());
         let scripts = Arc::new(Scripts::default());
-        let tls = tls(config)?;
+        let tls = config.tls().as_ref().map(Tls::new).transpose()?;
         let pool = |limit: usize| {
             let (facts, scripts) = (Arc::clone(&facts), Arc::clone(&scripts));
             let connect = RedisConnect::new(Arc::clone(config), tls.clone(), facts, scripts);
@@ -214,6 +217,7 @@ impl Upstream {
             first_namespace: listener.first_namespace,
             realms,
             lanes,
+            tls,
             spare,
             keys: Mutex::default(),
             holds,
@@ -254,6 +258,20 @@ impl Upstream {
     #[must_use]
     pub fn first_database(&self) -> u32 {
         self.config.database
+    }
+
+    /// Counts a client that came to nothing before its first word.
+    pub fn note_no_tls(&self, peer: SocketAddr, reason: &dyn Display) {
+        self.metrics.login_failures.inc();
+        tracing::warn!(pool = self.name(), %peer, %reason, "no TLS with a client");
+    }
+
+    /// Reads the files about TLS again; blocking. The next connections are made with what they say.
+    ///
+    /// # Errors
+    /// What is wrong with them; what was read before stays.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        self.tls.as_ref().map_or(Ok(()), Tls::reload)
     }
 
     /// The pool's name.
@@ -325,10 +343,4 @@ fn pool_settings(settings: &RedisSettings, name: &str) -> PoolSettings {
         idle_min: 0,
         jitter_percent: 10,
     }
-}
-
-fn tls(config: &RedisUpstream) -> Result<Option<Tls>, TlsError> {
-    let crate::config::RedisTls::On { verify, ca } = &config.tls else { return Ok(None) };
-    let verify = if *verify { Verify::Full } else { Verify::None };
-    Tls::new(&TlsSettings { verify, roots: ca.clone() }).map(Some)
 }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::config::{
-    Auth, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret, SslMode,
+    Auth, ChannelBinding, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret,
+    SslMode, SslNegotiation,
 };
 use tidegate::lifecycle::{Drain, DrainTrigger};
 use tidegate::metrics::Metrics;
+use tidegate::net::Pins;
 use tidegate::postgres::message::{
     BackendKey, ErrorFields, VERSION_3_2, cancel_request, next_frame, parse_backend_key, query,
     ssl_request, startup,
@@ -40,6 +42,10 @@ fn settings(upstream_port: u16) -> PostgresSettings {
         options: Vec::new(),
         sslmode: SslMode::Prefer,
         sslrootcert: None,
+        sslnegotiation: SslNegotiation::Postgres,
+        channel_binding: ChannelBinding::Prefer,
+        identity: None,
+        pins: Pins::default(),
     };
     let listener = PostgresListener {
         listen: SocketAddr::from(([127, 0, 0, 1], free_port())),

@@ -73,6 +73,10 @@ fn the_shipped_file_shows_every_setting_with_its_default() {
     let text = text.replace("\nusers_file = ", "\n# users_file = ");
     // Nobody takes what this would send.
     let text = text.replace("\nremote_write_url = ", "\n# remote_write_url = ");
+    // Nor are there these certificates; and who pins a key has one.
+    let text = ["cert", "key", "client_ca", "tls_cert", "tls_key", "pin", "pin_file"]
+        .iter()
+        .fold(text, |text, key| text.replace(&format!("\n{key} = "), &format!("\n# {key} = ")));
     // And there is no namespace of this name.
     let text = text.replace("\nnamespace = ", "\n# namespace = ");
     let mut settings = from_file(&text).unwrap().settings;
@@ -147,4 +151,30 @@ fn a_namespace_without_a_redis_is_no_mistake() {
     written.take_file("tidegate.toml", text).unwrap();
     let resolved = crate::config::resolve::resolve(&written, &Environment::new()).unwrap();
     assert_eq!(resolved.settings.redis, None);
+}
+
+#[test]
+fn what_is_said_of_tls_must_fit_together() {
+    let told = |text: &str| from_file(text).unwrap_err().to_string();
+    for (text, words) in [
+        ("[tls]\ncert = \"/c\"", "go together"),
+        ("[tls]\ncert = \"/c\"\nkey = \"/k\"", "cannot take certificates from /c"),
+        ("[tls]\npostgres = \"maybe\"", "must be one of off, on, require"),
+        ("[tls]\npostgres = \"on\"\nclient_ca = \"/r\"", "use require, or off"),
+        ("[tls]\nclient_ca = \"/r\"", "cannot take certificates from /r"),
+        ("[tls]\nclient_cert = \"cert\"", "name their root in tls.client_ca"),
+        ("[postgres]\npin = \"xyz\"", "SHA-256 hashes"),
+        ("[redis]\ntls_cert = \"/c\"", "go together"),
+    ] {
+        let told = told(text);
+        assert!(told.contains(words), "{text}: {told}");
+    }
+    let text = "[tls]\nredis = \"require\"\n[postgres]\npin_file = \"/pins\"\n[redis]\npin_file = \"/pins\"";
+    let loaded = from_file(text).unwrap();
+    assert_eq!(loaded.tls_of(Protocol::Postgres), TlsMode::On);
+    assert_eq!(loaded.tls_of(Protocol::Redis), TlsMode::Require);
+    let upstream = &loaded.settings.postgres.as_ref().unwrap().listeners[0].upstreams[0];
+    assert_eq!(upstream.pins.file, Some(PathBuf::from("/pins")));
+    let vain: Vec<_> = loaded.warnings.iter().filter(|text| text.contains("rediss://")).collect();
+    assert_eq!(vain.len(), 1, "{:?}", loaded.warnings);
 }

@@ -116,7 +116,7 @@ async fn each_way_to_verify_accepts_and_refuses_what_libpq_would() {
         (Verify::Full, self_signed("db.example.com"), false),
     ];
     for (row, (verify, (certificate, key), good)) in cases.into_iter().enumerate() {
-        let settings = TlsSettings { verify, roots: Some(ours.pem.path().to_owned()) };
+        let settings = TlsSettings::verifying(verify, Some(ours.pem.path().to_owned()));
         let outcome = handshake(&settings, certificate, &key, rustls::ALL_VERSIONS).await;
         assert_eq!(outcome.is_ok(), good, "row {row}, {verify:?}: {outcome:?}");
     }
@@ -129,7 +129,7 @@ async fn nobody_gets_in_with_a_copied_certificate() {
     let (_, thiefs_key) = self_signed("db.example.com");
     for version in rustls::ALL_VERSIONS {
         for verify in [Verify::None, Verify::Ca, Verify::Full] {
-            let settings = TlsSettings { verify, roots: Some(ours.pem.path().to_owned()) };
+            let settings = TlsSettings::verifying(verify, Some(ours.pem.path().to_owned()));
             let outcome = handshake(&settings, certificate.clone(), &thiefs_key, &[version]).await;
             assert!(outcome.is_err(), "{verify:?} {version:?} took a signature of another key");
         }
@@ -141,10 +141,10 @@ fn roots_that_are_no_roots_are_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "not a certificate").unwrap();
     for path in [file.path().to_owned(), PathBuf::from("/nonexistent/roots.pem")] {
-        let settings = TlsSettings { verify: Verify::Full, roots: Some(path.clone()) };
+        let settings = TlsSettings::verifying(Verify::Full, Some(path.clone()));
         let error = Tls::new(&settings).unwrap_err().to_string();
         assert!(error.contains(&path.display().to_string()), "{error}");
-        let lenient = TlsSettings { verify: Verify::None, roots: Some(path) };
+        let lenient = TlsSettings::verifying(Verify::None, Some(path));
         assert!(Tls::new(&lenient).is_ok(), "roots are not read when nothing is verified");
     }
 }
