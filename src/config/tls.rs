@@ -133,16 +133,16 @@ impl PostgresTls {
                 );
             }
         };
-        if option("sslpassword", "").is_some() {
-            return Err("has the option sslpassword, which tidegate cannot honour: \
-                take the password off the key's file, and the option out"
-                .to_owned());
-        }
         let file = |key, variable| option(key, variable).map(PathBuf::from);
         let found = identity(file("sslcert", "PGSSLCERT"), file("sslkey", "PGSSLKEY"));
         let identity = found.map_err(|OneOfTwo| {
             "has one of sslcert and sslkey (or of PGSSLCERT and PGSSLKEY); a certificate and its key go together"
         })?;
+        if identity.is_some() && option("sslpassword", "").is_some() {
+            return Err("has the option sslpassword, which tidegate cannot honour: \
+                take the password off the key's file, and the option out"
+                .to_owned());
+        }
         let shown = option("sslcertmode", "PGSSLCERTMODE").as_deref() != Some("disable");
         Ok(Self { negotiation, channel_binding, identity: identity.filter(|_| shown) })
     }

@@ -275,6 +275,8 @@ async fn admit(reception: &Reception, talk: &mut Talk) -> Result<Startup, End> {
         First::Startup(startup) => startup,
         First::Cancel(key) => {
             reception.cancels.request(&key);
+            // As Postgres: libpq takes an end without TLS's own goodbye for an error.
+            talk.hang_up().await;
             return Err(End::Quiet("was a cancel request"));
         }
     };
@@ -474,6 +476,13 @@ impl Talk {
 
     fn client(&mut self) -> io::Result<&mut Stream> {
         self.client.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Ends the stream, in TLS's own words if it is one.
+    async fn hang_up(&mut self) {
+        if let Some(mut client) = self.client.take() {
+            let _gone = client.shutdown().await;
+        }
     }
 
     /// Ends when the client has gone.

@@ -86,7 +86,7 @@ fn a_url_that_means_nothing_is_refused_without_showing_its_password() {
         ("postgres://u:hunter2@h/d?sslmode=strict", "verify-full"),
         ("postgres://u:hunter2@h/d?sslmode=require&sslrootcert=system", "verify-full"),
         ("postgres://u:hunter2@h/d?sslcert=/c", "go together"),
-        ("postgres://u:hunter2@h/d?sslmode=require&sslpassword=hunter2", "sslpassword"),
+        ("postgres://u:hunter2@h/d?sslcert=/c&sslkey=/k&sslpassword=hunter2", "sslpassword"),
         ("postgres://u:hunter2@h/d?sslnegotiation=direct", "sslmode=require"),
         ("postgres://u:hunter2@h/d?sslnegotiation=hun", "neither postgres nor direct"),
         ("postgres://u:hunter2@h/d?sslmode=disable&channel_binding=require", "needs TLS"),
