@@ -11,6 +11,7 @@ use crate::support::authority::{Authority, text};
 use crate::support::pg::Connection;
 use crate::support::postgres::{PASSWORD, Postgres, tool};
 use crate::support::tidegate::{Setup, Tidegate};
+use crate::support::{DEADLINE, eventually};
 
 const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
@@ -157,7 +158,7 @@ fn the_wrapped_command_is_told_to_encrypt_where_it_must() {
             .env("TIDEGATE_TLS_POSTGRES", mode)
             .arguments(&["run", "--", "sh", "-c", &word])
             .launch();
-        let status = gate.wait(crate::support::DEADLINE).expect("the command ends");
+        let status = gate.wait(DEADLINE).expect("the command ends");
         let said = gate.output();
         assert!(status.success() && said.contains(option), "{mode}: {said}");
         // libpq prefers TLS where it is offered.
@@ -172,6 +173,8 @@ async fn trusted(port: u16, receive_buffer: Option<u32>) -> Stream {
         Some(bytes) => {
             let socket = tokio::net::TcpSocket::new_v4().unwrap();
             socket.set_recv_buffer_size(bytes).unwrap();
+            // As over a network: the kernel buffers in proportion to the segments.
+            socket2::SockRef::from(&socket).set_tcp_mss(536).unwrap();
             let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
             Stream::Tcp(socket.connect(address).await.unwrap())
         }
@@ -204,26 +207,30 @@ async fn until_ready(client: &mut Stream) -> usize {
     }
 }
 
-/// The end of a reply lies with TLS when its connection is given back: it must come, though nobody writes any more.
+/// The end of a reply may lie with TLS when its connection is given back: it must come, though nobody writes any more.
 #[tokio::test]
 async fn a_slow_reader_gets_the_end_of_its_reply() {
     let server = Postgres::start();
     let gate = Setup::new().postgres(&server).env("TIDEGATE_POSTGRES_AUTH", "trust").pool_size(1);
     let gate = gate.start();
-    let mut client = trusted(gate.postgres_port(), Some(8 * 1024)).await;
-    // More than the kernel holds: what comes last finds the socket full.
-    let bytes = 8 * 1024 * 1024;
-    client.write_all(&query(&format!("select repeat('x', {bytes})"))).await.unwrap();
-    client.flush().await.unwrap();
-    let all = tokio::time::timeout(crate::support::DEADLINE, async {
-        let (mut received, mut piece) = (0, vec![0; 16 * 1024]);
-        while received < bytes {
-            received += client.read(&mut piece).await.unwrap();
-            // Slower than what is written.
-            tokio::time::sleep(std::time::Duration::from_micros(200)).await;
-        }
-    });
-    all.await.expect("the whole reply comes");
+    let server_s = [("peer", "server"), ("direction", "received")];
+    let received = || gate.postgres_metric("tidegate_bytes_total", &server_s);
+    // One of them is a little more than the kernel takes at once, and less than would make the server wait.
+    for kib in (64..=256).step_by(16) {
+        let mut client = trusted(gate.postgres_port(), Some(8 * 1024)).await;
+        let before = received();
+        let sql = format!("select repeat('x', {kib} * 1024 - 4096)");
+        client.write_all(&query(&sql)).await.unwrap();
+        client.flush().await.unwrap();
+        let mut last = before;
+        eventually("the reply is here as far as it goes", || {
+            let now = received();
+            (std::mem::replace(&mut last, now) == now && now > before).then_some(())
+        });
+        let all = tokio::time::timeout(DEADLINE, until_ready(&mut client));
+        let bytes = all.await.unwrap_or_else(|_| panic!("the end of {kib} KiB does not come"));
+        assert!(bytes > kib * 1024 - 4096);
+    }
 }
 
 #[tokio::test]
