@@ -157,11 +157,7 @@ fn postgres(
             default.probe,
             &[("suspects", Probe::Suspects), ("always", Probe::Always)],
         )?,
-        passing: if written.switch("postgres.strict")? {
-            Passing::Strict
-        } else {
-            Passing::Difference
-        },
+        passing: passing(written)?,
         limits: postgres_limits(written)?,
     };
     check_any(written, &settings)?;
@@ -191,6 +187,11 @@ fn postgres(
     let settings = PostgresSettings { listeners, ..settings };
     check_console(written, &settings)?;
     Ok(served.then_some(settings))
+}
+
+fn passing(written: &Written) -> Result<Passing, ConfigError> {
+    let strict = written.switch("postgres.strict")?;
+    Ok(if strict { Passing::Strict } else { Passing::Difference })
 }
 
 fn portions(written: &Written) -> Result<Portions, ConfigError> {

@@ -2,8 +2,14 @@
 
 use std::process::Command;
 
-use tidegate::net::{Host, Stream, Tls, TlsSettings, Verify, connect};
+use tidegate::config::{ListenerEncryption, PostgresListener, PostgresSettings};
+use tidegate::lifecycle::Drain;
+use tidegate::metrics::Metrics;
+use tidegate::net::{
+    Certificate, Host, Identity, Stream, Tls, TlsSettings, Verify, common_name, connect,
+};
 use tidegate::postgres::message::{next_frame, query, ssl_request, startup};
+use tidegate::postgres::service::Service;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::clients::{Libpq, psycopg};
@@ -270,9 +276,43 @@ fn nothing_is_taken_between_the_request_and_the_handshake() {
     gate.assert_alive();
 }
 
+/// Whose certificate a service shows, and what it is shown when the files have been read again.
+#[tokio::test]
+async fn a_renewed_certificate_needs_no_restart() {
+    let ours = Authority::new();
+    let shown = ours.server();
+    let identity =
+        Identity { certificate: shown.certificate_file.clone(), key: shown.key_file.clone() };
+    let encryption =
+        ListenerEncryption { certificate: Certificate::Files(identity), ..Default::default() };
+    let url = "postgres://app:secret@127.0.0.1:9/app?sslmode=require";
+    let upstream = crate::upstream::upstream(url, &[]).unwrap();
+    let listen = std::net::SocketAddr::from(([127, 0, 0, 1], crate::support::ports::free()));
+    let listener = PostgresListener { listen, explicit: true, upstreams: vec![upstream] };
+    let settings = PostgresSettings { listeners: vec![listener], encryption, ..Default::default() };
+    let (_trigger, drain) = Drain::new();
+    let service = Service::new(&settings, &Metrics::new().unwrap(), drain, None).unwrap();
+    tokio::spawn(service.serve(0, tidegate::net::bind(listen).await.unwrap()));
+    let name = async || {
+        let mut tcp = connect(&Host::Tcp("127.0.0.1".into()), listen.port()).await.unwrap();
+        tcp.write_all(&ssl_request()).await.unwrap();
+        assert_eq!(tcp.read_u8().await.unwrap(), b'S');
+        let tls = Tls::new(&TlsSettings::verifying(Verify::None, None)).unwrap();
+        let client = tls.connect(tcp, "localhost").await.unwrap();
+        common_name(client.peer_certificate().unwrap()).unwrap()
+    };
+    assert_eq!(name().await, "server");
+    let renewed = ours.client("renewed");
+    std::fs::write(&shown.certificate_file, &renewed.certificate).unwrap();
+    assert!(service.reload_tls().is_err(), "a certificate and another's key");
+    assert_eq!(name().await, "server");
+    std::fs::write(&shown.key_file, &renewed.key).unwrap();
+    service.reload_tls().unwrap();
+    assert_eq!(name().await, "renewed");
+}
+
 #[test]
-fn a_renewed_certificate_needs_no_restart_to_be_checked() {
-    // What is wrong with it is said at the start, by its name.
+fn what_is_wrong_with_a_certificate_is_said_at_the_start() {
     let server = Postgres::start();
     let (ours, others) = (Authority::new(), Authority::new());
     let (one, other) = (ours.server(), others.server());

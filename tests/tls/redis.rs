@@ -3,6 +3,8 @@
 use std::process::Command;
 
 use rustix::process::Signal;
+use tidegate::net::{Host, Tls, TlsSettings, Verify, connect};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::authority::{Authority, Issued, text};
 use crate::support::process::Process;
@@ -137,4 +139,31 @@ fn a_server_is_shown_a_certificate_and_has_the_pinned_key() {
     let gate = setup(&in_url).start();
     let Value::Error(words) = ping(&gate) else { panic!("another key than the pinned one") };
     assert!(words.contains("another public key"), "{words}");
+}
+
+#[tokio::test]
+async fn an_idle_client_over_tls_holds_little_memory() {
+    const CLIENTS: usize = 400;
+    let server = Redis::start();
+    let gate = Setup::new().redis(&server).start();
+    let mut clients = Vec::new();
+    let mut before = 0;
+    for number in 0..CLIENTS + 20 {
+        if number == 20 {
+            before = gate.resident_kib();
+        }
+        let tcp = connect(&Host::Tcp("127.0.0.1".into()), gate.redis_port()).await.unwrap();
+        let tls = Tls::new(&TlsSettings::verifying(Verify::None, None)).unwrap();
+        let mut client = tls.connect(tcp, "localhost").await.unwrap();
+        client.write_all(b"PING\r\n").await.unwrap();
+        client.flush().await.unwrap();
+        let mut pong = [0; 7];
+        client.read_exact(&mut pong).await.unwrap();
+        assert_eq!(&pong, b"+PONG\r\n");
+        clients.push(client);
+    }
+    let grown = gate.resident_kib().saturating_sub(before);
+    let each = grown / u64::try_from(CLIENTS).unwrap();
+    println!("{each} KiB for each idle client over TLS");
+    assert!(each <= 16, "{each} KiB for each of {CLIENTS} idle clients");
 }

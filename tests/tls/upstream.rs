@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate::config;
+use tidegate::config::{self, PostgresUpstream};
 use tidegate::pool::ConnectError;
 use tidegate::postgres::connect::{Dial, Dialled, dial};
 use tidegate::postgres::message::{next_frame, query};
@@ -20,14 +20,18 @@ pub(crate) const MODES: [&str; 6] =
 pub(crate) const NEGOTIATIONS: [&str; 2] = ["postgres", "direct"];
 
 /// What the settings make of a URL; `None` where they refuse it.
-pub(crate) fn prepared(url: &str, variables: &[(&str, &str)]) -> Option<Dial> {
+pub(crate) fn upstream(url: &str, variables: &[(&str, &str)]) -> Option<Arc<PostgresUpstream>> {
     let all = [&[("DATABASE_URL", url)], variables].concat();
     let environment: BTreeMap<_, _> =
         all.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect();
     let loaded = config::load(None, &environment, &[]).ok()?;
     let settings = loaded.settings.postgres.unwrap();
-    let upstream = Arc::clone(&settings.listeners[0].upstreams[0]);
-    Some(Dial::new(upstream, Duration::from_secs(10)).unwrap())
+    Some(Arc::clone(&settings.listeners[0].upstreams[0]))
+}
+
+/// The same, ready to be dialled.
+pub(crate) fn prepared(url: &str, variables: &[(&str, &str)]) -> Option<Dial> {
+    Some(Dial::new(upstream(url, variables)?, Duration::from_secs(10)).unwrap())
 }
 
 pub(crate) async fn reach(prepared: &Dial) -> Result<Dialled, ConnectError> {
