@@ -209,7 +209,7 @@ fn unencrypted(startup: &Startup) -> ErrorFields {
 
 fn bad_length(length: usize) -> Refusal {
     fatal("08P01", format!("invalid length of startup packet: {length} bytes"))
-        .hint("This port speaks the Postgres protocol: check the client's address and sslmode.")
+        .hint("This port speaks the Postgres protocol: check the client's address, sslmode and sslnegotiation.")
         .into()
 }
 

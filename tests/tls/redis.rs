@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use rustix::process::Signal;
-use tidegate::net::{Host, Tls, TlsSettings, Verify, connect};
+use rustls::HandshakeKind;
+use tidegate::net::{Host, Identity, Stream, Tls, TlsSettings, Verify, connect};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::authority::{Authority, Issued, text};
@@ -139,6 +140,28 @@ fn a_server_is_shown_a_certificate_and_has_the_pinned_key() {
     let gate = setup(&in_url).start();
     let Value::Error(words) = ping(&gate) else { panic!("another key than the pinned one") };
     assert!(words.contains("another public key"), "{words}");
+}
+
+/// Redis keeps sessions, as Postgres does not: the second connection needs no certificate to be sent and checked.
+#[tokio::test]
+async fn a_server_s_session_is_resumed() {
+    let ours = Authority::new();
+    let (shown, app) = (ours.server(), ours.client("app"));
+    let (_server, port) = strict_server(&ours, &shown);
+    let identity =
+        Identity { certificate: app.certificate_file.clone(), key: app.key_file.clone() };
+    let settings = TlsSettings::verifying(Verify::Full, Some(ours.root()));
+    let tls = Tls::new(&TlsSettings { identity: Some(identity), ..settings }).unwrap();
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let tcp = connect(&Host::Tcp("127.0.0.1".into()), port).await.unwrap();
+        let mut client = tls.connect(tcp, "localhost").await.unwrap();
+        client.write_all(b"PING\r\n").await.unwrap();
+        client.flush().await.unwrap();
+        let mut pong = [0; 7];
+        client.read_exact(&mut pong).await.unwrap();
+        let Stream::Tls(inner) = &client else { panic!("plain") };
+        assert_eq!(inner.get_ref().1.handshake_kind(), Some(kind));
+    }
 }
 
 #[tokio::test]
