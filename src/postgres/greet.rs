@@ -208,7 +208,7 @@ async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Re
     let seat = tokio::select! {
         // What keeps the pool from its server is logged there, once for all clients.
         seat = seat(reception, pool, startup) => seat.map_err(|fields| End::NoServer(Box::new(fields)))?,
-        () = talk.hangup() => {
+        () = talk.until_gone() => {
             return Err(End::Quiet("the client left before there was a server"));
         }
     };
@@ -486,7 +486,7 @@ impl Talk {
     }
 
     /// Ends when the client has gone.
-    async fn hangup(&mut self) {
+    async fn until_gone(&mut self) {
         if let Some(client) = &mut self.client {
             poll_fn(|cx| client.poll_hangup(cx)).await;
         }

@@ -134,4 +134,20 @@ mod tests {
         kept.look();
         assert_eq!(now(), 333);
     }
+
+    #[tokio::test]
+    async fn files_are_looked_at_by_whoever_comes_after_a_minute() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "1").unwrap();
+        let path = file.clone();
+        let kept = Kept::new(vec![file.clone()], move || Ok(fs::read_to_string(&path).unwrap()));
+        let kept = Arc::new(kept.unwrap_or_else(|error| panic!("{error}")));
+        fs::write(&file, "22").unwrap();
+        assert_eq!(kept.current().await, "1", "within the minute");
+        let minute_ago = Instant::now().checked_sub(LOOK_EVERY).unwrap();
+        kept.state().looked = minute_ago;
+        assert_eq!(kept.current().await, "22");
+        assert!(!kept.is_due());
+    }
 }
