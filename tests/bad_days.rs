@@ -84,7 +84,8 @@ fn garbage_instead_of_a_greeting_is_refused() {
     };
     let garbage = [
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
+        b"\x16\x03\x01\x00\x05\x07\x00\x00\x01\x00".to_vec(),
+        b"\x16GET / HTTP/1.1\r\n".to_vec(),
         tail(&[0, 3, 0, 0]),
         tail(b"\x00\x03\x00\x00user\x00app"),
         tail(b"\x00\x03\x00\x00\x00"),
@@ -169,7 +170,9 @@ fn half_a_greeting_and_silence_ends_at_the_login_deadline() {
     let mut gate = Setup::new().postgres(&server).pool_size(1).config(file.path()).start();
     let hello = startup(VERSION_3_0, &Login::app());
     let ssl = [8_u32.to_be_bytes(), support::pg::SSL.to_be_bytes()].concat();
-    for half in [&b""[..], &hello[..3], &hello[..20], &hello[..], &ssl[..]] {
+    // The last is the beginning of a TLS handshake that never goes on.
+    let shaking = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+    for half in [&b""[..], &hello[..3], &hello[..20], &hello[..], &ssl[..], &shaking[..]] {
         let asked = Instant::now();
         let mut silent = Connection::knock(gate.postgres_port()).unwrap();
         silent.send(half);

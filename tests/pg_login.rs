@@ -15,7 +15,8 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use server::{Certificate, Server, free_port};
 use tempfile::NamedTempFile;
-use tidegate::config::{Host, PostgresUpstream, Secret, SslMode};
+use tidegate::config::{ChannelBinding, Host, PostgresUpstream, Secret, SslMode, SslNegotiation};
+use tidegate::net::Pins;
 use tidegate::pool::{ConnectError, Fault};
 use tidegate::postgres::connect::{Dial, Dialled, dial, send_cancel};
 use tidegate::postgres::message::{ErrorFields, next_frame, query};
@@ -33,6 +34,10 @@ fn upstream(port: u16, user: &str, password: Option<&str>) -> PostgresUpstream {
         options: Vec::new(),
         sslmode: SslMode::Disable,
         sslrootcert: None,
+        sslnegotiation: SslNegotiation::Postgres,
+        channel_binding: ChannelBinding::Prefer,
+        identity: None,
+        pins: Pins::default(),
     }
 }
 

@@ -138,7 +138,8 @@ fn a_stranger_cannot_cancel() {
 #[test]
 fn encryption_is_declined_and_the_greeting_goes_on() {
     let server = Postgres::start();
-    let gate = Tidegate::before(&server, 1);
+    let gate =
+        Setup::new().postgres(&server).pool_size(1).env("TIDEGATE_TLS_POSTGRES", "off").start();
     let gssenc = SSL + 1;
     let mut client = Connection::knock(gate.postgres_port()).unwrap();
     for request in [gssenc, SSL] {

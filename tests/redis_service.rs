@@ -100,6 +100,8 @@ fn settings(
         password: None,
         database: 0,
         tls: RedisTls::Off,
+        identity: None,
+        pins: net::Pins::default(),
     };
     let mut settings = RedisSettings { wait: Duration::from_millis(500), ..Default::default() };
     change(&mut settings, &mut upstream);

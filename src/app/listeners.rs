@@ -101,7 +101,8 @@ impl Bound {
                 Protocol::Redis => &self.redis,
             };
             if let Some(listener) = side.get(variable.listener) {
-                let url = variable.local_url(listener.local_addr()?);
+                let url =
+                    variable.local_url(listener.local_addr()?, loaded.tls_of(variable.protocol()));
                 urls.push((variable.name.clone(), url));
             }
         }

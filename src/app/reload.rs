@@ -138,8 +138,19 @@ impl Reloader {
         if let Some((service, change)) = redis {
             words.extend(service.apply(change));
         }
+        words.extend(self.read_certificates());
         self.log.set(settings.log.level);
         Ok(words)
+    }
+}
+
+impl Reloader {
+    /// Certificates, keys and roots, which may have changed where no setting has. What is no good is not taken.
+    fn read_certificates(&self) -> Vec<String> {
+        let postgres = self.postgres.as_ref().map(|service| service.reload_tls());
+        let redis = self.redis.as_ref().map(|service| service.reload_tls());
+        let failed = postgres.into_iter().chain(redis).filter_map(Result::err);
+        failed.map(|error| format!("{error}; what was read before stays")).collect()
     }
 }
 

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use super::variable::Origin;
-use super::{Auth, Host, Loaded, PoolMode, Protocol, PushSettings, RedisTls, SslMode};
+use super::{
+    Auth, Host, ListenerEncryption, Loaded, PoolMode, Protocol, PushSettings, RedisTls, SslMode,
+    TlsMode,
+};
 use crate::redis::namespace::Mode;
 
 /// Describes everything that was loaded, for a person.
@@ -28,7 +31,8 @@ fn write_all(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
     write_redis(text, loaded)?;
     for variable in &loaded.variables {
         if let Some(listen) = loaded.listen_of(variable) {
-            let masked = mask_password(&variable.local_url(listen));
+            let masked =
+                mask_password(&variable.local_url(listen, loaded.tls_of(variable.protocol())));
             writeln!(text, "rewrite   {}={masked}", variable.name)?;
         }
     }
@@ -65,10 +69,11 @@ fn write_postgres(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
     };
     writeln!(
         text,
-        "postgres  at most {} connections to each server, waits of up to {} ms, auth {}{}",
+        "postgres  at most {} connections to each server, waits of up to {} ms, auth {}{}{}",
         postgres.pool_size,
         postgres.wait.as_millis(),
         auth_word(postgres.auth),
+        encryption_words(&postgres.encryption),
         if postgres.any { ", any user and database" } else { "" }
     )?;
     if !postgres.users.is_empty() {
@@ -99,10 +104,11 @@ fn write_redis(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
     };
     writeln!(
         text,
-        "redis     at most {} connections to each server, waits of up to {} ms, auth {}",
+        "redis     at most {} connections to each server, waits of up to {} ms, auth {}{}",
         redis.pool_size,
         redis.wait.as_millis(),
-        auth_word(redis.auth)
+        auth_word(redis.auth),
+        encryption_words(&redis.encryption)
     )?;
     for listener in &redis.listeners {
         let upstream = &listener.upstream;
@@ -171,6 +177,15 @@ fn mode_words(mode: PoolMode) -> &'static str {
         PoolMode::Transaction => "",
         PoolMode::Session => ", a connection for each session",
         PoolMode::Statement => ", a connection for each statement",
+    }
+}
+
+fn encryption_words(encryption: &ListenerEncryption) -> &'static str {
+    match (encryption.mode, &encryption.client_ca) {
+        (TlsMode::Off, _) => ", no TLS for clients",
+        (TlsMode::On, _) => "",
+        (TlsMode::Require, None) => ", clients must use TLS",
+        (TlsMode::Require, Some(_)) => ", clients must use TLS and show a certificate",
     }
 }
 

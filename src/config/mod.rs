@@ -18,6 +18,7 @@ mod secret;
 mod settings;
 mod sources;
 mod suggest;
+mod tls;
 mod uri;
 mod users;
 mod variable;
@@ -32,13 +33,15 @@ pub use describe::describe;
 pub use error::ConfigError;
 pub use local::leads_to;
 pub use restart::{needs_restart, postgres_without_restart};
+pub use roots::POSTGRES_PROTOCOL;
 pub use secret::Secret;
 pub use settings::{
-    AdminSettings, Auth, ConsoleUsers, FirstPasswords, LogFormat, LogLevel, LogSettings,
-    NamespaceSettings, Passing, PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions,
-    PostgresLimits, PostgresListener, PostgresSettings, PostgresUpstream, Probe, PushSettings,
-    RedisLimits, RedisListener, RedisSettings, RedisTls, RedisUpstream, RemoteWrite, Settings,
-    SslMode,
+    AdminSettings, Auth, ChannelBinding, ClientCertificate, ConsoleUsers, FirstPasswords,
+    ListenerEncryption, LogFormat, LogLevel, LogSettings, NamespaceSettings, Passing,
+    PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions, PostgresLimits, PostgresListener,
+    PostgresSettings, PostgresUpstream, Probe, PushSettings, RedisLimits, RedisListener,
+    RedisSettings, RedisTls, RedisUpstream, RemoteWrite, Settings, SslMode, SslNegotiation,
+    TlsMode,
 };
 pub use users::{UserSecret, Users};
 pub use variable::{PooledUrl, PooledVariable, Protocol};
@@ -87,6 +90,16 @@ impl Loaded {
         let flags: Vec<_> =
             flags.iter().map(|(path, text)| (path.as_str(), text.clone())).collect();
         load(file.as_deref(), environment, &flags)
+    }
+
+    /// The encryption of the listeners of one side.
+    #[must_use]
+    pub fn tls_of(&self, protocol: Protocol) -> TlsMode {
+        let encryption = match protocol {
+            Protocol::Postgres => self.settings.postgres.as_ref().map(|side| &side.encryption),
+            Protocol::Redis => self.settings.redis.as_ref().map(|side| &side.encryption),
+        };
+        encryption.map_or(TlsMode::Off, |encryption| encryption.mode)
     }
 
     /// The configured address of the listener that leads to `variable`'s upstream.

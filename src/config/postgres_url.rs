@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::local::local_host;
+use super::tls::PostgresTls;
 use super::uri::{Uri, decode, encode};
 use super::written::Environment;
-use super::{Host, PostgresUpstream, Secret, SslMode};
+use super::{Host, PostgresUpstream, Secret, SslMode, TlsMode};
+use crate::net::Pins;
 
 /// Options that say how to reach the server, or how to encrypt on the way to it: ours to keep,
 /// useless or harmful towards our plain local listener.
@@ -37,6 +39,8 @@ pub(super) struct PostgresUrl {
     pub(super) warnings: Vec<String>,
     /// Whether a client without an `sslmode` in its URL would insist on TLS.
     environment_insists: bool,
+    /// Takes back what libpq's variables would ask of a plain listener.
+    taken_back: Vec<(String, String)>,
 }
 
 impl PostgresUrl {
@@ -47,7 +51,7 @@ impl PostgresUrl {
         check_scheme(&uri.scheme)?;
         let pg =
             |variable: &str| environment.get(variable).cloned().flatten().filter(|v| !v.is_empty());
-        for unsupported in ["hostaddr", "sslcert", "sslkey"] {
+        for unsupported in ["hostaddr"] {
             if uri.query.iter().any(|(key, _)| key == unsupported) {
                 return Err(format!(
                     "has the option {unsupported}, which tidegate cannot honour; \
@@ -80,6 +84,7 @@ impl PostgresUrl {
         let database = database.or_else(|| pg("PGDATABASE")).unwrap_or_else(|| user.clone());
         let password = uri.password.clone().or_else(|| pg("PGPASSWORD")).map(Secret::new);
         let (sslmode, sslrootcert) = encryption(&uri, environment)?;
+        let tls = PostgresTls::read(&uri, environment, sslmode)?;
         let warnings = warnings(name, &uri);
         let host = if host.starts_with('/') { Host::Unix(host.into()) } else { Host::Tcp(host) };
         let ours = |key: &str| SERVER_OPTIONS.contains(&key) || is_tls_option(key);
@@ -94,14 +99,19 @@ impl PostgresUrl {
             options,
             sslmode,
             sslrootcert,
+            sslnegotiation: tls.negotiation,
+            channel_binding: tls.channel_binding,
+            identity: tls.identity,
+            pins: Pins::default(),
         };
         let environment_insists = pg("PGSSLMODE").is_some_and(|mode| insists(&mode));
-        Ok(Self { uri, upstream, warnings, environment_insists })
+        let taken_back = taken_back(environment);
+        Ok(Self { uri, upstream, warnings, environment_insists, taken_back })
     }
 
     /// The URL for the wrapped command: the same user, password, database and options, our address,
-    /// and no TLS asked of a listener on the same machine.
-    pub(super) fn local(&self, listen: SocketAddr) -> String {
+    /// and no TLS asked of a listener on the same machine unless it insists.
+    pub(super) fn local(&self, listen: SocketAddr, tls: TlsMode) -> String {
         let asked_for_tls = self.uri.query.iter().any(|(key, _)| is_tls_option(key));
         let mut uri = self.uri.clone();
         uri.user = Some(self.upstream.user.clone());
@@ -110,9 +120,14 @@ impl PostgresUrl {
         uri.port = Some(listen.port());
         uri.path = encode(&self.upstream.database);
         uri.query.clone_from(&self.upstream.options);
+        if tls == TlsMode::Require {
+            uri.query.push(("sslmode".to_owned(), "require".to_owned()));
+            return uri.to_url();
+        }
         if asked_for_tls || self.environment_insists {
             uri.query.push(("sslmode".to_owned(), "disable".to_owned()));
         }
+        uri.query.extend(self.taken_back.iter().cloned());
         uri.to_url()
     }
 
@@ -120,6 +135,19 @@ impl PostgresUrl {
     pub(super) fn masked(&self) -> String {
         self.uri.masked()
     }
+}
+
+/// Only clients of libpq heed these variables, and only they know the options; others may stumble over them.
+fn taken_back(environment: &Environment) -> Vec<(String, String)> {
+    let variables = [
+        ("PGSSLNEGOTIATION", "direct", "sslnegotiation", "postgres"),
+        ("PGCHANNELBINDING", "require", "channel_binding", "disable"),
+    ];
+    let asked = |variable: &str, value: &str| {
+        environment.get(variable).and_then(Option::as_deref) == Some(value)
+    };
+    let taken = variables.into_iter().filter(|(variable, value, ..)| asked(variable, value));
+    taken.map(|(_, _, option, value)| (option.to_owned(), value.to_owned())).collect()
 }
 
 fn check_scheme(scheme: &str) -> Result<(), String> {
@@ -179,12 +207,6 @@ fn encryption(uri: &Uri, environment: &Environment) -> Result<(SslMode, Option<P
 
 fn warnings(name: &str, uri: &Uri) -> Vec<String> {
     let mut warnings = Vec::new();
-    if uri.query.iter().any(|(key, value)| key == "channel_binding" && value == "require") {
-        warnings.push(format!(
-            "{name} asks for channel_binding=require, which tidegate does not speak: it logs in \
-             with plain SCRAM-SHA-256; use sslmode=verify-full to be sure of the server"
-        ));
-    }
     if uri.query.iter().any(|(key, value)| key == "gssencmode" && value == "require") {
         warnings.push(format!("{name} asks for gssencmode=require, which tidegate does not speak"));
     }

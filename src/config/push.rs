@@ -93,7 +93,7 @@ fn remote_write(
         "https" => {
             let roots = written.entry("push.remote_write_ca");
             let roots = roots.map(|entry| PathBuf::from(&entry.text));
-            (Some(TlsSettings { verify: Verify::Full, roots }), 443)
+            (Some(TlsSettings::verifying(Verify::Full, roots)), 443)
         }
         "http" => (None, 80),
         _ => return Err(wrong("has the wrong scheme: it must begin with https:// or http://")),

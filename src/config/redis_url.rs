@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::local::local_host;
+use super::tls::redis_identity;
 use super::uri::{Uri, decode};
-use super::{Host, RedisTls, RedisUpstream, Secret};
+use super::{Host, RedisTls, RedisUpstream, Secret, TlsMode};
+use crate::net::Pins;
 
 const DEFAULT_PORT: u16 = 6379;
 const DEFAULT_HOST: &str = "127.0.0.1";
@@ -63,19 +65,23 @@ impl RedisUrl {
             password: uri.password.clone().map(Secret::new),
             database,
             tls,
+            identity: redis_identity(&uri)?,
+            pins: Pins::default(),
         };
         Ok(Self { uri, upstream, warnings })
     }
 
-    /// The URL for the wrapped command: plain Redis at our address, with the same user, password,
-    /// database number and options; those about TLS go.
-    pub(super) fn local(&self, listen: SocketAddr) -> String {
+    /// The URL for the wrapped command: Redis at our address, plain unless the listener insists on TLS, with the same
+    /// user, password, database number and options; those about TLS go, but for whether to verify if there is any.
+    pub(super) fn local(&self, listen: SocketAddr, tls: TlsMode) -> String {
         let mut uri = self.uri.clone();
-        "redis".clone_into(&mut uri.scheme);
+        let scheme = if tls == TlsMode::Require { "rediss" } else { "redis" };
+        scheme.clone_into(&mut uri.scheme);
         uri.host = Some(local_host(listen));
         uri.port = Some(listen.port());
         uri.path = self.upstream.database.to_string();
-        uri.query.retain(|(key, _)| !is_tls_option(key));
+        let stays = |key: &str| tls == TlsMode::Require && key == "ssl_cert_reqs";
+        uri.query.retain(|(key, _)| !is_tls_option(key) || stays(key));
         uri.to_url()
     }
 
@@ -139,8 +145,8 @@ fn port(uri: &mut Uri) -> Result<u16, String> {
 fn refuse_what_cannot_be_honoured(uri: &Uri) -> Result<(), String> {
     for (key, value) in &uri.query {
         let advice = match key.as_str() {
-            "ssl_certfile" | "ssl_keyfile" | "ssl_keyfile_password" => {
-                "tidegate shows no certificate of its own to a server; take it out"
+            "ssl_keyfile_password" | "ssl_password" => {
+                "take the password off the key's file, and the option out"
             }
             "ssl_ca_data" | "ssl_ca_path" => {
                 "put the roots into one PEM file and name that in redis.tls_ca"

@@ -12,6 +12,7 @@ use super::push;
 use super::redis_url::RedisUrl;
 use super::sources::{url_file, url_source};
 use super::suggest;
+use super::tls;
 use super::users::UsersFile;
 use super::written::{Entry, Environment, Written};
 use super::{
@@ -130,6 +131,7 @@ fn postgres(
     check_any(written, &settings)?;
     let (listen, explicit) = listen(written, "postgres.listen", POSTGRES_LISTEN)?;
     check_trust(written, settings.auth, "postgres", listen)?;
+    let pins = tls::pins(written, "postgres")?;
     let mut listeners: Vec<PostgresListener> = Vec::new();
     for (name, text) in upstream_texts(written, environment, "postgres.urls", "DATABASE_URL")? {
         let mut url = PostgresUrl::parse(&name, &text.text, environment)
@@ -139,7 +141,9 @@ fn postgres(
         {
             url.upstream.password = Some(password.clone());
         }
+        url.upstream.pins = pins.clone();
         warnings.extend(url.warnings.iter().cloned());
+        warnings.extend(url.upstream.vain_pins());
         let secret =
             url.upstream.password.is_some() || settings.users.get(&url.upstream.user).is_some();
         check_password(secret, settings.auth, listen, &text.source)?;
@@ -186,6 +190,8 @@ fn postgres_but_urls(
         )?,
         password_overlap: password_overlap(written, default.password_overlap)?,
         portions: portions(written)?,
+        encryption: tls::listener(written, "tls.postgres")?,
+        client_certificate: tls::client_certificate(written)?,
         any: written.switch("postgres.any")?,
         auth: auth(written, "postgres.auth")?,
         users: users(written, warnings)?,
@@ -202,17 +208,18 @@ fn postgres_but_urls(
             default.probe,
             &[("suspects", Probe::Suspects), ("always", Probe::Always)],
         )?,
-        passing: if written.switch("postgres.strict")? {
-            Passing::Strict
-        } else {
-            Passing::Difference
-        },
+        passing: passing(written)?,
         limits: postgres_limits(written)?,
     })
 }
 
 fn password_overlap(written: &Written, default: Duration) -> Result<Duration, ConfigError> {
     written.millis("password_overlap_ms", default, 0..=MONTH_MS)
+}
+
+fn passing(written: &Written) -> Result<Passing, ConfigError> {
+    let strict = written.switch("postgres.strict")?;
+    Ok(if strict { Passing::Strict } else { Passing::Difference })
 }
 
 fn portions(written: &Written) -> Result<Portions, ConfigError> {
@@ -416,25 +423,16 @@ fn redis(
     variables: &mut Vec<PooledVariable>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<RedisSettings>, ConfigError> {
-    let default = RedisSettings::default();
-    let millis = |path, default, range| written.millis(path, default, range);
-    let settings = RedisSettings {
-        listeners: Vec::new(),
-        pool_size: written.count("redis.pool_size", default.pool_size, 1..=10_000)?,
-        wait: millis("redis.wait_ms", default.wait, 1..=HOUR_MS)?,
-        queue_limit: written.count("redis.queue_limit", default.queue_limit, 0..=MILLION)?,
-        connect_timeout: millis("redis.connect_timeout_ms", default.connect_timeout, 1..=HOUR_MS)?,
-        server_lifetime: millis(
-            "redis.server_lifetime_ms",
-            default.server_lifetime,
-            1_000..=MONTH_MS,
-        )?,
-        server_idle: millis("redis.server_idle_ms", default.server_idle, 1_000..=MONTH_MS)?,
-        login_timeout: millis("redis.login_timeout_ms", default.login_timeout, 1..=HOUR_MS)?,
-        password_overlap: password_overlap(written, default.password_overlap)?,
-        auth: auth(written, "redis.auth")?,
-        limits: redis_limits(written)?,
-    };
+    let settings = redis_but_urls(written)?;
+    let file = |path| written.entry(path).map(|entry| PathBuf::from(&entry.text));
+    let pins = tls::pins(written, "redis")?;
+    let shown = tls::identity(file("redis.tls_cert"), file("redis.tls_key"));
+    let shown = shown.map_err(|tls::OneOfTwo| {
+        ConfigError::new(
+            "redis.tls_cert",
+            "a certificate and its key go together: set redis.tls_key, too",
+        )
+    })?;
     let tls = RedisTls::On {
         verify: written.switch("redis.tls_verify")?,
         ca: written.entry("redis.tls_ca").map(|entry| PathBuf::from(&entry.text)),
@@ -443,8 +441,11 @@ fn redis(
     check_trust(written, settings.auth, "redis", listen)?;
     let mut listeners: Vec<RedisListener> = Vec::new();
     for (name, text) in upstream_texts(written, environment, "redis.urls", "REDIS_URL")? {
-        let url = RedisUrl::parse(&name, &text.text, &tls)
+        let mut url = RedisUrl::parse(&name, &text.text, &tls)
             .map_err(|problem| ConfigError::new(&text.source, problem))?;
+        url.upstream.pins = pins.clone();
+        url.upstream.identity = url.upstream.identity.or_else(|| shown.clone());
+        warnings.extend(url.upstream.vain_pins());
         warnings.extend(url.warnings.iter().cloned());
         check_password(url.upstream.password.is_some(), settings.auth, listen, &text.source)?;
         let same = |known: &RedisListener| {
@@ -474,6 +475,30 @@ fn redis(
     namespaces::resolve(written, environment, settings.auth, &mut listeners, variables, warnings)?;
     let served = !listeners.is_empty();
     Ok(served.then_some(RedisSettings { listeners, ..settings }))
+}
+
+/// All of it but where the URLs lead.
+fn redis_but_urls(written: &Written) -> Result<RedisSettings, ConfigError> {
+    let default = RedisSettings::default();
+    let millis = |path, default, range| written.millis(path, default, range);
+    Ok(RedisSettings {
+        listeners: Vec::new(),
+        pool_size: written.count("redis.pool_size", default.pool_size, 1..=10_000)?,
+        wait: millis("redis.wait_ms", default.wait, 1..=HOUR_MS)?,
+        queue_limit: written.count("redis.queue_limit", default.queue_limit, 0..=MILLION)?,
+        connect_timeout: millis("redis.connect_timeout_ms", default.connect_timeout, 1..=HOUR_MS)?,
+        server_lifetime: millis(
+            "redis.server_lifetime_ms",
+            default.server_lifetime,
+            1_000..=MONTH_MS,
+        )?,
+        server_idle: millis("redis.server_idle_ms", default.server_idle, 1_000..=MONTH_MS)?,
+        login_timeout: millis("redis.login_timeout_ms", default.login_timeout, 1..=HOUR_MS)?,
+        password_overlap: password_overlap(written, default.password_overlap)?,
+        encryption: tls::listener(written, "tls.redis")?,
+        auth: auth(written, "redis.auth")?,
+        limits: redis_limits(written)?,
+    })
 }
 
 fn redis_limits(written: &Written) -> Result<RedisLimits, ConfigError> {

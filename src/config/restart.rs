@@ -38,6 +38,8 @@ pub fn postgres_without_restart(
         listeners: listeners.collect(),
         any: running.any,
         auth: running.auth,
+        encryption: running.encryption.clone(),
+        client_certificate: running.client_certificate,
         ..wanted.clone()
     }
 }
@@ -74,6 +76,8 @@ fn postgres(running: &PostgresSettings, wanted: &PostgresSettings) -> Vec<&'stat
         ("postgres.urls", running.listeners.len() >= wanted.listeners.len()),
         ("postgres.any", running.any == wanted.any),
         ("postgres.auth", running.auth == wanted.auth),
+        ("tls.postgres", running.encryption == wanted.encryption),
+        ("tls.client_cert", running.client_certificate == wanted.client_certificate),
     ])
 }
 
@@ -89,6 +93,7 @@ fn redis(running: &RedisSettings, wanted: &RedisSettings) -> Vec<&'static str> {
         ),
         ("redis.namespaces", again.all(|(old, new)| same_namespaces(old, new))),
         ("redis.auth", running.auth == wanted.auth),
+        ("tls.redis", running.encryption == wanted.encryption),
     ]);
     names.extend(redis_limits(&running.limits, &wanted.limits));
     names

@@ -1,26 +1,50 @@
-//! Which TLS an upstream asks for, and whether its root certificates can be had.
+//! Which TLS an upstream asks for, and whether the certificates can be had.
 
-use super::{ConfigError, Host, PostgresUpstream, RedisTls, RedisUpstream, Settings, SslMode};
+use std::path::Path;
+
+use super::{
+    ConfigError, Host, ListenerEncryption, PostgresUpstream, RedisTls, RedisUpstream, Settings,
+    SslMode, SslNegotiation,
+};
 use crate::net::{Tls, TlsSettings, Verify};
+
+/// What Postgres is called in a TLS handshake (IANA's list of ALPN protocol IDs).
+pub const POSTGRES_PROTOCOL: &str = "postgresql";
 
 /// The setting that errors about its roots name.
 const REMOTE_WRITE: &str = "push.remote_write_url";
 
 impl PostgresUpstream {
-    /// The TLS its `sslmode` asks for; `None` for none. As with libpq, `prefer` takes any
-    /// certificate, and a unix socket has no TLS whatever is asked.
+    /// The TLS its `sslmode` asks for; `None` for none. As with libpq, `prefer` takes any certificate, a root
+    /// certificate turns `require` into `verify-ca`, and a unix socket has no TLS whatever is asked.
     #[must_use]
     pub fn tls(&self) -> Option<TlsSettings> {
         if matches!(self.host, Host::Unix(_)) {
             return None;
         }
+        // libpq's word for the system's roots, which are what we take when no file is named.
+        let roots = self.sslrootcert.clone().filter(|path| path != Path::new("system"));
         let verify = match self.sslmode {
             SslMode::Disable => return None,
+            SslMode::Require if roots.is_some() => Verify::Ca,
             SslMode::Prefer | SslMode::Require => Verify::None,
             SslMode::VerifyCa => Verify::Ca,
             SslMode::VerifyFull => Verify::Full,
         };
-        Some(TlsSettings { verify, roots: self.sslrootcert.clone() })
+        Some(TlsSettings {
+            verify,
+            roots,
+            identity: self.identity.clone(),
+            pins: self.pins.clone(),
+            // Towards an SSLRequest it would bring nothing, and might disturb what stands before an older server.
+            protocol: (self.sslnegotiation == SslNegotiation::Direct).then_some(POSTGRES_PROTOCOL),
+        })
+    }
+
+    /// A word on keys that nobody will look at.
+    pub(super) fn vain_pins(&self) -> Option<String> {
+        let vain = self.tls().is_none() && !self.pins.is_empty();
+        vain.then(|| vain_pins(&self.name, "sslmode=require"))
     }
 }
 
@@ -32,21 +56,40 @@ impl RedisUpstream {
             RedisTls::Off => None,
             RedisTls::On { verify, ca } => {
                 let verify = if *verify { Verify::Full } else { Verify::None };
-                Some(TlsSettings { verify, roots: ca.clone() })
+                Some(TlsSettings {
+                    identity: self.identity.clone(),
+                    pins: self.pins.clone(),
+                    ..TlsSettings::verifying(verify, ca.clone())
+                })
             }
         }
     }
+
+    /// A word on keys that nobody will look at.
+    pub(super) fn vain_pins(&self) -> Option<String> {
+        let vain = self.tls().is_none() && !self.pins.is_empty();
+        vain.then(|| vain_pins(&self.name, "rediss://"))
+    }
+}
+
+fn vain_pins(name: &str, cure: &str) -> String {
+    format!(
+        "{name} is served without TLS, so nobody looks at the server's public key; write {cure}"
+    )
 }
 
 impl Settings {
-    /// Reads every upstream's root certificates once, so that `check` and a start find what is wrong
-    /// with them, and not the first client.
+    /// Reads every certificate once, so that `check` and a start find what is wrong with them, and not the first client.
     pub(super) fn check_roots(&self) -> Result<(), ConfigError> {
         let postgres = self.postgres.iter().flat_map(|side| &side.listeners);
         let postgres = postgres.flat_map(|known| &known.upstreams).map(|up| (&up.name, up.tls()));
         let redis = self.redis.iter().flat_map(|side| &side.listeners);
         let redis = redis.map(|known| (&known.upstream.name, known.upstream.tls()));
         let push = self.push.remote_write.iter().map(|target| (REMOTE_WRITE, target.tls.clone()));
+        let listeners = self.postgres.iter().map(|side| &side.encryption);
+        for encryption in listeners.chain(self.redis.iter().map(|side| &side.encryption)) {
+            check_listener(encryption)?;
+        }
         let upstreams = postgres.chain(redis).map(|(name, tls)| (name.as_str(), tls));
         for (name, tls) in upstreams.chain(push) {
             if let Some(tls) = tls {
@@ -55,4 +98,8 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+fn check_listener(encryption: &ListenerEncryption) -> Result<(), ConfigError> {
+    encryption.tls(None).map(drop).map_err(|error| ConfigError::new("tls", error.to_string()))
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Host, Secret, Users};
-use crate::net::TlsSettings;
+use crate::net::{
+    Certificate, Identity, ListenerTls, ListenerTlsSettings, Pins, TlsError, TlsSettings,
+};
 use crate::redis::namespace::Namespace;
 
 /// Everything the program was told.
@@ -134,6 +136,55 @@ pub enum FirstPasswords {
     Stay,
 }
 
+/// Encryption towards the clients of a side's listeners.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenerEncryption {
+    /// Who encrypts.
+    pub mode: TlsMode,
+    /// What clients are shown.
+    pub certificate: Certificate,
+    /// The roots of the certificates that clients must show, if they must.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Whether clients may encrypt, or must.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// They can't.
+    Off,
+    /// They may.
+    #[default]
+    On,
+    /// They must.
+    Require,
+}
+
+/// What a client's certificate is good for; the words are those of `pg_hba.conf`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientCertificate {
+    /// It must lead to the root (`clientcert=verify-ca`).
+    #[default]
+    Any,
+    /// Its common name must be the user's name, too (`clientcert=verify-full`).
+    OfUser,
+    /// Then no password is asked for (the method `cert`).
+    InsteadOfPassword,
+}
+
+impl ListenerEncryption {
+    /// Reads or makes the certificate, if clients may encrypt. `protocol` is what they may name (ALPN). Blocking.
+    ///
+    /// # Errors
+    /// When certificate, key or roots cannot be had.
+    pub fn tls(&self, protocol: Option<&'static str>) -> Result<Option<ListenerTls>, TlsError> {
+        if self.mode == TlsMode::Off {
+            return Ok(None);
+        }
+        let (certificate, client_ca) = (self.certificate.clone(), self.client_ca.clone());
+        ListenerTls::new(&ListenerTlsSettings { certificate, client_ca, protocol }).map(Some)
+    }
+}
+
 /// For how long a client keeps a Postgres connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PoolMode {
@@ -232,6 +283,10 @@ pub struct PostgresSettings {
     pub password_overlap: Duration,
     /// Serve any database and user name of the URL's server.
     pub any: bool,
+    /// Encryption of the listeners.
+    pub encryption: ListenerEncryption,
+    /// What a client's certificate is good for.
+    pub client_certificate: ClientCertificate,
     /// Who may use it.
     pub auth: Auth,
     /// Who may use it besides, with `any`.
@@ -369,6 +424,36 @@ pub struct PostgresUpstream {
     pub sslmode: SslMode,
     /// PEM file with the roots to trust.
     pub sslrootcert: Option<PathBuf>,
+    /// How encryption begins.
+    pub sslnegotiation: SslNegotiation,
+    /// Whether the login is bound to the encryption.
+    pub channel_binding: ChannelBinding,
+    /// The certificate that is shown to the server (`sslcert`, `sslkey`).
+    pub identity: Option<Identity>,
+    /// Which public keys the server may have.
+    pub pins: Pins,
+}
+
+/// libpq's `sslnegotiation`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SslNegotiation {
+    /// After an SSLRequest.
+    #[default]
+    Postgres,
+    /// With the first byte: Postgres 17 and later.
+    Direct,
+}
+
+/// libpq's `channel_binding`: SCRAM-SHA-256-PLUS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChannelBinding {
+    /// Never.
+    Disable,
+    /// If the server offers it.
+    #[default]
+    Prefer,
+    /// A login without it is refused.
+    Require,
 }
 
 /// libpq's `sslmode`.
@@ -407,6 +492,8 @@ pub struct RedisSettings {
     pub login_timeout: Duration,
     /// For how long a password that was replaced still lets clients in.
     pub password_overlap: Duration,
+    /// Encryption of the listeners.
+    pub encryption: ListenerEncryption,
     /// Who may use it.
     pub auth: Auth,
     /// Everything else that has a bound.
@@ -502,6 +589,10 @@ pub struct RedisUpstream {
     pub database: u32,
     /// Whether and how to encrypt.
     pub tls: RedisTls,
+    /// The certificate that is shown to the server.
+    pub identity: Option<Identity>,
+    /// Which public keys the server may have.
+    pub pins: Pins,
 }
 
 /// Encryption towards Redis.
@@ -575,6 +666,8 @@ impl Default for PostgresSettings {
             login_timeout: Duration::from_secs(15),
             password_overlap: Duration::from_secs(60),
             any: false,
+            encryption: ListenerEncryption::default(),
+            client_certificate: ClientCertificate::default(),
             auth: Auth::Password,
             users: Arc::default(),
             auth_query: None,
@@ -631,6 +724,7 @@ impl Default for RedisSettings {
             server_idle: Duration::from_secs(600),
             login_timeout: Duration::from_secs(15),
             password_overlap: Duration::from_secs(60),
+            encryption: ListenerEncryption::default(),
             auth: Auth::Password,
             limits: RedisLimits::default(),
         }

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use super::Secret;
 use super::postgres_url::PostgresUrl;
 use super::redis_url::RedisUrl;
+use super::{Secret, TlsMode};
 
 /// Which of the two sides a variable belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,13 +67,13 @@ impl PooledVariable {
         }
     }
 
-    /// The value for the wrapped command: the upstream's URL, leading to our listener at `listen`.
+    /// The value for the wrapped command: the upstream's URL, leading to our listener at `listen` with this encryption.
     /// Holds the password.
     #[must_use]
-    pub fn local_url(&self, listen: SocketAddr) -> String {
+    pub fn local_url(&self, listen: SocketAddr, tls: TlsMode) -> String {
         match &self.url {
-            PooledUrl::Postgres(url) => url.local(listen),
-            PooledUrl::Redis(url) => url.local(listen),
+            PooledUrl::Postgres(url) => url.local(listen, tls),
+            PooledUrl::Redis(url) => url.local(listen, tls),
         }
     }
 

@@ -19,6 +19,9 @@ pub(super) fn watched(
     let mut files: Vec<PathBuf> = file.map(Path::to_owned).into_iter().collect();
     files.extend(written.entry("postgres.users_file").map(|entry| PathBuf::from(&entry.text)));
     files.extend(url_files(written, environment));
+    let certificates = ["tls.cert", "tls.key", "tls.client_ca", "redis.tls_cert", "redis.tls_key"];
+    let certificates = certificates.iter().filter_map(|path| written.entry(path));
+    files.extend(certificates.map(|entry| PathBuf::from(&entry.text)));
     let postgres = settings.postgres.iter().flat_map(|side| &side.listeners);
     let postgres = postgres.flat_map(|listener| &listener.upstreams);
     files.extend(postgres.filter_map(|upstream| upstream.sslrootcert.clone()));

@@ -1,4 +1,4 @@
-//! Ground floor of the network: streams, listeners, TLS towards a server, the thread's read buffer.
+//! Ground floor of the network: streams, listeners, TLS on both sides, the thread's read buffer.
 
 mod buffer;
 mod connect;
@@ -9,5 +9,8 @@ mod tls;
 pub use buffer::{READ_BUFFER_BYTES, with_read_buffer};
 pub use connect::{Host, connect};
 pub use listener::{Listener, bind};
-pub use stream::Stream;
-pub use tls::{Tls, TlsError, TlsSettings, Verify};
+pub use stream::{Opening, Stream};
+pub use tls::{
+    Agreed, Certificate, Encrypted, Identity, ListenerTls, ListenerTlsSettings, Pin, Pins, Tls,
+    TlsError, TlsSettings, Verify, common_name, is_impostor, key_pin, server_end_point,
+};

@@ -6,9 +6,24 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+/// The type of the first record of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// How a peer begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// With a TLS handshake.
+    Tls,
+    /// With something else.
+    Plain,
+    /// It has left without a word.
+    None,
+}
 
 /// A connected byte stream to a client or a server.
 #[derive(Debug)]
@@ -54,6 +69,14 @@ impl Stream {
     /// As the socket or TLS reports it.
     pub fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(self).poll_flush(cx)
+    }
+
+    /// The end of the stream in TLS's own words (`close_notify`), so that the peer knows it from an accident; sent if the
+    /// socket takes it at once. Nothing for others, who close.
+    pub fn say_goodbye(&mut self, cx: &mut Context<'_>) {
+        if let Self::Tls(tls) = self {
+            let _said = Pin::new(tls.as_mut()).poll_shutdown(cx);
+        }
     }
 
     /// Ready when the peer has closed the stream or it broke; reads nothing.
@@ -103,6 +126,28 @@ impl Stream {
         let version = state.protocol_version().map(|version| format!("{version:?}"));
         let suite = state.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
         format!("{}/{}", version.unwrap_or_default().replace('_', "."), suite.unwrap_or_default())
+    }
+
+    /// The certificate that the peer showed in the handshake, if any.
+    #[must_use]
+    pub fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
+        let Self::Tls(tls) = self else { return None };
+        tls.get_ref().1.peer_certificates()?.first()
+    }
+
+    /// Waits for the peer's first byte, which stays unread: whether it begins a TLS handshake (RFC 8446 section 5.1: the
+    /// record's type). Over anything but plain TCP nobody may, and nothing is waited for. Cancel safe.
+    ///
+    /// # Errors
+    /// As the socket reports it.
+    pub async fn opening(&self) -> io::Result<Opening> {
+        let Self::Tcp(tcp) = self else { return Ok(Opening::Plain) };
+        let mut byte = [0];
+        Ok(match tcp.peek(&mut byte).await? {
+            0 => Opening::None,
+            _ if byte[0] == TLS_HANDSHAKE => Opening::Tls,
+            _ => Opening::Plain,
+        })
     }
 
     /// The TCP socket below, if there is one.

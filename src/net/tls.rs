@@ -1,21 +1,31 @@
-//! TLS towards a server, by rustls with the ring provider.
+//! TLS by rustls with the ring provider: towards servers ([`Tls`]), and towards clients ([`ListenerTls`]).
+
+mod certificate;
+mod files;
+mod kept;
+mod listener;
+mod pins;
+mod verify;
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{self, CryptoProvider};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto;
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig, Error};
 use tokio_rustls::TlsConnector;
 
 use super::Stream;
+pub use certificate::{common_name, key_pin, server_end_point};
+pub use files::Identity;
+use kept::Kept;
+pub use listener::{Agreed, Certificate, Encrypted, ListenerTls, ListenerTlsSettings};
+pub use pins::{Pin, Pins};
+use verify::Lenient;
 
 /// How much of the server's certificate must be right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,18 +46,49 @@ pub struct TlsSettings {
     pub verify: Verify,
     /// PEM file with the trusted roots; the system's when absent. Not read with [`Verify::None`].
     pub roots: Option<PathBuf>,
+    /// What is shown to a server that asks who we are.
+    pub identity: Option<Identity>,
+    /// Which keys the server may have.
+    pub pins: Pins,
+    /// The protocol that the server must agree to speak (ALPN, RFC 7301); none is named when absent.
+    pub protocol: Option<&'static str>,
 }
 
-/// Why a [`Tls`] cannot be made.
+impl TlsSettings {
+    /// To verify so much with these roots, and nothing else.
+    #[must_use]
+    pub fn verifying(verify: Verify, roots: Option<PathBuf>) -> Self {
+        Self { verify, roots, identity: None, pins: Pins::default(), protocol: None }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let roots = self.roots.clone().filter(|_| self.verify != Verify::None);
+        roots.into_iter().chain(self.identity.iter().flat_map(Identity::files)).collect()
+    }
+}
+
+/// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The file with the roots cannot be read or holds no certificate.
-    #[error("cannot take root certificates from {}: {message}; it must be a readable PEM file",
+    /// A file with certificates cannot be read or holds none.
+    #[error("cannot take certificates from {}: {message}; it must be a readable PEM file",
         path.display())]
-    Roots {
+    Certificates {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        message: String,
+    },
+    /// A private key cannot be read, or does not belong to its certificate.
+    #[error(
+        "cannot take the private key from {}: {message}; it must be a readable PEM file, without a password, with the \
+        key of the certificate beside it",
+        path.display()
+    )]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it; nothing of its content.
         message: String,
     },
     /// The system has no trusted roots and none were named.
@@ -59,44 +100,42 @@ pub enum TlsError {
         /// What the search for them said.
         message: String,
     },
+    /// No certificate could be made for the listeners.
+    #[error("cannot make a certificate ({0}); name one in tls.cert and tls.key")]
+    Made(#[from] rcgen::Error),
     /// rustls refuses the combination.
     #[error("TLS cannot be set up: {0}")]
     Rustls(#[from] Error),
 }
 
-/// A ready TLS client configuration; cheap to clone.
+/// A ready TLS client configuration. Cheap to clone; clones share the sessions that servers let us resume. Its files are
+/// read again when they change, once a minute at most.
 #[derive(Clone)]
 pub struct Tls {
-    connector: TlsConnector,
+    kept: Arc<Kept<Arc<ClientConfig>>>,
+    pins: Arc<Pins>,
+    protocol: Option<&'static str>,
 }
 
 impl Tls {
     /// Reads the roots and prepares the configuration; blocking file reads, so do it at start.
     ///
     /// # Errors
-    /// When the roots cannot be had.
+    /// When the roots, or our own certificate and key, cannot be had.
     pub fn new(settings: &TlsSettings) -> Result<Self, TlsError> {
-        // Named, never the process's default: another crate cannot change what we link.
-        let provider = Arc::new(crypto::ring::default_provider());
-        let chain = match settings.verify {
-            Verify::None => None,
-            Verify::Ca | Verify::Full => {
-                let roots = Arc::new(read_roots(settings.roots.as_deref())?);
-                let builder =
-                    WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
-                Some(builder.build().map_err(|error| Error::General(error.to_string()))?)
-            }
-        };
-        let verifier: Arc<dyn ServerCertVerifier> = match (settings.verify, chain) {
-            (Verify::Full, Some(chain)) => chain,
-            (_, chain) => Arc::new(Lenient { chain, provider: Arc::clone(&provider) }),
-        };
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)) })
+        let (pins, protocol) = (Arc::new(settings.pins.clone()), settings.protocol);
+        let settings = settings.clone();
+        let kept = Kept::new(settings.files(), move || client_config(&settings))?;
+        Ok(Self { kept: Arc::new(kept), pins, protocol })
+    }
+
+    /// Reads the files again; blocking. What was read before stays when they are no good, and connections that are open
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// As [`Tls::new`].
+    pub fn reload(&self) -> Result<(), TlsError> {
+        self.kept.reload()
     }
 
     /// Shakes hands over `stream`, which must be plain TCP; `host` is the name for SNI and, with
@@ -104,8 +143,8 @@ impl Tls {
     /// Not cancel safe: a dropped handshake drops the connection.
     ///
     /// # Errors
-    /// What the handshake said; `InvalidInput` for a stream that is not plain TCP or a host that is
-    /// no name and no address.
+    /// What the handshake said ([`is_impostor`] looks into it); `PermissionDenied` for a server whose key is not the
+    /// pinned one; `InvalidInput` for a stream that is not plain TCP or a host that is no name and no address.
     pub async fn connect(&self, stream: Stream, host: &str) -> io::Result<Stream> {
         let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidInput, message);
         let Stream::Tcp(tcp) = stream else {
@@ -113,8 +152,30 @@ impl Tls {
         };
         let name = ServerName::try_from(host.to_owned())
             .map_err(|error| invalid(format!("{host} cannot be a TLS server name: {error}")))?;
-        let tls = self.connector.connect(name, tcp).await?;
-        Ok(Stream::Tls(Box::new(tls.into())))
+        let connector = TlsConnector::from(self.kept.current().await);
+        // Its state is some kilobytes: not part of every login's.
+        let tls = Box::pin(connector.connect(name, tcp)).await?;
+        let agreed = tls.get_ref().1.alpn_protocol();
+        if let Some(wanted) = self.protocol.filter(|wanted| agreed != Some(wanted.as_bytes())) {
+            return Err(invalid(format!("the server does not agree to speak {wanted} (ALPN)")));
+        }
+        let stream = Stream::Tls(Box::new(tls.into()));
+        self.check_key(&stream, host).await?;
+        Ok(stream)
+    }
+
+    /// Before the first byte of ours. A resumed session brings the certificate of its first handshake.
+    async fn check_key(&self, stream: &Stream, host: &str) -> io::Result<()> {
+        if self.pins.is_empty() {
+            return Ok(());
+        }
+        let port = stream.peer().map_or(0, |peer| peer.port());
+        let key = stream.peer_certificate().and_then(key_pin).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the server's public key cannot be read")
+        })?;
+        let (pins, place) = (Arc::clone(&self.pins), format!("{host}:{port}"));
+        let checked = tokio::task::spawn_blocking(move || pins.check(&place, key)).await;
+        checked.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 }
 
@@ -124,84 +185,52 @@ impl fmt::Debug for Tls {
     }
 }
 
-fn read_roots(file: Option<&Path>) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    let Some(path) = file else {
-        let found = rustls_native_certs::load_native_certs();
-        // Odd certificates in the system's store are passed over, as every TLS client does.
-        let (added, _odd) = roots.add_parsable_certificates(found.certs);
-        if added == 0 {
-            let errors: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
-            return Err(TlsError::NoSystemRoots { message: errors.join("; ") });
+/// Whether a handshake failed because the server showed a certificate whose key it has not, or has another key than the
+/// pinned one: that is no server without TLS, but somebody in the middle.
+#[must_use]
+pub fn is_impostor(error: &io::Error) -> bool {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return true;
+    }
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
+    matches!(
+        cause,
+        Some(Error::InvalidCertificate(
+            CertificateError::BadSignature
+                | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }
+        ))
+    )
+}
+
+fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>, TlsError> {
+    // Named, never the process's default: another crate cannot change what we link.
+    let provider = Arc::new(crypto::ring::default_provider());
+    let chain = match settings.verify {
+        Verify::None => None,
+        Verify::Ca | Verify::Full => {
+            let roots = Arc::new(files::roots(settings.roots.as_deref())?);
+            let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
+            Some(builder.build().map_err(|error| Error::General(error.to_string()))?)
         }
-        return Ok(roots);
     };
-    let wrong = |message: String| TlsError::Roots { path: path.to_owned(), message };
-    let certificates =
-        CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-        roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(wrong("it holds no certificate".to_owned()));
-    }
-    Ok(roots)
-}
-
-/// Asks less of the certificate than rustls does, and nothing less of the handshake: without a check
-/// of its signature anybody who holds the public certificate could play the server.
-#[derive(Debug)]
-struct Lenient {
-    /// Checks the chain ([`Verify::Ca`]); nothing is checked without it ([`Verify::None`]).
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Lenient {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let Some(chain) = &self.chain else {
-            return Ok(ServerCertVerified::assertion());
-        };
-        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // rustls looks at the name last, when the chain has been found good.
-            Err(Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            verdict => verdict,
+    let verifier: Arc<dyn ServerCertVerifier> = match (settings.verify, chain) {
+        (Verify::Full, Some(chain)) => chain,
+        (_, chain) => Arc::new(Lenient { chain, provider: Arc::clone(&provider) }),
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match &settings.identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let (chain, key) = identity.read()?;
+            let shown = builder.with_client_auth_cert(chain, key);
+            shown.map_err(|error| identity.refused(&error))?
         }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    };
+    config.alpn_protocols = settings.protocol.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Ok(Arc::new(config))
 }
 
 #[cfg(test)]

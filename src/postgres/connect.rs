@@ -1,18 +1,18 @@
 //! Opening a server connection: socket, TLS as `sslmode` says, startup, login.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::login::{LoggedIn, Login, LoginError, Step};
+use super::login::{Binding, LoggedIn, Login, LoginError, Step};
 use super::message::{BackendKey, ErrorFields, cancel_request, ssl_request, startup};
 use super::scram::ScramKeys;
-use crate::config::{PostgresUpstream, Secret, SslMode};
-use crate::net::{Host, Stream, Tls, TlsError, TlsSettings, Verify, connect};
+use crate::config::{ChannelBinding, PostgresUpstream, Secret, SslMode, SslNegotiation};
+use crate::net::{Host, Stream, Tls, TlsError, connect, is_impostor, server_end_point};
 use crate::pool::{ConnectError, Fault};
 
 /// URL options that are meant for the server, not for the client's library: they go into the
@@ -105,6 +105,17 @@ impl Dial {
         self.keys.as_ref()
     }
 
+    /// Reads the files about TLS again; blocking. The next connections are made with what they say.
+    ///
+    /// # Errors
+    /// What is wrong with them; what was read before stays.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        match &self.encryption {
+            Encryption::Never => Ok(()),
+            Encryption::IfOffered(tls) | Encryption::Always(tls) => tls.reload(),
+        }
+    }
+
     /// What is dialled.
     #[must_use]
     pub fn upstream(&self) -> &PostgresUpstream {
@@ -122,21 +133,11 @@ impl Dial {
 }
 
 fn encryption(upstream: &PostgresUpstream) -> Result<Encryption, TlsError> {
-    if matches!(upstream.host, Host::Unix(_)) {
-        return Ok(Encryption::Never);
-    }
-    // libpq's word for the system's roots, which are what we take when no file is named.
-    let roots = upstream.sslrootcert.clone().filter(|path| path != Path::new("system"));
-    let tls = |verify| Tls::new(&TlsSettings { verify, roots: roots.clone() });
-    match upstream.sslmode {
-        SslMode::Disable => Ok(Encryption::Never),
-        SslMode::Prefer => tls(Verify::None).map(Encryption::IfOffered),
-        // As libpq has it: a root certificate turns `require` into `verify-ca`.
-        SslMode::Require if roots.is_some() => tls(Verify::Ca).map(Encryption::Always),
-        SslMode::Require => tls(Verify::None).map(Encryption::Always),
-        SslMode::VerifyCa => tls(Verify::Ca).map(Encryption::Always),
-        SslMode::VerifyFull => tls(Verify::Full).map(Encryption::Always),
-    }
+    let Some(settings) = upstream.tls() else { return Ok(Encryption::Never) };
+    let tls = Tls::new(&settings)?;
+    // Who names a server's key does not mean to speak to whoever has none.
+    let may_be_plain = upstream.sslmode == SslMode::Prefer && upstream.pins.is_empty();
+    Ok(if may_be_plain { Encryption::IfOffered(tls) } else { Encryption::Always(tls) })
 }
 
 /// Opens a connection and logs in. Without a deadline of its own. Cancel safe: a dropped attempt
@@ -203,10 +204,19 @@ enum Privacy {
 async fn open(dial: &Dial) -> Result<(Stream, Privacy), ConnectError> {
     let upstream = &dial.upstream;
     let stream = open_socket(upstream).await?;
+    if let (SslNegotiation::Direct, Encryption::Always(tls)) =
+        (upstream.sslnegotiation, &dial.encryption)
+    {
+        let shaken = shake(tls, stream, upstream).await;
+        return Ok((shaken.map_err(|error| broken("tls", &error))?, Privacy::Encrypted));
+    }
     match &dial.encryption {
         Encryption::Never => Ok((stream, Privacy::Plain)),
         Encryption::Always(tls) => match ask_for_tls(stream).await? {
-            Offer::Yes(stream) => Ok((shake(tls, stream, upstream).await?, Privacy::Encrypted)),
+            Offer::Yes(stream) => {
+                let shaken = shake(tls, stream, upstream).await;
+                Ok((shaken.map_err(|error| broken("tls", &error))?, Privacy::Encrypted))
+            }
             Offer::No(_) | Offer::Error => {
                 let message = "the server does not support TLS, but sslmode requires it; \
                                use sslmode=prefer or disable if the network is trusted";
@@ -218,6 +228,8 @@ async fn open(dial: &Dial) -> Result<(Stream, Privacy), ConnectError> {
             Offer::Error => Ok((open_socket(upstream).await?, Privacy::Plain)),
             Offer::Yes(stream) => match shake(tls, stream, upstream).await {
                 Ok(stream) => Ok((stream, Privacy::Encrypted)),
+                // Not a server without TLS, but somebody who is not that server.
+                Err(error) if is_impostor(&error) => Err(broken("tls", &error)),
                 Err(_handshake) => Ok((open_socket(upstream).await?, Privacy::Plain)),
             },
         },
@@ -264,24 +276,21 @@ async fn ask_for_tls(mut stream: Stream) -> Result<Offer, ConnectError> {
     }
 }
 
-async fn shake(
-    tls: &Tls,
-    stream: Stream,
-    upstream: &PostgresUpstream,
-) -> Result<Stream, ConnectError> {
+async fn shake(tls: &Tls, stream: Stream, upstream: &PostgresUpstream) -> io::Result<Stream> {
     let name = match &upstream.host {
         Host::Tcp(name) => name.as_str(),
         Host::Unix(_) => "localhost",
     };
-    tls.connect(stream, name).await.map_err(|error| broken("tls", &error))
+    tls.connect(stream, name).await
 }
 
 async fn enter(dial: &Dial, mut stream: Stream, greeting: &[u8]) -> Result<Dialled, ConnectError> {
     let upstream = &dial.upstream;
     let password = upstream.password.as_ref().map(Secret::expose);
+    let binding = binding(upstream, &stream);
     let mut login = match &dial.keys {
-        Some(keys) => Login::with_keys(&upstream.user, keys.clone(), nonce()?),
-        None => Login::new(&upstream.user, password),
+        Some(keys) => Login::with_keys(&upstream.user, (keys.clone(), nonce()?), binding),
+        None => Login::new(&upstream.user, password, binding),
     };
     let mut received = BytesMut::new();
     send(&mut stream, greeting).await?;
@@ -318,6 +327,16 @@ fn nonce() -> Result<[u8; 18], ConnectError> {
     Ok(nonce)
 }
 
+/// What a login over `stream` can be bound to, and whether it must be.
+fn binding(upstream: &PostgresUpstream, stream: &Stream) -> Binding {
+    let end_point = || stream.peer_certificate().and_then(server_end_point);
+    match (upstream.channel_binding, end_point) {
+        (ChannelBinding::Disable, _) => Binding::Never,
+        (ChannelBinding::Prefer, end_point) => end_point().map_or(Binding::Never, Binding::May),
+        (ChannelBinding::Require, end_point) => Binding::Must(end_point()),
+    }
+}
+
 async fn send(stream: &mut Stream, bytes: &[u8]) -> Result<(), ConnectError> {
     stream.write_all(bytes).await.map_err(|error| broken("io", &error))?;
     stream.flush().await.map_err(|error| broken("io", &error))
@@ -342,7 +361,7 @@ fn refusal(error: &LoginError) -> ConnectError {
             let ErrorFields { code, message, .. } = fields.as_ref();
             failure(fault_of(code), code, message)
         }
-        LoginError::NoPassword | LoginError::Unsupported(_) => {
+        LoginError::NoPassword | LoginError::Unsupported(_) | LoginError::Unbound(_) => {
             failure(Fault::Rejected, "28000", error)
         }
         LoginError::HasNul(_) => failure(Fault::Rejected, "22021", error),

@@ -15,7 +15,7 @@ use super::backend::{PgPool, settings_for};
 use super::cancel::{CancelHandle, CancelRegistry, Full};
 use super::console::{CLIENTS_MOST, Console, Desk};
 use super::exchange::Status;
-use super::greeting::{Greeting, Refusal, Startup, Step};
+use super::greeting::{Encryption, Greeting, Refusal, Startup, Step};
 use super::message::{
     BackendKey, ErrorFields, authentication_ok, authentication_sasl, authentication_sasl_continue,
     authentication_sasl_final, backend_key_data, error_frame, next_frame, parameter_status,
@@ -26,10 +26,10 @@ use super::routes::{NoRoute, Proof, Route, Routes};
 use super::scram::{self, Exchange, Proved, ScramError, ScramKeys, Verifier};
 use super::session::{Running, SessionParts};
 use super::settings::Settings;
-use crate::config::{Current, PostgresSettings};
+use crate::config::{ClientCertificate, Current, PostgresSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Happening, PoolMetrics, Reason};
-use crate::net::Stream;
+use crate::net::{Agreed, ListenerTls, Opening, Stream, common_name};
 
 /// Bytes asked of the socket at once.
 const READ_BYTES: usize = 1024;
@@ -43,6 +43,10 @@ pub(super) struct Reception {
     pub(super) console: Arc<Console>,
     /// As they are now.
     pub(super) settings: Arc<Current<PostgresSettings>>,
+    /// How clients may encrypt, if they may.
+    pub(super) tls: Option<ListenerTls>,
+    pub(super) tls_mode: TlsMode,
+    pub(super) client_certificate: ClientCertificate,
     pub(super) cancels: Arc<CancelRegistry>,
     pub(super) drain: Drain,
     /// Counts greetings, as nobody knows yet which pool they are for.
@@ -60,6 +64,8 @@ impl Reception {
 enum End {
     /// The client has gone, or has asked for nothing that is answered.
     Quiet(&'static str),
+    /// Encryption did not come about: TLS has told the client.
+    Handshake(io::Error),
     /// The client is told.
     Told(Box<ErrorFields>),
     /// With an error, for want of a server.
@@ -100,7 +106,7 @@ impl Drop for Counted {
 /// settings by the pool's wait.
 pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: SocketAddr) {
     let _counted = Counted::new(&reception.metrics.clients_greeting);
-    let mut talk = Talk { client, received: BytesMut::new() };
+    let mut talk = Talk { client: Some(client), received: BytesMut::new(), end_point: None };
     let draining = async {
         reception.drain.started().await;
         End::Leaving(Box::new(leaving()))
@@ -119,7 +125,7 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
             reception.metrics.logins.inc();
             reception.metrics.lines.tell(Happening::Connected, format_args!("{peer}"));
             let Welcome { seat, cancel } = welcome;
-            let Talk { client, received } = talk;
+            let Talk { client: Some(client), received, .. } = talk else { return };
             let leftover = received.to_vec();
             let drain = reception.drain.clone();
             match seat {
@@ -139,6 +145,10 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
             }
         }
         Err(End::Quiet(why)) => tracing::debug!(%peer, why, "a greeting ended"),
+        Err(End::Handshake(error)) => {
+            reception.metrics.login_failures.inc();
+            tracing::warn!(%peer, %error, "no TLS with a client");
+        }
         Err(End::Told(fields)) => {
             reception.metrics.login_failures.inc();
             let ErrorFields { code, message, .. } = fields.as_ref();
@@ -161,7 +171,7 @@ fn leaving() -> ErrorFields {
 
 /// Hears a client out that comes while we drain: what it says first may be a cancel request for work that is being finished.
 async fn turn_away_late(reception: &Reception, talk: &mut Talk) -> End {
-    let words = talk.first_words(reception.settings.get().limits.startup_bytes);
+    let words = talk.first_words(reception);
     match tokio::time::timeout(reception.login_timeout(), words).await {
         Err(_elapsed) => End::Quiet("it said nothing"),
         Ok(Err(end)) => end,
@@ -230,7 +240,7 @@ async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Re
     let seat = tokio::select! {
         // What keeps the pool from its server is logged there, once for all clients.
         seat = seat(reception, pool, startup) => seat.map_err(|fields| End::NoServer(Box::new(fields)))?,
-        () = poll_fn(|cx| talk.client.poll_hangup(cx)) => {
+        () = talk.until_gone() => {
             return Err(End::Quiet("the client left before there was a server"));
         }
     };
@@ -296,10 +306,12 @@ async fn admit(
     reception: &Reception,
     talk: &mut Talk,
 ) -> Result<(Startup, Option<ScramKeys>), End> {
-    let startup = match talk.first_words(reception.settings.get().limits.startup_bytes).await? {
+    let startup = match talk.first_words(reception).await? {
         First::Startup(startup) => startup,
         First::Cancel(key) => {
             reception.cancels.request(&key);
+            // As Postgres: libpq takes an end without TLS's own goodbye for an error.
+            talk.hang_up().await;
             return Err(End::Quiet("was a cancel request"));
         }
     };
@@ -307,6 +319,10 @@ async fn admit(
         talk.send(negotiation).await?;
     }
     let user = &startup.user;
+    if vouched(reception, talk, user)? == Vouched::Yes {
+        talk.send(&authentication_ok()).await?;
+        return Ok((startup, None));
+    }
     let proof = match reception.routes.proof(user, &startup.database) {
         None => reception.routes.looked_up(user).await?,
         known => known,
@@ -323,7 +339,29 @@ async fn admit(
     Ok((startup, Some(keys)))
 }
 
-/// SCRAM-SHA-256, then `AuthenticationOk`.
+/// Whether the client's certificate stands for a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Vouched {
+    Yes,
+    No,
+}
+
+/// Looks at whose certificate the client has shown. That it leads to the root, TLS has seen to.
+fn vouched(reception: &Reception, talk: &Talk, user: &str) -> Result<Vouched, ErrorFields> {
+    let wanted = reception.client_certificate;
+    let Some(certificate) = talk.client.as_ref().and_then(Stream::peer_certificate) else {
+        return Ok(Vouched::No);
+    };
+    if wanted != ClientCertificate::Any && common_name(certificate).as_deref() != Some(user) {
+        let message = format!("certificate authentication failed for user \"{user}\"");
+        return Err(ErrorFields::fatal("28000", message)
+            .hint("The common name (CN) of the client's certificate must be the user's name."));
+    }
+    let instead = wanted == ClientCertificate::InsteadOfPassword;
+    Ok(if instead { Vouched::Yes } else { Vouched::No })
+}
+
+/// SCRAM-SHA-256, or SCRAM-SHA-256-PLUS over TLS, then `AuthenticationOk`.
 async fn prove(
     reception: &Reception,
     talk: &mut Talk,
@@ -331,19 +369,29 @@ async fn prove(
     verifier: &Verifier,
 ) -> Result<ScramKeys, End> {
     let limit = reception.settings.get().limits.login_frame_bytes;
-    talk.send(&authentication_sasl(&[scram::MECHANISM])).await?;
+    let end_point = talk.end_point.clone();
+    let offered: &[&str] = match &end_point {
+        Some(_) => &[scram::MECHANISM_PLUS, scram::MECHANISM],
+        None => &[scram::MECHANISM],
+    };
+    talk.send(&authentication_sasl(offered)).await?;
     let initial = talk.password_frame(limit).await?;
     let (mechanism, first) = parse_sasl_initial(&initial).ok_or_else(|| {
         ErrorFields::fatal("08P01", "malformed SASL message: it is no SASLInitialResponse")
     })?;
-    if mechanism != scram::MECHANISM {
-        let message = "client selected an invalid SASL authentication mechanism";
-        return Err(ErrorFields::fatal("08P01", message).into());
-    }
+    let binding = match (mechanism, &end_point) {
+        (scram::MECHANISM, None) => scram::Binding::Unavailable,
+        (scram::MECHANISM, Some(_)) => scram::Binding::Declined,
+        (scram::MECHANISM_PLUS, Some(hash)) => scram::Binding::Bound(hash),
+        _ => {
+            let message = "client selected an invalid SASL authentication mechanism";
+            return Err(ErrorFields::fatal("08P01", message).into());
+        }
+    };
     let mut nonce = [0; 18];
     nonce.copy_from_slice(&random()?[..18]);
     let failed = |error| scram_failure(&error, user);
-    let (exchange, answer) = Exchange::begin(verifier, first, &nonce).map_err(failed)?;
+    let (exchange, answer) = Exchange::begin(verifier, first, &nonce, binding).map_err(failed)?;
     talk.send(&authentication_sasl_continue(answer.as_bytes())).await?;
     let last = talk.password_frame(limit).await?;
     let Proved { answer, keys } = exchange.finish(&last).map_err(|error| {
@@ -402,9 +450,12 @@ fn random() -> Result<[u8; 32], ErrorFields> {
 
 /// The conversation with a client that has no session yet.
 struct Talk {
-    client: Stream,
+    /// None while, and if, a handshake has it.
+    client: Option<Stream>,
     /// Received and not consumed: at most one frame within its limit, and [`READ_BYTES`].
     received: BytesMut,
+    /// What a login can be bound to.
+    end_point: Option<Arc<[u8]>>,
 }
 
 enum First {
@@ -413,8 +464,9 @@ enum First {
 }
 
 impl Talk {
-    async fn first_words(&mut self, most_bytes: usize) -> Result<First, End> {
-        let mut greeting = Greeting::new(most_bytes);
+    async fn first_words(&mut self, reception: &Reception) -> Result<First, End> {
+        let most_bytes = reception.settings.get().limits.startup_bytes;
+        let mut greeting = Greeting::new(most_bytes, self.encryption(reception).await?);
         loop {
             match greeting.step(&self.received).map_err(refusal)? {
                 Step::NeedMore => self.read().await?,
@@ -422,12 +474,70 @@ impl Talk {
                     let _request = self.received.split_to(bytes);
                     self.send(b"N").await?;
                 }
+                Step::Encrypt { bytes } => {
+                    let _request = self.received.split_to(bytes);
+                    self.send(b"S").await?;
+                    let _agreed = self.encrypt(reception).await?;
+                    greeting = Greeting::new(most_bytes, Encryption::Done);
+                }
                 Step::Cancel(key) => return Ok(First::Cancel(key)),
                 Step::Startup { bytes, startup } => {
                     let _packet = self.received.split_to(bytes);
                     return Ok(First::Startup(startup));
                 }
             }
+        }
+    }
+
+    /// What there is to be had of TLS; a client that begins with it at once (`sslnegotiation=direct`) has it already.
+    async fn encryption(&mut self, reception: &Reception) -> Result<Encryption, End> {
+        let client = self.client()?;
+        if reception.tls.is_none() || !matches!(client, Stream::Tcp(_)) {
+            return Ok(Encryption::Unavailable);
+        }
+        if client.opening().await? == Opening::Tls {
+            // As Postgres: who has not been asked for its protocol might speak any.
+            if self.encrypt(reception).await? == Agreed::No {
+                let message = "received direct SSL connection request without ALPN protocol negotiation extension";
+                return Err(ErrorFields::fatal("08P01", message)
+                    .hint("Name the protocol postgresql in the handshake.")
+                    .into());
+            }
+            return Ok(Encryption::Done);
+        }
+        Ok(match reception.tls_mode {
+            TlsMode::Off => Encryption::Unavailable,
+            TlsMode::On => Encryption::Offered,
+            TlsMode::Require => Encryption::Required,
+        })
+    }
+
+    /// Shakes hands. Nothing has been received that is not TLS.
+    async fn encrypt(&mut self, reception: &Reception) -> Result<Agreed, End> {
+        let (Some(tls), Some(client)) = (&reception.tls, self.client.take()) else {
+            return Err(End::Quiet("the connection broke"));
+        };
+        let encrypted = tls.accept(client).await.map_err(End::Handshake)?;
+        self.client = Some(encrypted.stream);
+        self.end_point = encrypted.end_point;
+        Ok(encrypted.agreed)
+    }
+
+    fn client(&mut self) -> io::Result<&mut Stream> {
+        self.client.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Ends the stream, in TLS's own words if it is one.
+    async fn hang_up(&mut self) {
+        if let Some(mut client) = self.client.take() {
+            let _gone = client.shutdown().await;
+        }
+    }
+
+    /// Ends when the client has gone.
+    async fn until_gone(&mut self) {
+        if let Some(client) = &mut self.client {
+            poll_fn(|cx| client.poll_hangup(cx)).await;
         }
     }
 
@@ -456,15 +566,17 @@ impl Talk {
 
     async fn read(&mut self) -> Result<(), End> {
         self.received.reserve(READ_BYTES);
-        if self.client.read_buf(&mut self.received).await? == 0 {
+        let client = self.client.as_mut().ok_or(End::Quiet("the connection broke"))?;
+        if client.read_buf(&mut self.received).await? == 0 {
             return Err(End::Quiet("the client left"));
         }
         Ok(())
     }
 
     async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.client.write_all(bytes).await?;
-        self.client.flush().await
+        let client = self.client()?;
+        client.write_all(bytes).await?;
+        client.flush().await
     }
 
     /// Says why and closes. Reads on until the client closes too: closing over unread bytes would
@@ -472,11 +584,12 @@ impl Talk {
     async fn refuse(&mut self, fields: &ErrorFields) {
         let said = tokio::time::timeout(LAST_WORDS, async {
             self.send(&error_frame(fields)).await?;
-            self.client.shutdown().await?;
+            let client = self.client()?;
+            client.shutdown().await?;
             let mut read = 0;
             let mut discarded = [0; 1024];
             while read < LAST_BYTES {
-                match self.client.read(&mut discarded).await? {
+                match client.read(&mut discarded).await? {
                     0 => break,
                     bytes => read += bytes,
                 }

@@ -18,16 +18,30 @@ const CANCEL_MOST_BYTES: usize = 12 + 256;
 #[derive(Debug)]
 pub struct Greeting {
     startup_most_bytes: usize,
+    encryption: Encryption,
     ssl: Asked,
     gss: Asked,
     pipelined: Option<&'static str>,
+}
+
+/// What there is to be had of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// Nothing: an SSLRequest is declined.
+    Unavailable,
+    /// An SSLRequest is granted.
+    Offered,
+    /// There is no session without.
+    Required,
+    /// It is there already: a request for more is refused.
+    Done,
 }
 
 /// Encryption may be asked for once of each kind; asked again it is no version we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     NotYet,
-    Refused,
+    Answered,
 }
 
 /// What came of the bytes. `bytes` says how many of them are consumed.
@@ -38,6 +52,12 @@ pub enum Step {
     /// An encryption request: send the single byte `N`, then go on with [`Greeting::step`] before
     /// reading more.
     Decline {
+        /// Bytes consumed.
+        bytes: usize,
+    },
+    /// An SSLRequest that is granted: send the single byte `S`, then shake hands, and go on with a new greeting whose
+    /// encryption is done. Nothing was received behind it.
+    Encrypt {
         /// Bytes consumed.
         bytes: usize,
     },
@@ -90,8 +110,10 @@ pub enum Refusal {
 impl Greeting {
     /// A greeting whose startup packet may have `startup_most_bytes`, its length field included.
     #[must_use]
-    pub fn new(startup_most_bytes: usize) -> Self {
-        Self { startup_most_bytes, ssl: Asked::NotYet, gss: Asked::NotYet, pipelined: None }
+    pub fn new(startup_most_bytes: usize, encryption: Encryption) -> Self {
+        // As in Postgres: inside of TLS neither kind may be asked for.
+        let asked = if encryption == Encryption::Done { Asked::Answered } else { Asked::NotYet };
+        Self { startup_most_bytes, encryption, ssl: asked, gss: asked, pipelined: None }
     }
 
     /// Looks at all bytes that were received and not consumed.
@@ -100,16 +122,7 @@ impl Greeting {
     /// When the client can have no session.
     pub fn step(&mut self, bytes: &[u8]) -> Result<Step, Refusal> {
         if let Some(request) = self.pipelined.take() {
-            // What came before our answer could have been put there by somebody in the middle, to
-            // be taken for the client's own words (CVE-2021-23214).
-            return Err(fatal(
-                "08P01",
-                format!("received unencrypted data after {request} request"),
-            )
-            .detail(
-                "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
-            )
-            .into());
+            return Err(unencrypted_data(request));
         }
         let Some((length, _)) = bytes.split_first_chunk::<4>() else {
             return Ok(Step::NeedMore);
@@ -124,14 +137,30 @@ impl Greeting {
         match u32::from_be_bytes(*code) {
             CANCEL_REQUEST => cancel(body),
             SSL_REQUEST if self.ssl == Asked::NotYet => {
-                self.ssl = Asked::Refused;
-                Ok(self.decline("SSL", bytes, length))
+                self.ssl = Asked::Answered;
+                match self.encryption {
+                    Encryption::Offered | Encryption::Required if bytes.len() > length => {
+                        Err(unencrypted_data("SSL"))
+                    }
+                    Encryption::Offered | Encryption::Required => {
+                        Ok(Step::Encrypt { bytes: length })
+                    }
+                    Encryption::Unavailable | Encryption::Done => {
+                        Ok(self.decline("SSL", bytes, length))
+                    }
+                }
             }
             GSS_REQUEST if self.gss == Asked::NotYet => {
-                self.gss = Asked::Refused;
+                self.gss = Asked::Answered;
                 Ok(self.decline("GSSAPI encryption", bytes, length))
             }
-            version => Ok(Step::Startup { bytes: length, startup: startup(version, body)? }),
+            version => {
+                let startup = startup(version, body)?;
+                match self.encryption {
+                    Encryption::Required => Err(unencrypted(&startup).into()),
+                    _ => Ok(Step::Startup { bytes: length, startup }),
+                }
+            }
         }
     }
 
@@ -161,9 +190,26 @@ fn fatal(code: &str, message: impl Into<String>) -> ErrorFields {
     ErrorFields::fatal(code, message)
 }
 
+/// What came before our answer could have been put there by somebody in the middle, to be taken for the client's own words
+/// (CVE-2021-23214).
+fn unencrypted_data(request: &str) -> Refusal {
+    fatal("08P01", format!("received unencrypted data after {request} request"))
+        .detail(
+            "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
+        )
+        .into()
+}
+
+/// Postgres' words where `pg_hba.conf` has `hostssl` alone.
+fn unencrypted(startup: &Startup) -> ErrorFields {
+    let Startup { user, database, .. } = startup;
+    let message = format!("user \"{user}\" may not use database \"{database}\" without encryption");
+    fatal("28000", message).hint("This listener takes TLS only: set sslmode=require.")
+}
+
 fn bad_length(length: usize) -> Refusal {
     fatal("08P01", format!("invalid length of startup packet: {length} bytes"))
-        .hint("This port speaks the Postgres protocol, without TLS: check the client's address and sslmode.")
+        .hint("This port speaks the Postgres protocol: check the client's address, sslmode and sslnegotiation.")
         .into()
 }
 

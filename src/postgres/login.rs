@@ -1,9 +1,11 @@
-//! Our login at a server: trust, cleartext, md5 and SCRAM-SHA-256, up to the first ReadyForQuery.
+//! Our login at a server: trust, cleartext, md5, SCRAM-SHA-256 and SCRAM-SHA-256-PLUS, up to the first ReadyForQuery.
 //!
 //! Sans-IO but for one thing: the SCRAM client of postgres-protocol draws its own nonce.
 
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 
 use super::message::{
     AuthRequest, BackendKey, ErrorFields, Frame, HasNul, next_frame, parse_auth_request,
@@ -20,6 +22,7 @@ const PARAMETERS_MOST: usize = 500;
 pub struct Login {
     user: String,
     credential: Credential,
+    binding: Binding,
     state: State,
     parameters: Vec<(String, String)>,
     key: Option<BackendKey>,
@@ -68,6 +71,18 @@ impl Scram {
         };
         error.map_err(LoginError::Impostor)
     }
+}
+
+/// Whether the login is bound to the encryption it runs over (RFC 5929, `tls-server-end-point`): then nobody in the middle
+/// can pass it on. With the hash of the server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// There is nothing to bind it to, or nobody wants to.
+    Never,
+    /// If the server offers it.
+    May(Vec<u8>),
+    /// Or there is no login. Without a hash there is none in any case.
+    Must(Option<Vec<u8>>),
 }
 
 enum State {
@@ -125,6 +140,12 @@ pub enum LoginError {
     /// The server could not prove that it knows the password: it is not who it says.
     #[error("the server failed to prove that it knows the password ({0}); check the URL's host")]
     Impostor(String),
+    /// The login must be bound to the encryption, and can't.
+    #[error(
+        "channel_binding=require, but {0}; set the server's password_encryption to scram-sha-256 and the password anew, \
+        or use channel_binding=prefer"
+    )]
+    Unbound(&'static str),
     /// The server breaks the protocol.
     #[error("the server breaks the protocol: {0}; is this a Postgres server?")]
     Protocol(String),
@@ -136,21 +157,27 @@ pub enum LoginError {
 impl Login {
     /// A login whose startup packet has been sent.
     #[must_use]
-    pub fn new(user: &str, password: Option<&str>) -> Self {
+    pub fn new(user: &str, password: Option<&str>, binding: Binding) -> Self {
         let password = password.map(|password| Credential::Password(password.to_owned()));
-        Self::with(user, password.unwrap_or(Credential::None))
+        Self::with(user, password.unwrap_or(Credential::None), binding)
     }
 
-    /// As [`Login::new`], with what a client's password comes to in the place of a password. `nonce` is fresh random bytes.
+    /// As [`Login::new`], with what a client's password comes to in the place of a password, and fresh random bytes. What it comes
+    /// to can't be bound: where it must be, there is no login.
     #[must_use]
-    pub fn with_keys(user: &str, keys: ScramKeys, nonce: [u8; 18]) -> Self {
-        Self::with(user, Credential::Keys(Box::new((keys, nonce))))
+    pub fn with_keys(user: &str, keys: (ScramKeys, [u8; 18]), binding: Binding) -> Self {
+        let binding = match binding {
+            Binding::Must(_) => Binding::Must(None),
+            Binding::May(_) | Binding::Never => Binding::Never,
+        };
+        Self::with(user, Credential::Keys(Box::new(keys)), binding)
     }
 
-    fn with(user: &str, credential: Credential) -> Self {
+    fn with(user: &str, credential: Credential, binding: Binding) -> Self {
         Self {
             user: user.to_owned(),
             credential,
+            binding,
             state: State::Greeted,
             parameters: Vec::new(),
             key: None,
@@ -201,6 +228,7 @@ impl Login {
 
     fn authenticate(&mut self, request: AuthRequest) -> Result<Option<Step>, LoginError> {
         let state = std::mem::replace(&mut self.state, State::Starting);
+        self.check_binding(&request, &state)?;
         let (state, step) = match (request, state) {
             // Once SCRAM has begun, only its own end counts: an early Ok would come from somebody
             // who does not know the password.
@@ -238,21 +266,45 @@ impl Login {
         Ok(step)
     }
 
+    /// Where the login must be bound, only SCRAM's own end counts.
+    fn check_binding(&self, request: &AuthRequest, state: &State) -> Result<(), LoginError> {
+        let unbound = match (&self.binding, request, state) {
+            (Binding::Must(None), ..) => {
+                "the connection is not encrypted, or its certificate has no hash for it"
+            }
+            (Binding::Must(_), AuthRequest::Ok, State::ScramDone) => return Ok(()),
+            (Binding::Must(_), AuthRequest::Ok, _) => "the server asks for no proof",
+            (Binding::Must(_), AuthRequest::Cleartext | AuthRequest::Md5(_), _) => {
+                "the server asks for a password without SCRAM"
+            }
+            _ => return Ok(()),
+        };
+        Err(LoginError::Unbound(unbound))
+    }
+
     fn begin_scram(&self, mechanisms: &[String]) -> Result<(State, Option<Step>), LoginError> {
-        if !mechanisms.iter().any(|name| name == SCRAM_SHA_256) {
+        let offers = |mechanism: &str| mechanisms.iter().any(|name| name == mechanism);
+        let (mechanism, binding) = match &self.binding {
+            Binding::May(hash) | Binding::Must(Some(hash)) if offers(SCRAM_SHA_256_PLUS) => {
+                (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash.clone()))
+            }
+            Binding::Must(_) => {
+                return Err(LoginError::Unbound("the server does not offer SCRAM-SHA-256-PLUS"));
+            }
+            // We could: a server that could, too, then knows that somebody took its offer away.
+            Binding::May(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+            Binding::Never => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+        };
+        if !offers(mechanism) {
             return Err(LoginError::Unsupported(mechanisms.join(", ")));
         }
         let scram = match &self.credential {
             Credential::Keys(keyed) => {
                 Scram::Keys(Box::new(KeyedScram::new(keyed.0.clone(), &keyed.1)))
             }
-            _ => {
-                let password = self.secret()?.as_bytes();
-                let binding = ChannelBinding::unsupported();
-                Scram::Password(Box::new(ScramSha256::new(password, binding)))
-            }
+            _ => Scram::Password(Box::new(ScramSha256::new(self.secret()?.as_bytes(), binding))),
         };
-        let first = sasl_initial(SCRAM_SHA_256, scram.message());
+        let first = sasl_initial(mechanism, scram.message());
         Ok((State::ScramBegun(scram), Some(Step::Send(first))))
     }
 

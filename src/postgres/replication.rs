@@ -93,6 +93,7 @@ async fn relay(client: Stream, server: &mut Stream, leftover: Vec<u8>, last_word
     let up = async {
         let sent: io::Result<()> = async {
             to_server.write_all(&leftover).await?;
+            to_server.flush().await?;
             copy(&mut from_client, &mut to_server).await?;
             to_server.shutdown().await
         }

@@ -1,4 +1,5 @@
-//! The server's half of SCRAM-SHA-256 (RFC 5802, RFC 7677) without channel binding.
+//! The server's half of SCRAM-SHA-256 and SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677), with `tls-server-end-point` for channel
+//! binding (RFC 5929).
 //!
 //! Passwords are kept as verifiers, so a login costs a few HMACs and no PBKDF2, and the password
 //! itself is not needed. A user who does not exist goes through the same exchange and fails at its
@@ -15,8 +16,23 @@ use sha2::{Digest, Sha256};
 
 pub use keyed::{KeyedError, KeyedScram, ScramKeys};
 
-/// The one mechanism that is offered.
+/// The mechanism that is always offered.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// The one that is bound to the encryption it runs over.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// How a bound client begins.
+const BOUND: &str = "p=tls-server-end-point";
+
+/// What the client chose, and what there is to bind to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding<'a> {
+    /// [`MECHANISM`], where [`MECHANISM_PLUS`] was not offered.
+    Unavailable,
+    /// [`MECHANISM`], though [`MECHANISM_PLUS`] was offered: the client can't, or does not want to.
+    Declined,
+    /// [`MECHANISM_PLUS`], with the hash of the certificate the client was shown.
+    Bound(&'a [u8]),
+}
 
 /// The iteration count of Postgres and of `postgres_protocol::password`; mock verifiers must not
 /// differ from real ones.
@@ -62,7 +78,7 @@ pub enum ScramError {
     /// The client's message does not follow the RFC.
     #[error("malformed SCRAM message: {0}")]
     Malformed(&'static str),
-    /// The client asks for what is not offered (channel binding, extensions).
+    /// The client asks for what is not offered (channel binding without TLS, extensions), or somebody took an offer away.
     #[error("{0}")]
     Unsupported(&'static str),
     /// The proof is wrong, or the user does not exist.
@@ -148,7 +164,7 @@ pub struct Exchange<'a> {
     verifier: &'a Verifier,
     /// The client's nonce and ours, as one string.
     nonce: String,
-    /// base64 of the header that the client must repeat.
+    /// base64 of the header that the client must repeat, and of what it is bound to.
     channel_binding: String,
     /// `client-first-message-bare "," server-first-message`.
     spoken: String,
@@ -158,16 +174,17 @@ impl<'a> Exchange<'a> {
     /// Takes the client's first message and gives the server's first. `nonce` is fresh random bytes.
     ///
     /// # Errors
-    /// When the message is malformed or asks for channel binding. The user name in it is not
+    /// When the message is malformed or asks for another channel binding than `binding`. The user name in it is not
     /// looked at: the startup packet's counts, as in Postgres.
     pub fn begin(
         verifier: &'a Verifier,
         client_first: &[u8],
         nonce: &[u8; 18],
+        binding: Binding<'_>,
     ) -> Result<(Self, String), ScramError> {
         let text = std::str::from_utf8(client_first)
             .map_err(|_| ScramError::Malformed("the first message is not UTF-8"))?;
-        let bare = strip_header(text)?;
+        let bare = strip_header(text, binding)?;
         let header = &text[..text.len() - bare.len()];
         let mut attributes = bare.split(',');
         if bare.starts_with("m=") {
@@ -185,7 +202,10 @@ impl<'a> Exchange<'a> {
         let nonce = format!("{client_nonce}{}", BASE64.encode(nonce));
         let first = format!("r={nonce},s={},i={}", verifier.salt, verifier.iterations);
         let spoken = format!("{bare},{first}");
-        let channel_binding = BASE64.encode(header);
+        let channel_binding = match binding {
+            Binding::Bound(hash) => BASE64.encode([header.as_bytes(), hash].concat()),
+            Binding::Unavailable | Binding::Declined => BASE64.encode(header),
+        };
         Ok((Self { verifier, nonce, channel_binding, spoken }, first))
     }
 
@@ -258,14 +278,26 @@ fn hi(password: &[u8], salt: &[u8], iterations: u32) -> [u8; 32] {
     all
 }
 
-/// Takes the GS2 header off the client's first message. `y` (the client could bind, but thinks that
-/// we can't) is right, as no `-PLUS` is offered.
-fn strip_header(text: &str) -> Result<&str, ScramError> {
-    let rest = match text.as_bytes().first() {
-        Some(b'n' | b'y') => &text[1..],
-        Some(b'p') => {
+/// Takes the GS2 header off the client's first message. The texts are those of `read_client_first_message` in Postgres.
+fn strip_header<'a>(text: &'a str, binding: Binding<'_>) -> Result<&'a str, ScramError> {
+    let rest = match (text.as_bytes().first(), binding) {
+        (Some(b'n'), Binding::Unavailable | Binding::Declined) => &text[1..],
+        // The client could bind, but thinks that we can't.
+        (Some(b'y'), Binding::Unavailable) => &text[1..],
+        (Some(b'y'), Binding::Declined) => {
+            return Err(ScramError::Unsupported("SCRAM channel binding negotiation error"));
+        }
+        (Some(b'p'), Binding::Bound(_)) => text
+            .strip_prefix(BOUND)
+            .ok_or(ScramError::Unsupported("unsupported SCRAM channel-binding type"))?,
+        (Some(b'p'), _) => {
             return Err(ScramError::Unsupported(
                 "client wants channel binding, which was not offered",
+            ));
+        }
+        (Some(b'n' | b'y'), Binding::Bound(_)) => {
+            return Err(ScramError::Malformed(
+                "the client selected SCRAM-SHA-256-PLUS, but the message has no channel binding",
             ));
         }
         _ => return Err(ScramError::Malformed("the channel-binding flag is missing")),
@@ -314,10 +346,19 @@ mod tests {
     fn log_in(
         verifier: &Verifier,
         password: &str,
-        binding: ChannelBinding,
+        asked: ChannelBinding,
     ) -> Result<(), ScramError> {
-        let mut client = ScramSha256::new(password.as_bytes(), binding);
-        let (exchange, first) = Exchange::begin(verifier, client.message(), &NONCE)?;
+        bound(verifier, password, asked, Binding::Unavailable)
+    }
+
+    fn bound(
+        verifier: &Verifier,
+        password: &str,
+        asked: ChannelBinding,
+        binding: Binding<'_>,
+    ) -> Result<(), ScramError> {
+        let mut client = ScramSha256::new(password.as_bytes(), asked);
+        let (exchange, first) = Exchange::begin(verifier, client.message(), &NONCE, binding)?;
         client.update(first.as_bytes()).unwrap();
         let last = exchange.finish(client.message())?;
         client.finish(last.answer.as_bytes()).unwrap();
@@ -364,10 +405,31 @@ mod tests {
     }
 
     #[test]
-    fn channel_binding_is_refused() {
-        let bound = ChannelBinding::tls_server_end_point(vec![1]);
-        let refused = log_in(&verifier("x"), "x", bound);
+    fn channel_binding_that_was_not_offered_is_refused() {
+        let asked = ChannelBinding::tls_server_end_point(vec![1]);
+        let refused = log_in(&verifier("x"), "x", asked);
         assert!(matches!(refused, Err(ScramError::Unsupported(_))));
+    }
+
+    #[test]
+    fn a_bound_login_opens_over_the_same_certificate_alone() {
+        let known = verifier("x");
+        let over = |hash: &[u8]| ChannelBinding::tls_server_end_point(hash.to_vec());
+        assert_eq!(bound(&known, "x", over(b"ours"), Binding::Bound(b"ours")), Ok(()));
+        let elsewhere = bound(&known, "x", over(b"theirs"), Binding::Bound(b"ours"));
+        assert!(matches!(elsewhere, Err(ScramError::Malformed(_))), "{elsewhere:?}");
+        let wrong = bound(&known, "y", over(b"ours"), Binding::Bound(b"ours"));
+        assert_eq!(wrong, Err(ScramError::WrongPassword));
+    }
+
+    #[test]
+    fn an_offer_that_somebody_took_away_is_noticed() {
+        let known = verifier("x");
+        let could = bound(&known, "x", ChannelBinding::unrequested(), Binding::Declined);
+        assert!(matches!(could, Err(ScramError::Unsupported(_))), "{could:?}");
+        assert_eq!(bound(&known, "x", ChannelBinding::unsupported(), Binding::Declined), Ok(()));
+        let unbound = bound(&known, "x", ChannelBinding::unsupported(), Binding::Bound(b"ours"));
+        assert!(matches!(unbound, Err(ScramError::Malformed(_))), "{unbound:?}");
     }
 
     #[test]
@@ -387,9 +449,9 @@ mod tests {
         let known = verifier("secret");
         let mut client = ScramSha256::new(b"secret", ChannelBinding::unsupported());
         let first = client.message().to_vec();
-        let (_, answer) = Exchange::begin(&known, &first, &NONCE).unwrap();
+        let (_, answer) = Exchange::begin(&known, &first, &NONCE, Binding::Unavailable).unwrap();
         client.update(answer.as_bytes()).unwrap();
-        let (other, _) = Exchange::begin(&known, &first, &[8; 18]).unwrap();
+        let (other, _) = Exchange::begin(&known, &first, &[8; 18], Binding::Unavailable).unwrap();
         assert!(matches!(other.finish(client.message()), Err(ScramError::Malformed(_))));
     }
 
@@ -407,7 +469,7 @@ mod tests {
             first in "(n,,n=|y,,n=|p=|)[ -~é]{0,20}(,r=)?[ -~]{0,9}",
             last in "(c=biws,r=)?[ -~é]{0,60}(,p=[A-Za-z0-9+/=]{0,50})?",
         ) {
-            if let Ok((exchange, _)) = Exchange::begin(&verifier_once(), first.as_bytes(), &NONCE) {
+            if let Ok((exchange, _)) = Exchange::begin(&verifier_once(), first.as_bytes(), &NONCE, Binding::Unavailable) {
                 prop_assert!(exchange.finish(last.as_bytes()).is_err());
             }
         }

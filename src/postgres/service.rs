@@ -19,12 +19,12 @@ use super::plan;
 use super::routes::{Foundry, Keeping, Routes};
 use super::view;
 use crate::config::{
-    Auth, FirstPasswords, PostgresLimits, PostgresListener, PostgresSettings, PostgresUpstream,
-    postgres_without_restart,
+    Auth, FirstPasswords, POSTGRES_PROTOCOL, PostgresLimits, PostgresListener, PostgresSettings,
+    PostgresUpstream, postgres_without_restart,
 };
 use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
 use crate::metrics::{Metrics, Protocol};
-use crate::net::Listener;
+use crate::net::{Listener, ListenerTls, TlsError};
 use crate::pool::Reachability;
 use crate::status::{ClientStatus, PoolStatus};
 
@@ -42,6 +42,7 @@ pub struct Service {
     foundry: Foundry,
     cancels: Arc<CancelRegistry>,
     greetings: Arc<Semaphore>,
+    tls: Option<ListenerTls>,
     drain: Drain,
 }
 
@@ -88,6 +89,7 @@ impl Service {
         let Ties { stop, reload, first_passwords } = ties;
         let keeping = Keeping { seed: mock_seed, first: first_passwords };
         let foundry = Foundry::new(settings, metrics, drain.clone(), keeping);
+        let tls = settings.encryption.tls(Some(POSTGRES_PROTOCOL))?;
         let mut routes = Vec::with_capacity(settings.listeners.len());
         for listener in &settings.listeners {
             check_access(settings, listener)?;
@@ -110,6 +112,9 @@ impl Service {
                 routes,
                 console: Arc::clone(&console),
                 settings: Arc::clone(foundry.settings()),
+                tls: tls.clone(),
+                tls_mode: settings.encryption.mode,
+                client_certificate: settings.client_certificate,
                 cancels: Arc::clone(&cancels),
                 drain: drain.clone(),
                 metrics: metrics.pool(Protocol::Postgres, &first.name),
@@ -117,7 +122,7 @@ impl Service {
             });
             listeners.push(Hall { reception });
         }
-        Ok(Self { listeners, console, foundry, cancels, greetings, drain })
+        Ok(Self { listeners, console, foundry, cancels, greetings, tls, drain })
     }
 
     /// Gets ready to take other settings; nothing changes yet. What a running process can't change stays as it is: see
@@ -209,6 +214,18 @@ impl Service {
     #[must_use]
     pub fn status(&self) -> Vec<PoolStatus> {
         self.pools().iter().map(view::pool).collect()
+    }
+
+    /// Reads the files about TLS again, the listeners' and those of the way to the servers; blocking. What is no good is not
+    /// taken, and what was read before stays; so do all connections.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with them; the others are read all the same.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        let pools = self.listeners.iter().flat_map(|hall| hall.reception.routes.all());
+        let servers = pools.map(|pool| pool.connector().dial().reload_tls());
+        let listener = self.tls.iter().map(ListenerTls::reload);
+        listener.chain(servers).fold(Ok(()), Result::and)
     }
 
     /// Every client that is logged in.

@@ -240,7 +240,7 @@ mod tests {
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let verify = crate::net::Verify::Full;
-        let tls = crate::net::TlsSettings { verify, roots: Some(roots.path().to_owned()) };
+        let tls = crate::net::TlsSettings::verifying(verify, Some(roots.path().to_owned()));
         let target = RemoteWrite {
             host: "127.0.0.1".to_owned(),
             port: listener.local_addr().unwrap().port(),

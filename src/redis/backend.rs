@@ -10,8 +10,8 @@ use super::greeting::{Proto, ServerFacts};
 use super::login::{LOGIN_REPLY_LIMIT, Login, Step};
 use super::scripts::Scripts;
 use super::wire::{Reply, ReplyScanner, write_command};
-use crate::config::{Current, RedisTls, RedisUpstream};
-use crate::net::{self, Stream, Tls, TlsError, TlsSettings, Verify};
+use crate::config::{Current, RedisUpstream};
+use crate::net::{self, Stream, Tls, TlsError};
 use crate::pool::{Backend, CheckoutError, CheckoutErrorKind, Connect, ConnectError, Fault, Pool};
 
 /// A pool of Redis connections.
@@ -47,14 +47,16 @@ impl Way {
     /// # Errors
     /// When the root certificates cannot be had.
     pub fn new(upstream: Arc<RedisUpstream>) -> Result<Self, TlsError> {
-        let tls = match &upstream.tls {
-            RedisTls::Off => None,
-            RedisTls::On { verify, ca } => {
-                let verify = if *verify { Verify::Full } else { Verify::None };
-                Some(Tls::new(&TlsSettings { verify, roots: ca.clone() })?)
-            }
-        };
+        let tls = upstream.tls().as_ref().map(Tls::new).transpose()?;
         Ok(Self { upstream, tls })
+    }
+
+    /// Reads the files about TLS again; blocking. The next connections are made with what they say.
+    ///
+    /// # Errors
+    /// What is wrong with them; what was read before stays.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        self.tls.as_ref().map_or(Ok(()), Tls::reload)
     }
 
     /// Where it leads.
@@ -106,6 +108,14 @@ impl RedisConnect {
     /// Changes how connections are made from now on.
     pub fn redial(&self, way: Way) {
         self.way.set(way);
+    }
+
+    /// As [`Way::reload_tls`], of the present one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        self.way.get().reload_tls()
     }
 
     async fn open(&self) -> Result<RedisBackend, ConnectError> {

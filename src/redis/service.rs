@@ -1,11 +1,13 @@
 //! The Redis service: one upstream per listener, its lanes and pools, and the loop that takes clients.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::Instant;
 
 use super::backend::Way;
 use super::census;
@@ -13,10 +15,10 @@ use super::plan;
 use super::session::Session;
 use super::upstream::{Realm, Upstream};
 use super::view;
-use crate::config::{Current, FirstPasswords, NamespaceSettings, RedisSettings};
+use crate::config::{Current, FirstPasswords, NamespaceSettings, RedisSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
-use crate::net::{Listener, Stream};
+use crate::net::{Listener, ListenerTls, Opening, Stream, TlsError};
 use crate::pool::Reachability;
 use crate::status::PoolStatus;
 
@@ -26,6 +28,7 @@ pub struct Service {
     upstreams: Vec<Arc<Upstream>>,
     clients: Arc<AtomicUsize>,
     settings: Current<RedisSettings>,
+    encryption: Encryption,
     drain: Drain,
 }
 
@@ -34,6 +37,13 @@ pub struct Change {
     settings: RedisSettings,
     /// How the upstream of each listener is reached.
     ways: Vec<Way>,
+}
+
+/// How clients may encrypt.
+#[derive(Clone, Debug)]
+struct Encryption {
+    tls: Option<ListenerTls>,
+    mode: TlsMode,
 }
 
 impl Service {
@@ -60,6 +70,10 @@ impl Service {
             upstreams: upstreams.collect::<Result<_, _>>()?,
             clients: Arc::default(),
             settings: Current::new(settings.clone()),
+            encryption: Encryption {
+                tls: settings.encryption.tls(None)?,
+                mode: settings.encryption.mode,
+            },
             drain,
         })
     }
@@ -130,7 +144,7 @@ impl Service {
 
     async fn accept(&self, upstream: &Arc<Upstream>, listener: &Listener) {
         loop {
-            let (stream, _peer) = match listener.accept().await {
+            let (stream, peer) = match listener.accept().await {
                 Ok(client) => client,
                 Err(error) => {
                     tracing::error!(%error, "the Redis listener is of no use any more");
@@ -157,13 +171,33 @@ impl Service {
                 tokio::spawn(refuse(stream, words));
                 continue;
             }
-            let greeting = tokio::time::sleep(settings.login_timeout);
-            let session = Session::new(stream, Arc::clone(upstream), self.drain.guard(), greeting);
-            tokio::spawn(async move {
-                session.await;
-                drop(place);
-            });
+            let visitor = Visitor {
+                stream,
+                peer,
+                place,
+                upstream: Arc::clone(upstream),
+                deadline: Instant::now() + settings.login_timeout,
+                drain: self.drain.clone(),
+            };
+            match &self.encryption.tls {
+                Some(tls) => {
+                    let (tls, mode) = (tls.clone(), self.encryption.mode);
+                    tokio::spawn(async move { visitor.encrypt(&tls, mode).await });
+                }
+                None => visitor.enter(),
+            }
         }
+    }
+
+    /// Reads the files about TLS again, the listeners' and those of the way to the servers; blocking. What is no good is not
+    /// taken, and what was read before stays; so do all connections.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with them; the others are read all the same.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        let servers = self.upstreams.iter().map(|upstream| upstream.reload_tls());
+        let listener = self.encryption.tls.iter().map(ListenerTls::reload);
+        listener.chain(servers).fold(Ok(()), Result::and)
     }
 
     /// The upstreams at this moment.
@@ -203,6 +237,58 @@ impl Drop for Service {
     }
 }
 
+/// A client that has connected, and has no session yet.
+struct Visitor {
+    stream: Stream,
+    peer: SocketAddr,
+    place: Place,
+    upstream: Arc<Upstream>,
+    /// Until when it must have shown the password.
+    deadline: Instant,
+    drain: Drain,
+}
+
+impl Visitor {
+    /// Waits for the client's first byte, which says whether it wants TLS, and shakes hands. A task of its own: what a
+    /// handshake takes is gone when the session lives.
+    async fn encrypt(mut self, tls: &ListenerTls, mode: TlsMode) {
+        let first = tokio::select! {
+            first = self.stream.opening() => first,
+            // Whoever says nothing is as it is: the session knows how long it may.
+            () = tokio::time::sleep_until(self.deadline) => Ok(Opening::Plain),
+            () = self.drain.started() => Ok(Opening::Plain),
+        };
+        match (first, mode) {
+            (Ok(Opening::Tls), _) => {
+                match tokio::time::timeout_at(self.deadline, tls.accept(self.stream)).await {
+                    Ok(Ok(encrypted)) => self.stream = encrypted.stream,
+                    Ok(Err(error)) => return self.upstream.note_no_tls(self.peer, &error),
+                    Err(_elapsed) => {
+                        return self.upstream.note_no_tls(self.peer, &"it takes too long");
+                    }
+                }
+            }
+            (Ok(Opening::Plain), TlsMode::Require) if matches!(self.stream, Stream::Tcp(_)) => {
+                self.upstream.note_no_tls(self.peer, &"it speaks without");
+                return refuse(self.stream, TLS_ONLY.to_owned()).await;
+            }
+            (Ok(Opening::Plain), _) => {}
+            (Ok(Opening::None) | Err(_), _) => return,
+        }
+        self.enter();
+    }
+
+    fn enter(self) {
+        let Self { stream, place, upstream, deadline, drain, .. } = self;
+        let greeting = tokio::time::sleep_until(deadline);
+        let session = Session::new(stream, upstream, drain.guard(), greeting);
+        tokio::spawn(async move {
+            session.await;
+            drop(place);
+        });
+    }
+}
+
 /// A client's place among the clients allowed.
 struct Place(Arc<AtomicUsize>);
 
@@ -211,6 +297,9 @@ impl Drop for Place {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+/// What is told to a client without TLS where it must have it.
+const TLS_ONLY: &str = "-ERR tidegate: this listener takes TLS only: use rediss://\r\n";
 
 /// Longest time to tell a client that it can't come in.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);

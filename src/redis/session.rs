@@ -292,7 +292,7 @@ impl Session {
             State::Pinned(..) => self.relay(cx)?,
         };
         if self.closing == Closing::AfterReplies {
-            return self.leave(moved);
+            return self.leave(cx, moved);
         }
         moved |= self.carry_inbox(cx)?;
         moved |= self.read(cx)?;
@@ -300,7 +300,11 @@ impl Session {
         Ok(moved)
     }
 
-    fn leave(&self, moved: Moved) -> Result<Moved, End> {
+    fn leave(&mut self, cx: &mut Context<'_>, moved: Moved) -> Result<Moved, End> {
+        // With TLS what was taken may still be on its way.
+        if self.stream.poll_flushed(cx).is_pending() {
+            return Ok(moved);
+        }
         if self.out.bytes.is_empty() && self.mailbox.is_quiet() {
             return Err(End("closed"));
         }
@@ -812,6 +816,7 @@ impl Future for Session {
                 Err(End(reason)) => {
                     let detail = format_args!("client {}: {reason}", session.identity.id);
                     session.upstream.metrics.lines.tell(Happening::Disconnected, detail);
+                    session.stream.say_goodbye(cx);
                     return Poll::Ready(());
                 }
             }

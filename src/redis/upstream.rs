@@ -1,5 +1,7 @@
 //! Everything the sessions of one upstream share: its lanes, the pool for holds, what is known of the server.
 
+use std::fmt::Display;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,7 +25,7 @@ use crate::config::{
     Current, FirstPasswords, NamespaceSettings, RedisLimits, RedisListener, RedisSettings,
     RedisUpstream,
 };
-use crate::metrics::{NamespaceMetrics, PoolMetrics};
+use crate::metrics::{Happening, NamespaceMetrics, PoolMetrics};
 use crate::net::TlsError;
 use crate::pool::{Budget, Pool, PoolSettings};
 
@@ -281,6 +283,20 @@ impl Upstream {
     #[must_use]
     pub fn first_database(&self) -> u32 {
         self.entrance.get().config().database
+    }
+
+    /// Counts a client that came to nothing before its first word.
+    pub fn note_no_tls(&self, peer: SocketAddr, reason: &dyn Display) {
+        self.metrics.login_failures.inc();
+        self.metrics.lines.tell(Happening::Refused, format_args!("{peer}: no TLS: {reason}"));
+    }
+
+    /// Reads the files about TLS again; blocking. The next connections are made with what they say.
+    ///
+    /// # Errors
+    /// What is wrong with them; what was read before stays.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        self.holds.connector().reload_tls()
     }
 
     /// The pool's name.

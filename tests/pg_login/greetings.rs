@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::config::{
-    Auth, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret, SslMode,
+    Auth, ChannelBinding, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret,
+    SslMode, SslNegotiation,
 };
 use tidegate::lifecycle::{Drain, DrainTrigger, Newcomers};
 use tidegate::metrics::Metrics;
+use tidegate::net::Pins;
 use tidegate::postgres::message::{
     BackendKey, ErrorFields, VERSION_3_2, cancel_request, next_frame, parse_backend_key, query,
     ssl_request, startup,
@@ -21,6 +23,7 @@ use tokio_postgres::NoTls;
 use super::server::{Server, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+const GSS_REQUEST: &[u8] = b"\0\0\0\x08\x04\xd2\x16\x30";
 
 /// A service on a port of its own, until dropped.
 struct Gate {
@@ -40,6 +43,10 @@ fn settings(upstream_port: u16) -> PostgresSettings {
         options: Vec::new(),
         sslmode: SslMode::Prefer,
         sslrootcert: None,
+        sslnegotiation: SslNegotiation::Postgres,
+        channel_binding: ChannelBinding::Prefer,
+        identity: None,
+        pins: Pins::default(),
     };
     let listener = PostgresListener {
         listen: SocketAddr::from(([127, 0, 0, 1], free_port())),
@@ -185,10 +192,20 @@ async fn hostile_and_unlucky_greetings() {
     half.shutdown().await.unwrap();
     assert_eq!(rest(half).await, []);
 
+    // Behind a request for encryption nothing may lie that came before the answer.
     let pipelined = [ssl_request(), hello()].concat();
+    assert_eq!(refusal(gate.raw(&pipelined).await).await, "08P01");
+    let pipelined = [GSS_REQUEST, &hello()].concat();
     let mut stream = gate.raw(&pipelined).await;
     assert_eq!(stream.read_u8().await.unwrap(), b'N');
     assert_eq!(refusal(stream).await, "08P01");
+    // Nor may anything but TLS come after it.
+    let mut stream = gate.raw(&ssl_request()).await;
+    assert_eq!(stream.read_u8().await.unwrap(), b'S');
+    stream.write_all(&hello()).await.unwrap();
+    let mut alert = Vec::new();
+    stream.read_to_end(&mut alert).await.unwrap();
+    assert_eq!(alert.first(), Some(&21), "an alert of TLS: {alert:?}");
 
     assert_eq!(refusal(gate.raw(&startup(&[("database", "shop")]).unwrap()).await).await, "28000");
 
@@ -253,7 +270,7 @@ async fn limits_keys_cancels_and_drain() {
     assert_eq!(ErrorFields::parse(body).code, "57014");
 
     // A client in its greeting is told of the drain; nobody new is let in.
-    let mut half = gate.raw(&ssl_request()).await;
+    let mut half = gate.raw(GSS_REQUEST).await;
     assert_eq!(half.read_u8().await.unwrap(), b'N');
     half.write_all(&hello()[..9]).await.unwrap();
     gate.trigger.start(Duration::from_secs(5), Newcomers::LeftToOthers);

@@ -2,6 +2,7 @@
 //! raw frames, so that a test can say exactly which bytes travel.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of the support")]
 
+pub mod authority;
 pub mod metrics;
 pub mod pg;
 pub mod ports;

@@ -90,6 +90,23 @@ impl Postgres {
         server
     }
 
+    /// A running server with TLS: these are its settings, the files they name beside its data, and the lines of pg_hba.conf
+    /// in front of which the superuser is trusted.
+    pub fn with_tls(version: Version, settings: &str, files: &[(&str, &str)], hba: &str) -> Self {
+        let mut server = Self::prepare(version);
+        let data = server.data.path();
+        for (name, text) in files {
+            fs::write(data.join(name), text).expect("our own directory");
+            run(Command::new("chmod").arg("0600").arg(data.join(name)));
+        }
+        let hba = format!("host all postgres 127.0.0.1/32 trust\n{hba}\n");
+        fs::write(data.join("pg_hba.conf"), hba).expect("our own directory");
+        fs::write(data.join("postgresql.auto.conf"), settings).expect("our own directory");
+        hand_over(data);
+        server.resume();
+        server
+    }
+
     fn prepare(version: Version) -> Self {
         let programs = Programs::of(version);
         let data = copy_of_template(version, &programs);

@@ -75,6 +75,10 @@ fn the_shipped_file_shows_every_setting_with_its_default() {
     let text = text.replace("\nauth_query = ", "\n# auth_query = ");
     // Nobody takes what this would send.
     let text = text.replace("\nremote_write_url = ", "\n# remote_write_url = ");
+    // Nor are there these certificates; and who pins a key has one.
+    let text = ["cert", "key", "client_ca", "tls_cert", "tls_key", "pin", "pin_file"]
+        .iter()
+        .fold(text, |text, key| text.replace(&format!("\n{key} = "), &format!("\n# {key} = ")));
     // And there is no namespace of this name.
     let text = text.replace("\nnamespace = ", "\n# namespace = ");
     let mut settings = from_file(&text).unwrap().settings;
@@ -183,4 +187,36 @@ fn every_file_that_is_read_is_watched() {
     assert_eq!(loaded.read_again().unwrap(), loaded);
     std::fs::remove_file(users).unwrap();
     assert!(loaded.read_again().unwrap_err().to_string().contains("users_file"));
+}
+
+#[test]
+fn what_is_said_of_tls_must_fit_together() {
+    let told = |text: &str| from_file(text).unwrap_err().to_string();
+    for (text, words) in [
+        ("[tls]\ncert = \"/c\"", "go together"),
+        ("[tls]\ncert = \"/c\"\nkey = \"/k\"", "cannot take certificates from /c"),
+        ("[tls]\npostgres = \"maybe\"", "must be one of off, on, require"),
+        ("[tls]\npostgres = \"on\"\nclient_ca = \"/r\"", "use require, or off"),
+        ("[tls]\nclient_ca = \"/r\"", "cannot take certificates from /r"),
+        ("[tls]\nclient_cert = \"cert\"", "name their root in tls.client_ca"),
+        ("[postgres]\npin = \"xyz\"", "SHA-256 hashes"),
+        ("[redis]\ntls_cert = \"/c\"", "go together"),
+    ] {
+        let told = told(text);
+        assert!(told.contains(words), "{text}: {told}");
+    }
+    let text = "[tls]\nredis = \"require\"\n[postgres]\npin_file = \"/pins\"\n[redis]\npin_file = \"/pins\"";
+    let loaded = from_file(text).unwrap();
+    assert_eq!(loaded.tls_of(Protocol::Postgres), TlsMode::On);
+    assert_eq!(loaded.tls_of(Protocol::Redis), TlsMode::Require);
+    let upstream = &loaded.settings.postgres.as_ref().unwrap().listeners[0].upstreams[0];
+    assert_eq!(upstream.pins.file, Some(PathBuf::from("/pins")));
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let plain =
+        [("DATABASE_URL", "postgres://u:p@h/d?sslmode=disable"), ("REDIS_URL", "redis://h")];
+    let loaded = load(Some(file.path()), &environment(&plain), &[]).unwrap();
+    let told = loaded.warnings.join("\n");
+    assert!(told.contains("sslmode=require") && told.contains("rediss://"), "{told}");
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::postgres_url::PostgresUrl;
 use crate::config::redis_url::RedisUrl;
+use crate::net::Identity;
 
 const LISTEN: &str = "127.0.0.1:6432";
 
@@ -84,7 +85,12 @@ fn a_url_that_means_nothing_is_refused_without_showing_its_password() {
         ("postgres://u:hunter2@[::1]x/d", "after the ]|:port"),
         ("postgres://u:hunter2@h/d?sslmode=strict", "verify-full"),
         ("postgres://u:hunter2@h/d?sslmode=require&sslrootcert=system", "verify-full"),
-        ("postgres://u:hunter2@h/d?sslcert=/c", "sslcert"),
+        ("postgres://u:hunter2@h/d?sslcert=/c", "go together"),
+        ("postgres://u:hunter2@h/d?sslcert=/c&sslkey=/k&sslpassword=hunter2", "sslpassword"),
+        ("postgres://u:hunter2@h/d?sslnegotiation=direct", "sslmode=require"),
+        ("postgres://u:hunter2@h/d?sslnegotiation=hun", "neither postgres nor direct"),
+        ("postgres://u:hunter2@h/d?sslmode=disable&channel_binding=require", "needs TLS"),
+        ("postgres://u:hunter2@h/d?channel_binding=hun", "disable, prefer, require"),
         ("postgres://u:hunter2@h/d?hostaddr=1.2.3.4", "hostaddr"),
         ("postgres://u:hunter2@h/d?port=x", "port"),
         ("mysql://u:hunter2@h/d", "postgres://"),
@@ -122,7 +128,7 @@ fn the_command_gets_its_url_with_our_address() {
         ),
         ("postgres:///d?host=/tmp&user=u&password=p", "postgres://u:p@127.0.0.1:6432/d"),
     ] {
-        let local = postgres(url, &[]).unwrap().local(LISTEN.parse().unwrap());
+        let local = postgres(url, &[]).unwrap().local(LISTEN.parse().unwrap(), TlsMode::On);
         assert_eq!(local, expected, "{url}");
         // And it means the same to us: one round trip changes nothing more.
         let again = postgres(&local, &[]).unwrap();
@@ -131,17 +137,43 @@ fn the_command_gets_its_url_with_our_address() {
         assert_eq!(again.upstream.options, postgres(url, &[]).unwrap().upstream.options);
     }
     let insists = postgres("postgres://u:p@h/d", &[("PGSSLMODE", "require")]).unwrap();
-    let local = insists.local("[::]:7".parse().unwrap());
+    let local = insists.local("[::]:7".parse().unwrap(), TlsMode::On);
     assert_eq!(local, "postgres://u:p@[::1]:7/d?sslmode=disable");
+    let variables =
+        [("PGSSLMODE", "require"), ("PGSSLNEGOTIATION", "direct"), ("PGCHANNELBINDING", "require")];
+    let insists = postgres("postgres://u:p@h/d?application_name=x", &variables).unwrap();
+    let local = |tls| insists.local(LISTEN.parse().unwrap(), tls);
+    let base = "postgres://u:p@127.0.0.1:6432/d?application_name=x";
+    let taken_back = "sslmode=disable&sslnegotiation=postgres&channel_binding=disable";
+    assert_eq!(local(TlsMode::On), format!("{base}&{taken_back}"));
+    assert_eq!(local(TlsMode::Require), format!("{base}&sslmode=require"));
 }
 
 #[test]
-fn channel_binding_that_cannot_be_had_is_said() {
-    let url = postgres("postgres://u:p@h/d?channel_binding=require", &[]).unwrap();
-    assert!(url.warnings[0].contains("channel_binding"), "{:?}", url.warnings);
-    assert!(
-        postgres("postgres://u:p@h/d?channel_binding=prefer", &[]).unwrap().warnings.is_empty()
-    );
+fn how_to_encrypt_is_read_as_libpq_reads_it() {
+    let read = |options: &str, variables: &[(&str, &str)]| {
+        let url = postgres(&format!("postgres://u:p@h/d?{options}"), variables).unwrap();
+        let up = url.upstream;
+        (up.sslnegotiation, up.channel_binding, up.identity)
+    };
+    let identity = Identity { certificate: "/c".into(), key: "/k".into() };
+    let plain = (SslNegotiation::Postgres, ChannelBinding::Prefer, None);
+    let all = (SslNegotiation::Direct, ChannelBinding::Require, Some(identity));
+    assert_eq!(read("", &[]), plain);
+    let said =
+        "sslmode=require&sslnegotiation=direct&channel_binding=require&sslcert=%2Fc&sslkey=%2Fk";
+    assert_eq!(read(said, &[]), all);
+    let variables = [
+        ("PGSSLMODE", "verify-full"),
+        ("PGSSLNEGOTIATION", "direct"),
+        ("PGCHANNELBINDING", "require"),
+        ("PGSSLCERT", "/c"),
+        ("PGSSLKEY", "/k"),
+    ];
+    assert_eq!(read("", &variables), all);
+    let said = "sslmode=disable&sslnegotiation=postgres&channel_binding=prefer&sslcertmode=disable";
+    assert_eq!(read(said, &variables), plain, "the URL wins");
+    assert_eq!(read("channel_binding=disable", &[]).1, ChannelBinding::Disable);
 }
 
 #[test]
@@ -177,7 +209,8 @@ fn a_redis_url_means_what_clients_take_it_to_mean() {
         ("redis://h?db=x", "number"),
         ("redis://?port=0", "option port"),
         ("redis://h?ssl=true", "write rediss://"),
-        ("rediss://h?ssl_keyfile=/k", "ssl_keyfile, which tidegate cannot honour"),
+        ("rediss://h?ssl_keyfile=/k", "go together"),
+        ("rediss://h?ssl_password=hunter2", "ssl_password, which tidegate cannot honour"),
         ("rediss://h?ssl_ca_data=x", "redis.tls_ca"),
         ("unix://h/x", "socket"),
         ("unix://", "socket"),
@@ -204,8 +237,18 @@ fn a_redis_url_leads_to_us_without_tls() {
             "redis://u:p@127.0.0.1:6432/1?protocol=3",
         ),
     ] {
-        assert_eq!(redis(url).unwrap().local(LISTEN.parse().unwrap()), expected, "{url}");
+        assert_eq!(
+            redis(url).unwrap().local(LISTEN.parse().unwrap(), TlsMode::On),
+            expected,
+            "{url}"
+        );
     }
+    let url = "rediss://u:p@h/3?ssl_cert_reqs=none&ssl_certfile=/c&ssl_keyfile=/k&timeout=1";
+    let url = redis(url).unwrap();
+    let identity = Identity { certificate: "/c".into(), key: "/k".into() };
+    assert_eq!(url.upstream.identity, Some(identity));
+    let local = url.local(LISTEN.parse().unwrap(), TlsMode::Require);
+    assert_eq!(local, "rediss://u:p@127.0.0.1:6432/3?ssl_cert_reqs=none&timeout=1");
 }
 
 #[test]

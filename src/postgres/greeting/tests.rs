@@ -16,7 +16,7 @@ fn packet(version: u32, body: &[u8]) -> Vec<u8> {
 }
 
 fn start(bytes: &[u8]) -> Result<Startup, Refusal> {
-    match Greeting::new(MOST).step(bytes)? {
+    match Greeting::new(MOST, Encryption::Unavailable).step(bytes)? {
         Step::Startup { bytes: consumed, startup } => {
             assert_eq!(consumed, bytes.len());
             Ok(startup)
@@ -63,7 +63,7 @@ fn nobody_is_refused() {
 fn encryption_is_declined_once_each() {
     let mut gss = BytesMut::new();
     GssEncRequest::new().encode(&mut gss).unwrap();
-    let mut greeting = Greeting::new(MOST);
+    let mut greeting = Greeting::new(MOST, Encryption::Unavailable);
     assert_eq!(greeting.step(&gss), Ok(Step::Decline { bytes: 8 }));
     assert_eq!(greeting.step(&ssl_request()), Ok(Step::Decline { bytes: 8 }));
     assert_eq!(code(greeting.step(&ssl_request()).unwrap_err()), "0A000");
@@ -73,20 +73,51 @@ fn encryption_is_declined_once_each() {
 fn bytes_sent_before_our_answer_are_refused() {
     let startup = startup_3_0(&[("user", "app")]).unwrap();
     let bytes = [ssl_request(), startup].concat();
-    let mut greeting = Greeting::new(MOST);
+    let mut greeting = Greeting::new(MOST, Encryption::Unavailable);
     assert_eq!(greeting.step(&bytes), Ok(Step::Decline { bytes: 8 }));
     assert_eq!(code(greeting.step(&bytes[8..]).unwrap_err()), "08P01");
+}
+
+#[test]
+fn encryption_is_granted_and_nothing_may_lie_behind_the_request() {
+    let mut gss = BytesMut::new();
+    GssEncRequest::new().encode(&mut gss).unwrap();
+    for encryption in [Encryption::Offered, Encryption::Required] {
+        let mut greeting = Greeting::new(MOST, encryption);
+        assert_eq!(greeting.step(&gss), Ok(Step::Decline { bytes: 8 }));
+        assert_eq!(greeting.step(&ssl_request()), Ok(Step::Encrypt { bytes: 8 }));
+        let smuggled = [ssl_request(), b"x".to_vec()].concat();
+        let refusal = Greeting::new(MOST, encryption).step(&smuggled).unwrap_err();
+        assert_eq!(code(refusal), "08P01");
+    }
+    for request in [&ssl_request()[..], &gss] {
+        let refusal = Greeting::new(MOST, Encryption::Done).step(request).unwrap_err();
+        assert_eq!(code(refusal), "0A000", "encrypted twice");
+    }
+}
+
+#[test]
+fn without_encryption_there_is_no_session_where_it_is_required() {
+    let startup = startup_3_0(&[("user", "app")]).unwrap();
+    let step = |encryption| Greeting::new(MOST, encryption).step(&startup);
+    assert_eq!(code(step(Encryption::Required).unwrap_err()), "28000");
+    assert!(matches!(step(Encryption::Offered), Ok(Step::Startup { .. })));
+    assert!(matches!(step(Encryption::Done), Ok(Step::Startup { .. })));
+    let key = BackendKey { pid: 1, secret: vec![5; 4] };
+    let cancel = Greeting::new(MOST, Encryption::Required).step(&cancel_request(&key));
+    assert_eq!(cancel, Ok(Step::Cancel(key)), "as in Postgres");
 }
 
 #[test]
 fn cancel_requests_have_short_and_long_keys() {
     for length in [4, 32, 256] {
         let key = BackendKey { pid: -3, secret: vec![5; length] };
-        let step = Greeting::new(MOST).step(&cancel_request(&key));
+        let step = Greeting::new(MOST, Encryption::Unavailable).step(&cancel_request(&key));
         assert_eq!(step, Ok(Step::Cancel(key)));
     }
     for length in [0, 3, 4, 300] {
-        let step = Greeting::new(MOST).step(&packet(CANCEL_REQUEST, &vec![0; length]));
+        let step = Greeting::new(MOST, Encryption::Unavailable)
+            .step(&packet(CANCEL_REQUEST, &vec![0; length]));
         assert!(matches!(step, Err(Refusal::Silent(_))), "{length}");
     }
 }
@@ -94,11 +125,15 @@ fn cancel_requests_have_short_and_long_keys() {
 #[test]
 fn absurd_lengths_are_refused_at_once() {
     for length in [0_u32, 7, 10_001, 0x1603_0102, u32::MAX] {
-        let refusal = Greeting::new(MOST).step(&length.to_be_bytes()).unwrap_err();
+        let refusal =
+            Greeting::new(MOST, Encryption::Unavailable).step(&length.to_be_bytes()).unwrap_err();
         assert_eq!(code(refusal), "08P01");
     }
-    assert_eq!(Greeting::new(MOST).step(b"\0\0\x27"), Ok(Step::NeedMore));
-    assert_eq!(Greeting::new(MOST).step(&10_000_u32.to_be_bytes()), Ok(Step::NeedMore));
+    assert_eq!(Greeting::new(MOST, Encryption::Unavailable).step(b"\0\0\x27"), Ok(Step::NeedMore));
+    assert_eq!(
+        Greeting::new(MOST, Encryption::Unavailable).step(&10_000_u32.to_be_bytes()),
+        Ok(Step::NeedMore)
+    );
 }
 
 #[test]
@@ -161,8 +196,8 @@ proptest! {
         version in prop_oneof![Just(VERSION_3_0), Just(VERSION_3_2), Just(CANCEL_REQUEST), any::<u32>()],
         body in proptest::collection::vec(any::<u8>(), 0..300),
     ) {
-        let _ = Greeting::new(MOST).step(&body);
-        let _ = Greeting::new(200).step(&packet(version, &body));
+        let _ = Greeting::new(MOST, Encryption::Unavailable).step(&body);
+        let _ = Greeting::new(200, Encryption::Unavailable).step(&packet(version, &body));
     }
 
     #[test]
@@ -175,8 +210,8 @@ proptest! {
         all.extend(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         let packet = startup_3_0(&all).unwrap();
         let bytes = [packet.clone(), tail].concat();
-        let whole = Greeting::new(MOST).step(&bytes).unwrap();
-        let mut greeting = Greeting::new(MOST);
+        let whole = Greeting::new(MOST, Encryption::Unavailable).step(&bytes).unwrap();
+        let mut greeting = Greeting::new(MOST, Encryption::Unavailable);
         for end in 0..packet.len() {
             prop_assert_eq!(greeting.step(&bytes[..end]).unwrap(), Step::NeedMore);
         }

@@ -11,7 +11,7 @@ use super::super::message::{
     authentication_sasl_final, backend_key_data, error_frame, notice_frame, parameter_status,
     parse_sasl_initial, ready,
 };
-use super::super::scram::{Exchange, Verifier};
+use super::super::scram::{self, Exchange, Verifier};
 use super::*;
 use crate::postgres::exchange::Status;
 
@@ -62,15 +62,15 @@ fn body(frame: &[u8]) -> &[u8] {
 #[test]
 fn trust_sends_nothing() {
     let bytes = tail();
-    let step = Login::new("a", None).step(&bytes).unwrap();
+    let step = Login::new("a", None, Binding::Never).step(&bytes).unwrap();
     assert_eq!(step, (bytes.len(), Step::Done(logged_in())));
 }
 
 #[test]
 fn passwords_are_sent_as_asked() {
-    let mut login = Login::new("md5_user", Some("password"));
+    let mut login = Login::new("md5_user", Some("password"), Binding::Never);
     assert_eq!(body(&sent(&mut login, &frame(&Authentication::CleartextPassword))), b"password\0");
-    let mut login = Login::new("md5_user", Some("password"));
+    let mut login = Login::new("md5_user", Some("password"), Binding::Never);
     let salted = frame(&Authentication::MD5Password(vec![0x2a, 0x3d, 0x8f, 0xe0]));
     assert_eq!(body(&sent(&mut login, &salted)), b"md562af4dd09bbb41884907a838a3233294\0");
     assert_eq!(login.step(&tail()).unwrap().1, Step::Done(logged_in()));
@@ -83,7 +83,10 @@ fn no_password_is_said_before_anything_is_sent() {
         frame(&Authentication::MD5Password(vec![0; 4])),
         authentication_sasl(&["SCRAM-SHA-256"]),
     ] {
-        assert_eq!(Login::new("a", None).step(&request), Err(LoginError::NoPassword));
+        assert_eq!(
+            Login::new("a", None, Binding::Never).step(&request),
+            Err(LoginError::NoPassword)
+        );
     }
 }
 
@@ -93,14 +96,15 @@ fn scram(login: &mut Login, known: &str) -> String {
     let first = sent(login, &authentication_sasl(&["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]));
     let (mechanism, data) = parse_sasl_initial(body(&first)).unwrap();
     assert_eq!(mechanism, "SCRAM-SHA-256");
-    let (exchange, answer) = Exchange::begin(&verifier, data, &[1; 18]).unwrap();
+    let (exchange, answer) =
+        Exchange::begin(&verifier, data, &[1; 18], scram::Binding::Declined).unwrap();
     let proof = sent(login, &authentication_sasl_continue(answer.as_bytes()));
     exchange.finish(body(&proof)).unwrap().answer
 }
 
 #[test]
 fn scram_goes_both_ways() {
-    let mut login = Login::new("a", Some("secret"));
+    let mut login = Login::new("a", Some("secret"), Binding::Never);
     let last = scram(&mut login, "secret");
     let rest = [authentication_sasl_final(last.as_bytes()), tail()].concat();
     assert_eq!(login.step(&rest).unwrap(), (rest.len(), Step::Done(logged_in())));
@@ -108,16 +112,16 @@ fn scram_goes_both_ways() {
 
 #[test]
 fn a_server_that_does_not_know_the_password_is_unmasked() {
-    let mut login = Login::new("a", Some("secret"));
+    let mut login = Login::new("a", Some("secret"), Binding::Never);
     scram(&mut login, "secret");
     let proof = authentication_sasl_final(format!("v={}=", "A".repeat(43)).as_bytes());
     assert!(matches!(login.step(&proof), Err(LoginError::Impostor(_))));
 
-    let mut login = Login::new("a", Some("secret"));
+    let mut login = Login::new("a", Some("secret"), Binding::Never);
     scram(&mut login, "secret");
     assert!(matches!(login.step(&authentication_ok()), Err(LoginError::Protocol(_))));
 
-    let mut login = Login::new("a", Some("secret"));
+    let mut login = Login::new("a", Some("secret"), Binding::Never);
     sent(&mut login, &authentication_sasl(&["SCRAM-SHA-256"]));
     let cleartext = frame(&Authentication::CleartextPassword);
     assert!(matches!(login.step(&cleartext), Err(LoginError::Protocol(_))));
@@ -126,17 +130,17 @@ fn a_server_that_does_not_know_the_password_is_unmasked() {
 #[test]
 fn what_we_cannot_do_is_said() {
     let oauth = authentication_sasl(&["OAUTHBEARER"]);
-    let error = Login::new("a", Some("b")).step(&oauth).unwrap_err();
+    let error = Login::new("a", Some("b"), Binding::Never).step(&oauth).unwrap_err();
     assert_eq!(error, LoginError::Unsupported("OAUTHBEARER".into()));
     let kerberos = frame(&Authentication::KerberosV5);
-    let error = Login::new("a", Some("b")).step(&kerberos).unwrap_err();
+    let error = Login::new("a", Some("b"), Binding::Never).step(&kerberos).unwrap_err();
     assert!(matches!(error, LoginError::Unsupported(_)));
 }
 
 #[test]
 fn the_servers_own_words_are_kept() {
     let fields = ErrorFields::fatal("28P01", "password authentication failed for user \"a\"");
-    let error = Login::new("a", None).step(&error_frame(&fields)).unwrap_err();
+    let error = Login::new("a", None, Binding::Never).step(&error_frame(&fields)).unwrap_err();
     assert_eq!(error.to_string(), "password authentication failed for user \"a\" (28P01)");
     assert_eq!(error, LoginError::Server(Box::new(fields)));
 }
@@ -144,11 +148,14 @@ fn the_servers_own_words_are_kept() {
 #[test]
 fn nonsense_is_not_believed() {
     for bytes in [&b"HTTP/1.1 400 Bad"[..], b"R\0\0\0\x04", b"Z\0\0\0\x05I", b"X\0\0\0\x04"] {
-        let error = Login::new("a", None).step(bytes).unwrap_err();
+        let error = Login::new("a", None, Binding::Never).step(bytes).unwrap_err();
         assert!(matches!(error, LoginError::Protocol(_)), "{error:?}");
     }
     let endless = [authentication_ok(), parameter_status("a", "b").repeat(501)].concat();
-    assert!(matches!(Login::new("a", None).step(&endless), Err(LoginError::Protocol(_))));
+    assert!(matches!(
+        Login::new("a", None, Binding::Never).step(&endless),
+        Err(LoginError::Protocol(_))
+    ));
 }
 
 proptest! {
@@ -158,7 +165,7 @@ proptest! {
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % bytes.len()).collect();
         cuts.extend([0, bytes.len()]);
         cuts.sort_unstable();
-        let mut login = Login::new("a", None);
+        let mut login = Login::new("a", None, Binding::Never);
         let mut pending = Vec::new();
         let mut last = Step::NeedMore;
         for pair in cuts.windows(2) {
@@ -173,12 +180,12 @@ proptest! {
 
     #[test]
     fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..60), tag in "[RSKZEN]") {
-        let _ = Login::new("a", Some("b")).step(&bytes);
+        let _ = Login::new("a", Some("b"), Binding::Never).step(&bytes);
         let length = u32::try_from(bytes.len() + 4).unwrap().to_be_bytes();
         let framed = [tag.as_bytes(), &length, &bytes].concat();
-        let mut login = Login::new("a", Some("b"));
+        let mut login = Login::new("a", Some("b"), Binding::Never);
         let _ = login.step(&framed);
-        let mut login = Login::new("a", Some("b"));
+        let mut login = Login::new("a", Some("b"), Binding::Never);
         login.step(&authentication_ok()).unwrap();
         let _ = login.step(&framed);
     }

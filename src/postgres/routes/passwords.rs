@@ -120,7 +120,7 @@ mod tests {
     use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
     use super::*;
-    use crate::postgres::scram::Exchange;
+    use crate::postgres::scram::{Binding, Exchange};
 
     const SEED: [u8; 32] = [3; 32];
     const OVERLAP: Duration = Duration::from_secs(60);
@@ -132,7 +132,8 @@ mod tests {
     fn opens(passwords: &Passwords, password: &str) -> bool {
         let Proof::Password(verifier) = passwords.proof(&SEED) else { return true };
         let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
-        let (exchange, first) = Exchange::begin(&verifier, client.message(), &[1; 18]).unwrap();
+        let begun = Exchange::begin(&verifier, client.message(), &[1; 18], Binding::Unavailable);
+        let (exchange, first) = begun.unwrap();
         client.update(first.as_bytes()).unwrap();
         exchange.finish(client.message()).is_ok()
     }

@@ -112,7 +112,7 @@ mod tests {
     use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
     use postgres_protocol::password::scram_sha_256;
 
-    use super::super::Exchange;
+    use super::super::{Binding, Exchange};
     use super::*;
 
     const NONCE: [u8; 18] = [7; 18];
@@ -124,7 +124,8 @@ mod tests {
     /// What a client that knows the password leaves with us.
     fn keys(verifier: &Verifier, password: &str) -> ScramKeys {
         let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
-        let (exchange, first) = Exchange::begin(verifier, client.message(), &NONCE).unwrap();
+        let (exchange, first) =
+            Exchange::begin(verifier, client.message(), &NONCE, Binding::Unavailable).unwrap();
         client.update(first.as_bytes()).unwrap();
         exchange.finish(client.message()).unwrap().keys
     }
@@ -133,7 +134,8 @@ mod tests {
     fn what_a_client_has_shown_opens_the_server_too() {
         let verifier = verifier("secret");
         let mut login = KeyedScram::new(keys(&verifier, "secret"), &[1; 18]);
-        let (exchange, first) = Exchange::begin(&verifier, login.message(), &[2; 18]).unwrap();
+        let (exchange, first) =
+            Exchange::begin(&verifier, login.message(), &[2; 18], Binding::Unavailable).unwrap();
         login.update(first.as_bytes()).unwrap();
         let proved = exchange.finish(login.message()).unwrap();
         assert_eq!(login.finish(proved.answer.as_bytes()), Ok(()));
@@ -148,7 +150,8 @@ mod tests {
     fn another_salt_is_told_before_anything_is_proved() {
         let (known, other) = (verifier("secret"), verifier("secret"));
         let mut login = KeyedScram::new(keys(&known, "secret"), &[1; 18]);
-        let (_, first) = Exchange::begin(&other, login.message(), &[2; 18]).unwrap();
+        let (_, first) =
+            Exchange::begin(&other, login.message(), &[2; 18], Binding::Unavailable).unwrap();
         assert_eq!(login.update(first.as_bytes()), Err(KeyedError::OtherVerifier));
         for malformed in ["", "r=x,s=AAAA,i=4096", "s=AAAA", "r=BwcHBwcHBwcHBwcHBwcHBwcHBwcH"] {
             let mut login = KeyedScram::new(keys(&known, "secret"), &[1; 18]);

@@ -25,6 +25,10 @@ impl Session {
                 Poll::Pending => return Turn::Sleep,
             }
         }
+        // With TLS the end of a reply may still be on its way when its connection has been given back.
+        if let Poll::Ready(Err(_)) = self.client.poll_flushed(cx) {
+            return Turn::End(End::Vanished);
+        }
         match self.poll_notifications(cx) {
             Ok(frames) if frames.is_empty() => {}
             Ok(frames) => {
@@ -210,6 +214,9 @@ impl Session {
 
     /// While it waits the client's words are parked, and its end is noticed.
     fn read_ahead(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        if let Poll::Ready(Err(_)) = self.client.poll_flushed(cx) {
+            return Turn::End(End::Vanished);
+        }
         let parked = self.inbox.as_ref().map_or(0, |inbox| inbox.bytes.len());
         if parked >= self.pool.connector().bounds().parked_bytes() {
             // The kernel holds the rest; that the client hangs up is seen when the wait is over.
