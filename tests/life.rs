@@ -101,7 +101,8 @@ fn every_signal_is_passed_on_once() {
         ("PWR", Signal::POWER),
     ];
     let traps = names.map(|(name, _)| format!("trap 'echo got {name}' {name};")).concat();
-    let script = format!("{traps} trap 'exit 6' XFSZ; echo ready; while kill -0 $PPID; do sleep 0.01; done");
+    let script =
+        format!("{traps} trap 'exit 6' XFSZ; echo ready; while kill -0 $PPID; do sleep 0.01; done");
     let mut apart = Command::new("setsid");
     apart.arg(TIDEGATE).args(["run", "--", "bash", "-c", &script]);
     apart.env("TIDEGATE_ADMIN_LISTEN", "127.0.0.1:0").env("TIDEGATE_LOG", "off");
