@@ -13,13 +13,15 @@ use std::sync::Arc;
 use crate::config::PushSettings;
 use crate::lifecycle::Drain;
 use crate::metrics::Metrics;
-use crate::net::TlsError;
+use crate::net::{Tls, TlsError};
 use crate::status::Watcher;
 
 use lines::Lines;
 use remote::Sender;
 
 /// Spawns what was asked for; call it inside the runtime. Each part ends with the drain, with a last word at its start.
+///
+/// The TLS that remote write goes over, for whoever notices that its roots have changed.
 ///
 /// # Errors
 /// If the root certificates for remote write can't be had.
@@ -28,14 +30,14 @@ pub fn start(
     metrics: &Arc<Metrics>,
     watcher: &Watcher,
     drain: &Drain,
-) -> Result<(), TlsError> {
+) -> Result<Option<Tls>, TlsError> {
     if !settings.log_every.is_zero() {
         let lines = Lines::new(settings.source.clone(), Arc::clone(watcher));
         tokio::spawn(lines.write(settings.log_every, drain.clone()));
     }
-    if let Some(target) = &settings.remote_write {
-        let sender = Sender::new(settings, target, metrics)?;
-        tokio::spawn(sender.send(drain.clone()));
-    }
-    Ok(())
+    let Some(target) = &settings.remote_write else { return Ok(None) };
+    let sender = Sender::new(settings, target, metrics)?;
+    let tls = sender.tls();
+    tokio::spawn(sender.send(drain.clone()));
+    Ok(tls)
 }

@@ -14,6 +14,7 @@ use super::logging::LogSwitch;
 use crate::config::{Loaded, needs_restart};
 use crate::lifecycle::{Drain, ReloadAnswer};
 use crate::metrics::{Metrics, Reload};
+use crate::net::Tls;
 use crate::{postgres, redis};
 
 /// Longest time to read the settings: a file may lie where reading hangs.
@@ -25,6 +26,8 @@ pub(super) struct Reloader {
     pub(super) started: Loaded,
     pub(super) postgres: Option<Arc<postgres::service::Service>>,
     pub(super) redis: Option<Arc<redis::service::Service>>,
+    /// What metrics are sent out over.
+    pub(super) push: Option<Tls>,
     /// Where we listen: no URL may lead there.
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) log: LogSwitch,
@@ -108,8 +111,26 @@ impl Reloader {
         let late = || format!("the settings could not be read within {} s", READING.as_secs());
         let read = read.map_err(|_| late())?.map_err(|error| error.to_string())?;
         let loaded = read.map_err(|error| error.to_string())?;
-        let words = self.take(&loaded).map_err(|error| format!("{error:#}"))?;
+        let mut words = self.take(&loaded).map_err(|error| format!("{error:#}"))?;
+        words.extend(self.read_certificates().await);
         Ok((loaded, words))
+    }
+
+    /// Certificates, keys and roots, which may have changed where no setting has: what is wrong with them, if anything is.
+    async fn read_certificates(&self) -> Vec<String> {
+        let (postgres, redis, push) =
+            (self.postgres.clone(), self.redis.clone(), self.push.clone());
+        let reading = tokio::task::spawn_blocking(move || {
+            let postgres = postgres.map(|service| service.reload_tls());
+            let redis = redis.map(|service| service.reload_tls());
+            let push = push.map(|tls| tls.reload());
+            let failed = [postgres, redis, push].into_iter().flatten().filter_map(Result::err);
+            failed.map(|error| format!("{error}; what was read before stays")).collect()
+        });
+        match tokio::time::timeout(READING, reading).await {
+            Ok(Ok(words)) => words,
+            _ => vec!["files about TLS could not be read; what was read before stays".to_owned()],
+        }
     }
 
     /// Takes settings; what deserves a word in the log.
@@ -138,19 +159,8 @@ impl Reloader {
         if let Some((service, change)) = redis {
             words.extend(service.apply(change));
         }
-        words.extend(self.read_certificates());
         self.log.set(settings.log.level);
         Ok(words)
-    }
-}
-
-impl Reloader {
-    /// Certificates, keys and roots, which may have changed where no setting has. What is no good is not taken.
-    fn read_certificates(&self) -> Vec<String> {
-        let postgres = self.postgres.as_ref().map(|service| service.reload_tls());
-        let redis = self.redis.as_ref().map(|service| service.reload_tls());
-        let failed = postgres.into_iter().chain(redis).filter_map(Result::err);
-        failed.map(|error| format!("{error}; what was read before stays")).collect()
     }
 }
 

@@ -65,23 +65,25 @@ pub(super) fn start(
             tokio::spawn(async move { service.serve(index, listener).await });
         }
     }
-    let reloader = Reloader {
-        started: loaded.clone(),
-        postgres: postgres.clone(),
-        redis: redis.clone(),
-        addresses,
-        log,
-        metrics: Arc::clone(&metrics),
-    };
-    tokio::spawn(reloader.keep(hangup, asked, drain.clone()));
-    let tower = Tower::new(Arc::clone(&metrics), postgres, redis, drain.clone());
+    let tower = Tower::new(Arc::clone(&metrics), postgres.clone(), redis.clone(), drain.clone());
     tokio::spawn(Arc::clone(&tower).keep());
     let readiness: admin::Readiness = {
         let tower = Arc::clone(&tower);
         Arc::new(move || tower.readiness())
     };
     let watcher: Watcher = tower;
-    push::start(&settings.push, &metrics, &watcher, drain).context("cannot push metrics")?;
+    let push = push::start(&settings.push, &metrics, &watcher, drain);
+    let push = push.context("cannot push metrics")?;
+    let reloader = Reloader {
+        started: loaded.clone(),
+        postgres,
+        redis,
+        push,
+        addresses,
+        log,
+        metrics: Arc::clone(&metrics),
+    };
+    tokio::spawn(reloader.keep(hangup, asked, drain.clone()));
     let admin = admin::Admin { metrics, readiness, watcher, drain: drain.clone() };
     tokio::spawn(admin::serve(bound.admin, admin, (&settings.admin).into()));
     Ok(())

@@ -1,6 +1,6 @@
 //! Which TLS an upstream asks for, and whether the certificates can be had.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{
     ConfigError, Host, ListenerEncryption, PostgresUpstream, RedisTls, RedisUpstream, Settings,
@@ -81,22 +81,32 @@ fn vain_pins(name: &str, cure: &str) -> String {
 impl Settings {
     /// Reads every certificate once, so that `check` and a start find what is wrong with them, and not the first client.
     pub(super) fn check_roots(&self) -> Result<(), ConfigError> {
-        let postgres = self.postgres.iter().flat_map(|side| &side.listeners);
-        let postgres = postgres.flat_map(|known| &known.upstreams).map(|up| (&up.name, up.tls()));
-        let redis = self.redis.iter().flat_map(|side| &side.listeners);
-        let redis = redis.map(|known| (&known.upstream.name, known.upstream.tls()));
-        let push = self.push.remote_write.iter().map(|target| (REMOTE_WRITE, target.tls.clone()));
-        let listeners = self.postgres.iter().map(|side| &side.encryption);
-        for encryption in listeners.chain(self.redis.iter().map(|side| &side.encryption)) {
-            check_listener(encryption)?;
-        }
-        let upstreams = postgres.chain(redis).map(|(name, tls)| (name.as_str(), tls));
-        for (name, tls) in upstreams.chain(push) {
-            if let Some(tls) = tls {
-                Tls::new(&tls).map_err(|error| ConfigError::new(name, error.to_string()))?;
-            }
+        self.encryptions().try_for_each(check_listener)?;
+        for (name, tls) in self.ways_with_tls() {
+            Tls::new(&tls).map_err(|error| ConfigError::new(name, error.to_string()))?;
         }
         Ok(())
+    }
+
+    /// Every file about TLS that is read.
+    pub(super) fn tls_files(&self) -> Vec<PathBuf> {
+        let ways = self.ways_with_tls().flat_map(|(_, tls)| tls.files());
+        self.encryptions().flat_map(ListenerEncryption::files).chain(ways).collect()
+    }
+
+    fn encryptions(&self) -> impl Iterator<Item = &ListenerEncryption> {
+        let postgres = self.postgres.iter().map(|side| &side.encryption);
+        postgres.chain(self.redis.iter().map(|side| &side.encryption))
+    }
+
+    /// What is reached with TLS, by the setting or variable that says so.
+    fn ways_with_tls(&self) -> impl Iterator<Item = (&str, TlsSettings)> {
+        let postgres = self.postgres.iter().flat_map(|side| &side.listeners);
+        let postgres = postgres.flat_map(|known| &known.upstreams).map(|up| (&*up.name, up.tls()));
+        let redis = self.redis.iter().flat_map(|side| &side.listeners);
+        let redis = redis.map(|known| (&*known.upstream.name, known.upstream.tls()));
+        let push = self.push.remote_write.iter().map(|target| (REMOTE_WRITE, target.tls.clone()));
+        postgres.chain(redis).chain(push).filter_map(|(name, tls)| Some((name, tls?)))
     }
 }
 

@@ -177,11 +177,21 @@ impl ListenerEncryption {
     /// # Errors
     /// When certificate, key or roots cannot be had.
     pub fn tls(&self, protocol: Option<&'static str>) -> Result<Option<ListenerTls>, TlsError> {
-        if self.mode == TlsMode::Off {
-            return Ok(None);
-        }
+        self.wanted(protocol).as_ref().map(ListenerTls::new).transpose()
+    }
+
+    /// The files that are read for it.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        self.wanted(None).map(|wanted| wanted.files()).unwrap_or_default()
+    }
+
+    fn wanted(&self, protocol: Option<&'static str>) -> Option<ListenerTlsSettings> {
         let (certificate, client_ca) = (self.certificate.clone(), self.client_ca.clone());
-        ListenerTls::new(&ListenerTlsSettings { certificate, client_ca, protocol }).map(Some)
+        (self.mode != TlsMode::Off).then_some(ListenerTlsSettings {
+            certificate,
+            client_ca,
+            protocol,
+        })
     }
 }
 

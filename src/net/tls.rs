@@ -61,7 +61,9 @@ impl TlsSettings {
         Self { verify, roots, identity: None, pins: Pins::default(), protocol: None }
     }
 
-    fn files(&self) -> Vec<PathBuf> {
+    /// The files that are read for it.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
         let roots = self.roots.clone().filter(|_| self.verify != Verify::None);
         roots.into_iter().chain(self.identity.iter().flat_map(Identity::files)).collect()
     }
@@ -108,8 +110,7 @@ pub enum TlsError {
     Rustls(#[from] Error),
 }
 
-/// A ready TLS client configuration. Cheap to clone; clones share the sessions that servers let us resume. Its files are
-/// read again when they change, once a minute at most.
+/// A ready TLS client configuration. Cheap to clone; clones share the sessions that servers let us resume.
 #[derive(Clone)]
 pub struct Tls {
     kept: Arc<Kept<Arc<ClientConfig>>>,
@@ -125,7 +126,7 @@ impl Tls {
     pub fn new(settings: &TlsSettings) -> Result<Self, TlsError> {
         let (pins, protocol) = (Arc::new(settings.pins.clone()), settings.protocol);
         let settings = settings.clone();
-        let kept = Kept::new(settings.files(), move || client_config(&settings))?;
+        let kept = Kept::new(move || client_config(&settings))?;
         Ok(Self { kept: Arc::new(kept), pins, protocol })
     }
 
@@ -152,7 +153,7 @@ impl Tls {
         };
         let name = ServerName::try_from(host.to_owned())
             .map_err(|error| invalid(format!("{host} cannot be a TLS server name: {error}")))?;
-        let connector = TlsConnector::from(self.kept.current().await);
+        let connector = TlsConnector::from(self.kept.current());
         // Its state is some kilobytes: not part of every login's.
         let tls = Box::pin(connector.connect(name, tcp)).await?;
         let agreed = tls.get_ref().1.alpn_protocol();

@@ -147,7 +147,8 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
         Err(End::Quiet(why)) => tracing::debug!(%peer, why, "a greeting ended"),
         Err(End::Handshake(error)) => {
             reception.metrics.login_failures.inc();
-            tracing::warn!(%peer, %error, "no TLS with a client");
+            let lines = &reception.metrics.lines;
+            lines.tell(Happening::Refused, format_args!("{peer}: no TLS: {error}"));
         }
         Err(End::Told(fields)) => {
             reception.metrics.login_failures.inc();

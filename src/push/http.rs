@@ -69,6 +69,10 @@ impl Endpoint {
         Ok(Self { host, name: target.host.clone(), port: target.port, tls, path, headers })
     }
 
+    pub(super) fn tls(&self) -> Option<Tls> {
+        self.tls.clone()
+    }
+
     /// Sends `body` and reads the answer. Without a deadline: that is the caller's. A dropped call drops the connection.
     pub(super) async fn post(&self, body: Bytes) -> Result<Answer, SendError> {
         let stream = self.connect().await?;

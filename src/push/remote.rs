@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::config::{PushSettings, RemoteWrite};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, PushMetrics, Reader, Sent, now_ms};
-use crate::net::TlsError;
+use crate::net::{Tls, TlsError};
 
 use super::http::{Answer, Endpoint};
 use super::samples;
@@ -61,6 +61,11 @@ impl Sender {
             pace: Pace::new(settings.remote_write_every, Instant::now()),
             trouble: Trouble::None,
         })
+    }
+
+    /// What it goes over, if that is TLS.
+    pub(super) fn tls(&self) -> Option<Tls> {
+        self.endpoint.tls()
     }
 
     /// At once, for ever, and a last time when the drain begins: what happened since the last time before it would be lost.

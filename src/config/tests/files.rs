@@ -163,17 +163,20 @@ fn every_file_that_is_read_is_watched() {
         std::fs::write(&path, text).unwrap();
         path
     };
-    let pem = rcgen::generate_simple_self_signed(["db".to_owned()]).unwrap().cert.pem();
+    let made = rcgen::generate_simple_self_signed(["db".to_owned()]).unwrap();
+    let (pem, key) = (made.cert.pem(), made.signing_key.serialize_pem());
     let (roots, ca) = (path("roots.pem", &pem), path("ca.pem", &pem));
+    let (shown, shown_key) = (path("shown.pem", &pem), path("shown.key", &key));
+    let (own, own_key) = (path("own.pem", &pem), path("own.key", &key));
     let users = path("users", "\"ann\" \"secret\"");
     let url = format!("postgres://u:p@db/app?sslmode=verify-full&sslrootcert={}", roots.display());
     let url = path("url", &url);
     let file = path(
         "tidegate.toml",
         &format!(
-            "[postgres]\nany = true\nusers_file = \"{}\"\n[redis]\ntls_ca = \"{}\"",
-            users.display(),
-            ca.display()
+            "[postgres]\nany = true\nusers_file = {users:?}\n\
+             [redis]\ntls_verify = true\ntls_ca = {ca:?}\ntls_cert = {own:?}\ntls_key = {own_key:?}\n\
+             [tls]\ncert = {shown:?}\nkey = {shown_key:?}"
         ),
     );
     let environment = environment(&[
@@ -181,7 +184,7 @@ fn every_file_that_is_read_is_watched() {
         ("REDIS_URL", "rediss://:pw@cache"),
     ]);
     let loaded = load(Some(&file), &environment, &[]).unwrap();
-    let mut all = vec![file, users.clone(), url, roots, ca];
+    let mut all = vec![file, users.clone(), url, roots, ca, shown, shown_key, own, own_key];
     all.sort_unstable();
     assert_eq!(loaded.watched, all);
     assert_eq!(loaded.read_again().unwrap(), loaded);

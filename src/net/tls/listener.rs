@@ -42,7 +42,9 @@ pub struct ListenerTlsSettings {
 }
 
 impl ListenerTlsSettings {
-    fn files(&self) -> Vec<PathBuf> {
+    /// The files that are read for it.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
         let shown = match &self.certificate {
             Certificate::Made => Vec::new(),
             Certificate::Files(identity) => identity.files().to_vec(),
@@ -51,7 +53,7 @@ impl ListenerTlsSettings {
     }
 }
 
-/// A ready TLS server configuration. Cheap to clone. Its files are read again when they change, once a minute at most.
+/// A ready TLS server configuration. Cheap to clone.
 #[derive(Clone)]
 pub struct ListenerTls {
     kept: Arc<Kept<Ready>>,
@@ -94,7 +96,7 @@ impl ListenerTls {
             Certificate::Made => Some(make_certificate()?),
             Certificate::Files(_) => None,
         };
-        let kept = Kept::new(settings.files(), move || {
+        let kept = Kept::new(move || {
             let (chain, key) = match (&settings.certificate, &made) {
                 (Certificate::Files(identity), _) => identity.read()?,
                 (Certificate::Made, Some((chain, key))) => (chain.clone(), key.clone_key()),
@@ -123,7 +125,7 @@ impl ListenerTls {
             let message = "TLS needs a plain TCP stream";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         };
-        let Ready { config, end_point } = self.kept.current().await;
+        let Ready { config, end_point } = self.kept.current();
         // Its state is some kilobytes: not part of every greeting's.
         let tls = Box::pin(TlsAcceptor::from(config).accept(tcp)).await?;
         let named = tls.get_ref().1.alpn_protocol().is_some();
