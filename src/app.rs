@@ -50,6 +50,7 @@ pub fn run(loaded: &Loaded, work: &Work) -> anyhow::Result<Ended> {
         return Ok(Ended::Code(0));
     }
     let log = logging::start(loaded.settings.log);
+    supervisor::close_memory();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -167,7 +168,7 @@ async fn wrap(
     if variables.is_empty() {
         tracing::warn!("nothing to pool: neither DATABASE_URL nor REDIS_URL is set");
     }
-    let mut supervised = Supervised::start(command, variables)?;
+    let mut supervised = Supervised::start(command, variables, &loaded.hidden_variables())?;
     // After the start: the command's own limit stays what it was.
     raise_file_limit();
     let pid = supervised.pid();

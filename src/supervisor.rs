@@ -23,13 +23,22 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::time::Instant;
 
 pub use ending::Ended;
 pub use orphans::left_behind;
 pub use start::{StartError, become_command};
+
+/// Closes our memory, which holds passwords, to all but root: no core file of ours is written, no other process of the same
+/// user may look into it, and `/proc/<pid>/environ`, with the servers' URLs, is root's (prctl(2), PR_SET_DUMPABLE). The command,
+/// being another program, is as open as it would be without us.
+pub fn close_memory() {
+    if let Err(error) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "cannot close the memory to other processes of the same user");
+    }
+}
 
 /// The signals that reach the program, in order of arrival. Made before the command starts, so that
 /// none is lost.
@@ -151,14 +160,19 @@ pub enum News {
 }
 
 impl Supervised {
-    /// Starts `command` (never empty) with `variables` set over our own environment. To be called from a thread that lives as
+    /// Starts `command` (never empty) with `variables` set over our own environment, of which those named in `hidden` are left
+    /// out. To be called from a thread that lives as
     /// long as we do, as the first one does: the command takes its end for ours.
     ///
     /// # Errors
     /// When there is no process for it. Whether it can be executed shows later: then it ends with 127 or 126, and has said why.
-    pub fn start(command: &[OsString], variables: &[(String, String)]) -> Result<Self, StartError> {
+    pub fn start(
+        command: &[OsString],
+        variables: &[(String, String)],
+        hidden: &[String],
+    ) -> Result<Self, StartError> {
         orphans::adopt_all();
-        Ok(Self { pid: start::start(command, variables)?, ended: None })
+        Ok(Self { pid: start::start(command, variables, hidden)?, ended: None })
     }
 
     /// The command's process number.

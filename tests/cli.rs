@@ -233,6 +233,28 @@ fn an_upstream_that_is_ourselves_is_refused() {
     assert!(stdout.starts_with(&format!("postgres://u:hunter2@{listen}/app")), "{stdout}");
 }
 
+/// The servers' own URLs, under whatever names, and what only tidegate is to know.
+#[test]
+fn the_command_has_nothing_that_leads_past() {
+    let listen = format!("127.0.0.1:{}", port());
+    let variables = [
+        ("DATABASE_URL", "postgres://u:local@localhost/app"),
+        ("TIDEGATE_DATABASE_URL", "postgres://u:hunter2@past.example/app"),
+        ("TIDEGATE_DATABASE_URL_FILE", "/run/past"),
+        ("DATABASE_URL_FILE", "/run/past"),
+        ("TIDEGATE_POSTGRES_LISTEN", &listen),
+        ("TIDEGATE_POSTGRES_POOL_SIZE", "7"),
+        ("TIDEGATE_PUSH_REMOTE_WRITE_URL", "http://127.0.0.1:9/past"),
+        ("TIDEGATE_PUSH_REMOTE_WRITE_TOKEN", "past"),
+    ];
+    let (status, stdout, stderr) = output(&["run", "env"], &variables);
+    assert_eq!(status, Some(0), "{stderr}");
+    let found = |wanted: &str| stdout.lines().any(|line| line.starts_with(wanted));
+    assert!(!stdout.contains("past"), "{stdout}");
+    assert!(found(&format!("DATABASE_URL=postgres://u:hunter2@{listen}/app")), "{stdout}");
+    assert!(found("TIDEGATE_POSTGRES_POOL_SIZE=7"), "settings stay: {stdout}");
+}
+
 #[test]
 fn one_tidegate_inside_another_goes_through_it() {
     let _alone = DEFAULT_PORTS.lock().unwrap_or_else(PoisonError::into_inner);

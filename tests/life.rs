@@ -163,7 +163,9 @@ fn no_zombie_is_left_by_anybody() {
 
 #[test]
 fn what_the_command_leaves_behind_is_named() {
-    let mut command = shell("sleep 3 >/dev/null 2>&1 & exit 4");
+    // Until it has become sleep it goes by the shell's name.
+    let named = "until grep -q sleep /proc/$!/comm; do :; done";
+    let mut command = shell(&format!("sleep 3 >/dev/null 2>&1 & {named}; exit 4"));
     command.env("TIDEGATE_LOG", "warn");
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
@@ -223,12 +225,12 @@ fn wrapped(pool_size: &str, command: &[String]) -> Vec<String> {
     [&words[..], command].concat()
 }
 
-/// Runs `tidegate run` with what may be others in it before one server; by how many connections each crowd was served, and the
+/// Runs `tidegate run` with what may be others in it before one server that `variable` leads to; by how many connections each crowd was served, and the
 /// most that were open at once.
-fn crowds(server: &Postgres, command: &[String]) -> (Vec<usize>, usize) {
+fn crowds(server: &Postgres, variable: &str, command: &[String]) -> (Vec<usize>, usize) {
     let mut all = clean_command();
     // Beginning with the program itself. No port is asked for: each takes one that is free.
-    all.args(&command[1..]).env("DATABASE_URL", server.url()).env("TIDEGATE_LOG", "warn");
+    all.args(&command[1..]).env(variable, server.url()).env("TIDEGATE_LOG", "warn");
     let mut process = Process::start(all, Signal::KILL);
     let (mut most, mut watcher) = (0, server.superuser());
     let sql = format!("select count(*) from pg_stat_activity where usename = '{USER}'");
@@ -250,9 +252,33 @@ fn one_run_inside_another_pools_and_so_does_the_other() {
     let server = Postgres::start();
     for (outer, inner) in [("2", "5"), ("5", "2")] {
         let command = wrapped(outer, &wrapped(inner, &crowd()));
-        let (served, most) = crowds(&server, &command);
-        assert_eq!((&served[..], most), (&[2][..], 2), "{inner} inside {outer}");
+        // The second would lead the inner one past the outer, if it had it.
+        for variable in ["DATABASE_URL", "TIDEGATE_DATABASE_URL"] {
+            let (served, most) = crowds(&server, variable, &command);
+            assert_eq!((&served[..], most), (&[2][..], 2), "{inner} inside {outer}");
+        }
     }
+}
+
+/// A core file of ours would hold every password; the command's own is its user's business.
+#[test]
+fn tidegate_leaves_no_core_file_and_the_command_may() {
+    // How it ended, and how many files it left: none, where the machine sends core files elsewhere or forbids them.
+    let ended = |script: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -c unlimited; {script}")]).current_dir(directory.path());
+        shell.env("TIDEGATE_ADMIN_LISTEN", "127.0.0.1:0").env("TIDEGATE_LOG", "off");
+        let ended = status(shell);
+        let files = std::fs::read_dir(directory.path()).unwrap().count();
+        (ended.signal(), ended.core_dumped(), files)
+    };
+    let abort = Some(Signal::ABORT.as_raw());
+    let (signal, dumps, files) = ended("kill -ABRT $$");
+    assert_eq!(signal, abort);
+    let inside = |command: &str| ended(&format!("exec {TIDEGATE} run -- sh -c '{command}'"));
+    assert_eq!(inside("kill -ABRT $PPID; sleep 60"), (abort, false, 0), "without us: {dumps}");
+    assert_eq!(inside("kill -ABRT $$"), (abort, false, files), "the command's own, if any");
 }
 
 #[test]

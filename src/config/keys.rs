@@ -33,6 +33,11 @@ pub(super) const OTHER_VARIABLES: [&str; 5] = [
     "TIDEGATE_REDIS_URL_FILE",
 ];
 
+/// Variables of ours that the wrapped command is not to have: where we push to may hold a secret, and another tidegate in the
+/// command would push the same names there once more.
+pub(super) const OURS_ALONE: [&str; 2] =
+    ["TIDEGATE_PUSH_REMOTE_WRITE_URL", "TIDEGATE_PUSH_REMOTE_WRITE_TOKEN"];
+
 /// The settings of one `[[redis.namespaces]]`.
 pub(super) const NAMESPACE_KEYS: &[&str] = &[
     "name",

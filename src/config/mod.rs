@@ -92,6 +92,14 @@ impl Loaded {
         load(file.as_deref(), environment, &flags)
     }
 
+    /// The variables that the wrapped command is not to inherit: what would lead it, or another tidegate in it, past us to a
+    /// server, and what is a secret of ours alone.
+    #[must_use]
+    pub fn hidden_variables(&self) -> Vec<String> {
+        let sources = self.variables.iter().flat_map(|known| sources::other_sources(&known.name));
+        sources.chain(keys::OURS_ALONE.map(str::to_owned)).collect()
+    }
+
     /// The encryption of the listeners of one side.
     #[must_use]
     pub fn tls_of(&self, protocol: Protocol) -> TlsMode {

@@ -35,6 +35,11 @@ pub(super) fn url_source(environment: &Environment, name: &str) -> Option<UrlSou
     None
 }
 
+/// Every other place where the URL of the variable `name` may be.
+pub(super) fn other_sources(name: &str) -> [String; 3] {
+    [format!("{name}{FILE}"), format!("TIDEGATE_{name}"), format!("TIDEGATE_{name}{FILE}")]
+}
+
 /// The file with the URL of the variable `name`, if it is in one.
 pub(super) fn url_file(environment: &Environment, name: &str) -> Option<PathBuf> {
     match url_source(environment, name)? {

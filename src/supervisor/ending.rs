@@ -3,8 +3,6 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
-
 /// How the command, or our own work, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -33,8 +31,8 @@ impl Ended {
         }
     }
 
-    /// Ends this process in the same way: by the same signal if it was one, without a core file of ours. To be called last,
-    /// and its answer returned from `main`.
+    /// Ends this process in the same way: by the same signal if it was one, without a core file of ours, which the command has
+    /// left itself. To be called last, and its answer returned from `main`.
     ///
     /// Signals do nothing to process 1 of a container, and whoever waits for that sees exit codes alone: there it is 128 + n.
     #[must_use]
@@ -49,11 +47,6 @@ impl Ended {
 }
 
 fn die_of(signal: i32) {
-    // What lies in our memory is nobody's business, and the command has left its own core file.
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    let _unlimited = rustix::process::setrlimit(Resource::Core, none);
-    // Where cores go to a program, the limit counts for nothing.
-    let _dumpable = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     // Those it has no default for we don't catch either.
     if signal_hook::low_level::emulate_default_handler(signal).is_err() {
         let _alive = signal_hook::low_level::raise(signal);

@@ -45,19 +45,18 @@ impl StartError {
     }
 }
 
-/// Starts `command` (never empty) with `variables` set over our own environment; its process number. It is told of our death
-/// if the thread that calls this lives as long as we do.
+/// Starts `command` (never empty) with `variables` set over our own environment, without those in `hidden`; its process number.
+/// It is told of our death if the thread that calls this lives as long as we do.
 pub(super) fn start(
     command: &[OsString],
     variables: &[(String, String)],
+    hidden: &[String],
 ) -> Result<Pid, StartError> {
-    // A file with the server's own URL would lead past us.
-    let files: Vec<_> = variables.iter().map(|(name, _)| format!("{name}_FILE")).collect();
     let environment = |command: &mut Command| {
         command.envs(variables.iter().map(|(name, value)| (name, value)));
-        files.iter().for_each(|name| {
+        for name in hidden {
             command.env_remove(name);
-        });
+        }
     };
     let parent = rustix::process::getpid().as_raw_nonzero().to_string();
     let mut between = Command::new(OURSELVES);
