@@ -161,8 +161,7 @@ pub enum News {
 
 impl Supervised {
     /// Starts `command` (never empty) with `variables` set over our own environment, of which those named in `hidden` are left
-    /// out. To be called from a thread that lives as
-    /// long as we do, as the first one does: the command takes its end for ours.
+    /// out. To be called from a thread that lives as long as we do, as the first one does: the command takes its end for ours.
     ///
     /// # Errors
     /// When there is no process for it. Whether it can be executed shows later: then it ends with 127 or 126, and has said why.

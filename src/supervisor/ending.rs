@@ -3,6 +3,8 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
 
+use rustix::process::{Resource, Rlimit};
+
 /// How the command, or our own work, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -47,6 +49,9 @@ impl Ended {
 }
 
 fn die_of(signal: i32) {
+    // Where a sandbox did not let us close our memory.
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let _unlimited = rustix::process::setrlimit(Resource::Core, none);
     // Those it has no default for we don't catch either.
     if signal_hook::low_level::emulate_default_handler(signal).is_err() {
         let _alive = signal_hook::low_level::raise(signal);
