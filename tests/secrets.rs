@@ -119,15 +119,6 @@ fn settings(more: &str) -> String {
     )
 }
 
-fn login(user: &str, password: &str, database: &str) -> Login {
-    Login {
-        user: user.into(),
-        password: password.into(),
-        database: database.into(),
-        ..Login::app()
-    }
-}
-
 /// All of a reply as text.
 fn shown(value: &Value) -> String {
     match value {
@@ -156,7 +147,7 @@ fn visits(gate: &Tidegate, seen: &mut String) {
         ("reader", FIRST),
         ("nobody", MISTYPED),
     ] {
-        writeln!(seen, "{}", visit(gate, &login(user, password, "app"))).unwrap();
+        writeln!(seen, "{}", visit(gate, &Login::of(user, password, "app"))).unwrap();
     }
     for words in [
         &["AUTH", REDIS_PASSWORD][..],
@@ -181,29 +172,17 @@ fn look(gate: &Tidegate, seen: &mut String) {
     for path in ["/", "/metrics", "/status.json", "/healthz", "/readyz", "/nothing"] {
         seen.push_str(&get(gate.admin_port(), path).map(|answer| answer.body).unwrap_or_default());
     }
-    let mut console = gate.try_client(&login("reader", READER, "tidegate")).unwrap();
-    for what in [
-        "STATS",
-        "POOLS",
-        "DATABASES",
-        "CLIENTS",
-        "SERVERS",
-        "LISTS",
-        "CONFIG",
-        "USERS",
-        "HOLDERS",
-        "SOCKETS",
-        "HELP",
-        "VERSION",
-        "NOTHING",
-    ] {
+    let mut console = gate.try_client(&Login::of("reader", READER, "tidegate")).unwrap();
+    let shows =
+        "STATS POOLS DATABASES CLIENTS SERVERS LISTS CONFIG USERS HOLDERS SOCKETS HELP VERSION";
+    for what in shows.split(' ').chain(["NOTHING"]) {
         writeln!(seen, "{:?}", console.query(&format!("SHOW {what}"))).unwrap();
     }
     seen.push_str(&fs::read_to_string(format!("/proc/{}/cmdline", gate.pid())).unwrap());
 }
 
 fn reload(gate: &Tidegate, seen: &mut String) {
-    let mut console = gate.try_client(&login("reader", READER, "tidegate")).unwrap();
+    let mut console = gate.try_client(&Login::of("reader", READER, "tidegate")).unwrap();
     writeln!(seen, "{:?}", console.query("RELOAD")).unwrap();
 }
 

@@ -10,15 +10,6 @@ use support::postgres::{PASSWORD, Postgres};
 use support::tidegate::{Setup, Tidegate, clean_command};
 use tempfile::NamedTempFile;
 
-fn login(user: &str, password: &str, database: &str) -> Login {
-    Login {
-        user: user.into(),
-        password: password.into(),
-        database: database.into(),
-        ..Login::app()
-    }
-}
-
 fn file(text: &str, mode: u32) -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
@@ -51,26 +42,26 @@ fn users_of_the_file_come_in_with_their_passwords_and_nobody_else() {
     let text = format!("; ours\n\"reader\" \"reader-secret\"\n\"postgres\" \"{verifier}\"\n");
     let gate = serving(&server.url(), &file(&text, 0o600));
     for (login, sees) in [
-        (login("app", PASSWORD, "app"), "app@app"),
-        (login("app", PASSWORD, "other"), "app@other"),
-        (login("reader", "reader-secret", "app"), "reader@app"),
-        (login("reader", "reader-secret", "postgres"), "reader@postgres"),
-        (login("postgres", "boss-secret", "other"), "postgres@other"),
+        (Login::of("app", PASSWORD, "app"), "app@app"),
+        (Login::of("app", PASSWORD, "other"), "app@other"),
+        (Login::of("reader", "reader-secret", "app"), "reader@app"),
+        (Login::of("reader", "reader-secret", "postgres"), "reader@postgres"),
+        (Login::of("postgres", "boss-secret", "other"), "postgres@other"),
     ] {
         let mut client = gate.try_client(&login).unwrap();
         assert_eq!(client.one("select current_user || '@' || current_database()"), sees);
     }
     for wrong in [
-        login("reader", PASSWORD, "app"),
-        login("reader", "", "app"),
-        login("app", "reader-secret", "other"),
-        login("postgres", "reader-secret", "app"),
-        login("scratch", "boss-secret", "app"),
-        login("nobody", "reader-secret", "app"),
+        Login::of("reader", PASSWORD, "app"),
+        Login::of("reader", "", "app"),
+        Login::of("app", "reader-secret", "other"),
+        Login::of("postgres", "reader-secret", "app"),
+        Login::of("scratch", "boss-secret", "app"),
+        Login::of("nobody", "reader-secret", "app"),
     ] {
         assert_eq!(code(&gate, &wrong), "28P01", "{wrong:?}");
     }
-    assert_eq!(code(&gate, &login("reader", "reader-secret", "nowhere")), "3D000");
+    assert_eq!(code(&gate, &Login::of("reader", "reader-secret", "nowhere")), "3D000");
     assert!(!gate.output().contains("secret"), "{}", gate.output());
 }
 
@@ -79,13 +70,13 @@ fn a_password_that_the_server_does_not_take_is_told_and_a_verifier_of_the_server
     let server = Postgres::start();
     let users = file("\"reader\" \"outdated\"\n", 0o600);
     let gate = serving(&server.url(), &users);
-    let refusal = gate.try_client(&login("reader", "outdated", "app")).map(|_| ()).unwrap_err();
+    let refusal = gate.try_client(&Login::of("reader", "outdated", "app")).map(|_| ()).unwrap_err();
     assert_eq!(refusal.code, "28P01", "{refusal:?}");
     // What the client shows of its password opens the server, too.
     let mut superuser = server.superuser();
     let verifier = superuser.one("select rolpassword from pg_authid where rolname = 'reader'");
     let gate = serving(&server.url(), &file(&format!("\"reader\" \"{verifier}\"\n"), 0o600));
-    let mut client = gate.try_client(&login("reader", "reader-secret", "app")).unwrap();
+    let mut client = gate.try_client(&Login::of("reader", "reader-secret", "app")).unwrap();
     assert_eq!(client.one("select current_user"), "reader");
 }
 
@@ -96,8 +87,8 @@ fn the_urls_user_may_have_its_password_in_the_file() {
     let gate = serving(&url, &file(&format!("\"app\" \"{PASSWORD}\"\n"), 0o600));
     let mut client = gate.client();
     assert_eq!(client.one("select current_user"), "app");
-    assert_eq!(code(&gate, &login("app", "wrong", "app")), "28P01");
-    assert_eq!(code(&gate, &login("app", "wrong", "other")), "28P01");
+    assert_eq!(code(&gate, &Login::of("app", "wrong", "app")), "28P01");
+    assert_eq!(code(&gate, &Login::of("app", "wrong", "other")), "28P01");
 }
 
 #[test]
@@ -108,12 +99,12 @@ fn any_with_trust_lets_in_whom_the_server_trusts() {
         .env("TIDEGATE_POSTGRES_ANY", "1")
         .env("TIDEGATE_POSTGRES_AUTH", "trust")
         .start();
-    let mut boss = gate.try_client(&login("postgres", "", "other")).unwrap();
+    let mut boss = gate.try_client(&Login::of("postgres", "", "other")).unwrap();
     assert_eq!(boss.one("select current_user || '@' || current_database()"), "postgres@other");
-    let mut app = gate.try_client(&login("app", "whatever", "other")).unwrap();
+    let mut app = gate.try_client(&Login::of("app", "whatever", "other")).unwrap();
     assert_eq!(app.one("select current_user"), "app");
     let refusal =
-        gate.try_client(&login("reader", "reader-secret", "app")).map(|_| ()).unwrap_err();
+        gate.try_client(&Login::of("reader", "reader-secret", "app")).map(|_| ()).unwrap_err();
     assert!(refusal.message.contains("asks for a password"), "{refusal:?}");
 }
 

@@ -23,21 +23,23 @@ pub(super) enum UrlSource {
 /// Where the URL of the variable `name` is: `TIDEGATE_<name>` comes first, then the variable itself; of each its file, if it
 /// is not set.
 pub(super) fn url_source(environment: &Environment, name: &str) -> Option<UrlSource> {
-    for base in [format!("TIDEGATE_{name}"), name.to_owned()] {
-        let file = format!("{base}{FILE}");
-        if environment.contains_key(&base) {
-            return Some(UrlSource::Variable(base));
-        }
-        if environment.contains_key(&file) {
-            return Some(UrlSource::File(file));
-        }
-    }
-    None
+    sources(name).into_iter().find(|source| environment.contains_key(source.variable()))
 }
 
-/// Every other place where the URL of the variable `name` may be.
-pub(super) fn other_sources(name: &str) -> [String; 3] {
-    [format!("{name}{FILE}"), format!("TIDEGATE_{name}"), format!("TIDEGATE_{name}{FILE}")]
+/// Every variable but `name` itself that its URL may be taken from.
+pub(super) fn other_sources(name: &str) -> impl Iterator<Item = String> {
+    let variables = sources(name).map(|source| source.variable().to_owned());
+    variables.into_iter().filter(move |variable| variable != name)
+}
+
+/// Where the URL of `name` may be, the first one first.
+fn sources(name: &str) -> [UrlSource; 4] {
+    [
+        UrlSource::Variable(format!("TIDEGATE_{name}")),
+        UrlSource::File(format!("TIDEGATE_{name}{FILE}")),
+        UrlSource::Variable(name.to_owned()),
+        UrlSource::File(format!("{name}{FILE}")),
+    ]
 }
 
 /// The file with the URL of the variable `name`, if it is in one.
@@ -49,12 +51,17 @@ pub(super) fn url_file(environment: &Environment, name: &str) -> Option<PathBuf>
 }
 
 impl UrlSource {
+    fn variable(&self) -> &str {
+        let (Self::Variable(name) | Self::File(name)) = self;
+        name
+    }
+
     /// The URL.
     ///
     /// # Errors
     /// When there is no text. What a file holds is not shown.
     pub(super) fn read(self, environment: &Environment) -> Result<Entry, ConfigError> {
-        let (Self::Variable(source) | Self::File(source)) = &self;
+        let source = self.variable();
         let Some(text) = environment.get(source).cloned().flatten() else {
             return Err(ConfigError::new(source, "is not UTF-8 text"));
         };

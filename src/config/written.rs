@@ -8,6 +8,7 @@ use std::time::Duration;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::keys::{KEYS, NAMESPACE_KEYS, OTHER_VARIABLES};
+use super::sources::other_sources;
 use super::{ConfigError, suggest};
 
 /// The process's environment as text; values that are not UTF-8 are `None`.
@@ -239,8 +240,7 @@ impl Written {
 /// A warning for each `TIDEGATE_` variable that nothing reads; `pooled` are the names of the pooled
 /// variables, each of which may have an upstream in `TIDEGATE_<name>`.
 pub(super) fn unknown_variables(environment: &Environment, pooled: &[String]) -> Vec<String> {
-    let ours = |name: &String| [format!("TIDEGATE_{name}"), format!("TIDEGATE_{name}_FILE")];
-    let upstreams: Vec<String> = pooled.iter().flat_map(ours).collect();
+    let upstreams: Vec<String> = pooled.iter().flat_map(|name| other_sources(name)).collect();
     let known: Vec<&str> = KEYS
         .iter()
         .filter_map(|key| key.variable)

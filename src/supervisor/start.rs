@@ -53,10 +53,11 @@ pub(super) fn start(
     hidden: &[String],
 ) -> Result<Pid, StartError> {
     let environment = |command: &mut Command| {
-        command.envs(variables.iter().map(|(name, value)| (name, value)));
         for name in hidden {
             command.env_remove(name);
         }
+        // Last: what is another's hidden place may be pooled itself.
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
     };
     let parent = rustix::process::getpid().as_raw_nonzero().to_string();
     let mut between = Command::new(OURSELVES);

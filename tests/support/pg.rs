@@ -146,12 +146,12 @@ pub struct Login {
 
 impl Login {
     pub fn app() -> Self {
-        Self {
-            user: postgres::USER.into(),
-            password: postgres::PASSWORD.into(),
-            database: postgres::DATABASE.into(),
-            parameters: Vec::new(),
-        }
+        Self::of(postgres::USER, postgres::PASSWORD, postgres::DATABASE)
+    }
+
+    pub fn of(user: &str, password: &str, database: &str) -> Self {
+        let (user, password, database) = (user.into(), password.into(), database.into());
+        Self { user, password, database, parameters: Vec::new() }
     }
 
     pub fn with(mut self, name: &str, value: &str) -> Self {
