@@ -10,6 +10,7 @@ mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::sync::Weak;
 
 use anyhow::Context as _;
 use rustix::process::Signal;
@@ -93,6 +94,7 @@ async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<En
     let mut signals = caught.context("cannot catch signals")?;
     let bound = listeners::bind(loaded, taken).await?;
     let variables = bound.local_urls(loaded)?;
+    let socket_files = bound.socket_files();
     let (trigger, drain) = Drain::new();
     // Under `run` the command decides when to stop.
     let stop = (*work == Work::Serve).then(StopRequest::default);
@@ -125,6 +127,8 @@ async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<En
         // A platform may send SIGTERM twice, and means no haste; a person at a terminal does.
         _signal = signals.any_of(&[Signal::INT]) => false,
     };
+    // Those that are still listened on: other threads may not come to it before the process ends.
+    socket_files.iter().filter_map(Weak::upgrade).for_each(|file| file.remove());
     let cut_off = drain.cut_off();
     if !in_time || cut_off > 0 {
         let sessions = cut_off.max(drain.live());

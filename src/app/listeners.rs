@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 
 use anyhow::Context as _;
 
 use crate::config::{ConfigError, Loaded, PooledVariable, Protocol};
-use crate::net::{self, Listener};
+use crate::net::{self, Address, Listener, SocketFile};
 
 /// What to do when a port that nobody asked for by number is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +44,36 @@ pub(super) async fn bind(loaded: &Loaded, taken: Taken) -> anyhow::Result<Bound>
     for listener in settings.redis.iter().flat_map(|redis| &redis.listeners) {
         bound.redis.push(bind_one("redis", listener.listen, listener.explicit, taken).await?);
     }
+    open_sockets(loaded, &mut bound)?;
     Ok(bound)
+}
+
+/// The unix sockets, beside the addresses that were bound.
+fn open_sockets(loaded: &Loaded, bound: &mut Bound) -> anyhow::Result<()> {
+    let sockets = &loaded.settings.sockets;
+    for listener in &mut bound.postgres {
+        let path = sockets.postgres(listener.local_addr()?.port());
+        open_socket("postgres.socket_dir", listener, path, sockets.mode)?;
+    }
+    for (index, listener) in bound.redis.iter_mut().enumerate() {
+        open_socket("redis.socket", listener, sockets.redis(index), sockets.mode)?;
+    }
+    Ok(())
+}
+
+fn open_socket(
+    setting: &str,
+    listener: &mut Listener,
+    path: Option<PathBuf>,
+    mode: u32,
+) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let shown = path.display();
+    listener
+        .open_socket(&path, mode)
+        .with_context(|| format!("cannot listen on the unix socket {shown} ({setting})"))?;
+    tracing::info!(setting, path = %shown, mode = format!("{mode:04o}"), "listening");
+    Ok(())
 }
 
 async fn bind_one(
@@ -82,9 +113,19 @@ fn announce(section: &str, listener: Listener) -> io::Result<Listener> {
 
 impl Bound {
     /// Where all of them listen.
-    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
-        let all = self.postgres.iter().chain(&self.redis).chain([&self.admin]);
-        all.filter_map(|listener| listener.local_addr().ok()).collect()
+    pub(super) fn addresses(&self) -> Vec<Address> {
+        let tcp = self.all().filter_map(|listener| listener.local_addr().ok()).map(Address::Tcp);
+        let paths = self.all().filter_map(Listener::socket_path);
+        tcp.chain(paths.map(|path| Address::Unix(path.into()))).collect()
+    }
+
+    /// The files of the unix sockets, as long as anybody listens there.
+    pub(super) fn socket_files(&self) -> Vec<Weak<SocketFile>> {
+        self.all().filter_map(Listener::socket_file).map(Arc::downgrade).collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Listener> {
+        self.postgres.iter().chain(&self.redis).chain([&self.admin])
     }
 
     /// The pooled variables with their values for the wrapped command.
@@ -92,9 +133,10 @@ impl Bound {
     /// Fails when an upstream is one of our own listeners: every connection would call for another.
     pub(super) fn local_urls(&self, loaded: &Loaded) -> anyhow::Result<Vec<(String, String)>> {
         let mut urls = Vec::new();
+        let addresses = self.addresses();
         for variable in &loaded.variables {
-            for listener in self.postgres.iter().chain(&self.redis).chain([&self.admin]) {
-                refuse_loop(variable, listener.local_addr()?)?;
+            for address in &addresses {
+                refuse_loop(variable, address)?;
             }
             let side = match variable.protocol() {
                 Protocol::Postgres => &self.postgres,
@@ -115,17 +157,14 @@ pub(super) fn check_loops(loaded: &Loaded) -> Result<(), ConfigError> {
     for variable in &loaded.variables {
         for other in &loaded.variables {
             if let Some(listen) = loaded.listen_of(other) {
-                refuse_loop(variable, listen)?;
+                refuse_loop(variable, &Address::Tcp(listen))?;
             }
         }
     }
     Ok(())
 }
 
-pub(super) fn refuse_loop(
-    variable: &PooledVariable,
-    listen: SocketAddr,
-) -> Result<(), ConfigError> {
+pub(super) fn refuse_loop(variable: &PooledVariable, listen: &Address) -> Result<(), ConfigError> {
     if !variable.leads_to(listen) {
         return Ok(());
     }

@@ -1,7 +1,6 @@
 //! Reading the settings again while clients are here: on SIGHUP, at the console's word, and when a file has changed. Either all
 //! of them are taken that a running process can take, or nothing changes.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use super::logging::LogSwitch;
 use crate::config::{Loaded, needs_restart};
 use crate::lifecycle::{Drain, ReloadAnswer};
 use crate::metrics::{Metrics, Reload};
-use crate::net::Tls;
+use crate::net::{Address, Tls};
 use crate::{postgres, redis};
 
 /// Longest time to read the settings: a file may lie where reading hangs.
@@ -29,7 +28,7 @@ pub(super) struct Reloader {
     /// What metrics are sent out over.
     pub(super) push: Option<Tls>,
     /// Where we listen: no URL may lead there.
-    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) addresses: Vec<Address>,
     pub(super) log: LogSwitch,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -138,7 +137,7 @@ impl Reloader {
         for (variable, address) in loaded
             .variables
             .iter()
-            .flat_map(|variable| self.addresses.iter().map(move |address| (variable, *address)))
+            .flat_map(|variable| self.addresses.iter().map(move |address| (variable, address)))
         {
             refuse_loop(variable, address)?;
         }

@@ -11,6 +11,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::Address;
+
 /// The type of the first record of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -109,6 +111,18 @@ impl Stream {
     #[must_use]
     pub fn peer(&self) -> Option<SocketAddr> {
         self.tcp().and_then(|tcp| tcp.peer_addr().ok())
+    }
+
+    /// Our end, as a client reaches it; `None` when the peer is already gone.
+    #[must_use]
+    pub fn local(&self) -> Option<Address> {
+        match self {
+            Self::Unix(unix) => {
+                let address = unix.local_addr().ok()?;
+                address.as_pathname().map(|path| Address::Unix(path.into()))
+            }
+            _ => self.tcp()?.local_addr().ok().map(Address::Tcp),
+        }
     }
 
     /// The peer's address and ours; `None` for a unix socket or when the peer is already gone.
