@@ -258,6 +258,10 @@ impl Visitor {
             () = self.drain.started() => Ok(Opening::Plain),
         };
         match (first, mode) {
+            (Ok(Opening::Tls), _) if matches!(self.stream, Stream::Unix(_)) => {
+                self.upstream.note_no_tls(&self.peer, &"it wants TLS over a unix socket");
+                return refuse(self.stream, NO_TLS_HERE.to_owned()).await;
+            }
             (Ok(Opening::Tls), _) => {
                 match tokio::time::timeout_at(self.deadline, tls.accept(self.stream)).await {
                     Ok(Ok(encrypted)) => self.stream = encrypted.stream,
@@ -299,6 +303,9 @@ impl Drop for Place {
 
 /// What is told to a client without TLS where it must have it.
 const TLS_ONLY: &str = "-ERR tidegate: this listener takes TLS only: use rediss://\r\n";
+
+/// What is told to a client that begins with TLS over a unix socket.
+const NO_TLS_HERE: &str = "-ERR tidegate: a unix socket has no TLS: use unix://\r\n";
 
 /// Longest time to tell a client that it can't come in.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
