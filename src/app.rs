@@ -2,8 +2,10 @@
 //! first listener to the last session.
 
 mod files;
+mod herald;
 mod listeners;
 mod logging;
+mod passed;
 mod reload;
 mod services;
 mod watch;
@@ -20,8 +22,10 @@ use crate::config::{ConfigError, FirstPasswords, Loaded, PasswordOrigin, Setting
 use crate::lifecycle::{Drain, DrainTrigger, Newcomers, StopRequest};
 use crate::supervisor::{self, Ended, News, Signals, StartError, Supervised};
 
+use herald::Herald;
 use listeners::Taken;
 use logging::LogSwitch;
+use passed::Passed;
 use reload::Hangup;
 use services::Reloading;
 
@@ -51,12 +55,16 @@ pub fn run(loaded: &Loaded, work: &Work) -> anyhow::Result<Ended> {
         return Ok(Ended::Code(0));
     }
     let log = logging::start(loaded.settings.log);
+    let manager = Manager {
+        herald: Herald::from_environment(),
+        passed: Passed::from_environment().context("cannot take the service manager's sockets")?,
+    };
     supervisor::close_memory();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     let runtime = runtime(loaded.settings.workers)?;
-    let ended = runtime.block_on(live(loaded, work, log));
+    let ended = runtime.block_on(live(loaded, work, log, manager));
     // A name look-up that hangs in its thread must not hold up the exit.
     runtime.shutdown_background();
     ended
@@ -78,7 +86,19 @@ fn runtime(workers: usize) -> io::Result<Runtime> {
     }
 }
 
-async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<Ended> {
+/// What the service manager that started us wants and brings, if there is one.
+struct Manager {
+    herald: Herald,
+    passed: Passed,
+}
+
+async fn live(
+    loaded: &Loaded,
+    work: &Work,
+    log: LogSwitch,
+    manager: Manager,
+) -> anyhow::Result<Ended> {
+    let Manager { herald, mut passed } = manager;
     if *work == Work::Serve && loaded.variables.is_empty() {
         let problem = "nothing to serve: neither DATABASE_URL nor REDIS_URL is set; set one, or \
             name other variables in TIDEGATE_POSTGRES_URLS or TIDEGATE_REDIS_URLS";
@@ -92,7 +112,7 @@ async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<En
         Work::Serve | Work::Check => (Signals::new(), Taken::Refuse, Newcomers::LeftToOthers),
     };
     let mut signals = caught.context("cannot catch signals")?;
-    let bound = listeners::bind(loaded, taken).await?;
+    let bound = listeners::bind(loaded, taken, &mut passed).await?;
     let variables = bound.local_urls(loaded)?;
     let socket_files = bound.socket_files();
     let (trigger, drain) = Drain::new();
@@ -106,12 +126,18 @@ async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<En
             Work::Run(_) => FirstPasswords::Stay,
             Work::Serve | Work::Check => FirstPasswords::Expire,
         },
+        herald: herald.clone(),
     };
     services::start(loaded, bound, &drain, stop.clone(), reloading)?;
     let ended = match work {
-        Work::Run(command) => wrap(loaded, command, &variables, &mut signals, &trigger).await?,
+        Work::Run(command) => {
+            let supervised = start(loaded, command, &variables)?;
+            herald.ready();
+            wrap(loaded, supervised, &mut signals, &trigger, &herald).await
+        }
         Work::Serve | Work::Check => {
             raise_file_limit();
+            herald.ready();
             tokio::select! {
                 signal = signals.any_of(&STOP) => {
                     tracing::info!(signal = signal.as_raw(), "told to stop");
@@ -121,6 +147,7 @@ async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<En
             Ended::Code(0)
         }
     };
+    herald.stopping();
     trigger.start(loaded.settings.drain, newcomers);
     let in_time = tokio::select! {
         in_time = trigger.finished() => in_time,
@@ -161,22 +188,34 @@ fn warn_of_unknown_passwords(settings: &Settings) {
     }
 }
 
-/// Starts the command, lives as long as it does; how it ended.
-async fn wrap(
+/// Starts the command.
+fn start(
     loaded: &Loaded,
     command: &[OsString],
     variables: &[(String, String)],
-    signals: &mut Signals,
-    trigger: &DrainTrigger,
-) -> anyhow::Result<Ended> {
+) -> anyhow::Result<Supervised> {
     if variables.is_empty() {
         tracing::warn!("nothing to pool: neither DATABASE_URL nor REDIS_URL is set");
     }
-    let mut supervised = Supervised::start(command, variables, &loaded.hidden_variables())?;
+    // What the service manager says is for us, who are what it started.
+    let managers = herald::VARIABLES.map(str::to_owned);
+    let hidden: Vec<_> = loaded.hidden_variables().into_iter().chain(managers).collect();
+    let supervised = Supervised::start(command, variables, &hidden)?;
     // After the start: the command's own limit stays what it was.
     raise_file_limit();
+    tracing::info!(pid = supervised.pid(), pooled = variables.len(), "command started");
+    Ok(supervised)
+}
+
+/// Lives as long as the command does; how it ended.
+async fn wrap(
+    loaded: &Loaded,
+    mut supervised: Supervised,
+    signals: &mut Signals,
+    trigger: &DrainTrigger,
+    herald: &Herald,
+) -> Ended {
     let pid = supervised.pid();
-    tracing::info!(pid, pooled = variables.len(), "command started");
     let settings = &loaded.settings;
     let ended = supervised.wait(signals, settings.child_grace, |news| match news {
         News::Told => {
@@ -184,6 +223,7 @@ async fn wrap(
                 pid,
                 "the command was told to end: it is served until it has, and no server connection stays idle"
             );
+            herald.stopping();
             trigger.give_notice();
         }
         News::Overdue => {
@@ -203,7 +243,7 @@ async fn wrap(
         Ended::Code(code) => tracing::info!(pid, code, "command ended"),
         Ended::Signal(signal) => tracing::info!(pid, signal, "command ended by a signal"),
     }
-    Ok(ended)
+    ended
 }
 
 /// Each client is a file descriptor: takes all the system allows.

@@ -40,7 +40,8 @@ fn with_sockets(setup: Setup, home: &Path) -> Setup {
 
 impl Stage {
     fn new() -> Self {
-        let (home, server, redis) = (tempfile::tempdir().unwrap(), Postgres::start(), Redis::start());
+        let (home, server, redis) =
+            (tempfile::tempdir().unwrap(), Postgres::start(), Redis::start());
         let setup = Setup::new().postgres(&server).redis(&redis).pool_size(2);
         let gate = with_sockets(setup, home.path()).start();
         Self { home, server, _redis: redis, gate }
@@ -91,7 +92,8 @@ fn rest(mut stream: UnixStream) -> Vec<u8> {
 fn psql_and_redis_cli_come_in() {
     let stage = Stage::new();
     let app = Login::app().database;
-    let many = "select generate_series(1, 3); prepare p as select 4; execute p; begin; select 5; commit;";
+    let many =
+        "select generate_series(1, 3); prepare p as select 4; execute p; begin; select 5; commit;";
     let said = stdout(stage.psql(&app).args(["-c", many]).output().unwrap());
     assert_eq!(said, "1\n2\n3\nPREPARE\n4\nBEGIN\n5\nCOMMIT");
     let long = "select length(repeat('x', 1000000)), repeat('y', 1000000)";
@@ -116,7 +118,8 @@ fn who_comes_over_a_socket_is_shown_so() {
     sleeper.args(["-c", "select pg_sleep(60)"]);
     let mut sleeper = Process::start(sleeper, Signal::KILL);
     let row = eventually("the client is seen", || {
-        let clients = stdout(stage.psql("pgbouncer").args(["-c", "show clients"]).output().unwrap());
+        let clients =
+            stdout(stage.psql("pgbouncer").args(["-c", "show clients"]).output().unwrap());
         let of_app = |line: &&str| line.contains(&format!("|{}|", Login::app().database));
         clients.lines().find(of_app).map(str::to_owned)
     });
@@ -204,7 +207,8 @@ fn files_have_the_mode_that_was_set_and_go_at_the_end() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("redis.sock");
     let setup = Setup::new().redis_url("redis://127.0.0.1:1").env("TIDEGATE_SOCKET_MODE", "0666");
-    let mut gate = with_sockets(setup, home.path()).arguments(&["run", "--", "sleep", "60"]).start();
+    let mut gate =
+        with_sockets(setup, home.path()).arguments(&["run", "--", "sleep", "60"]).start();
     assert_eq!(mode(&path), 0o666);
     // Somebody puts another socket there.
     fs::remove_file(&path).unwrap();
@@ -253,7 +257,8 @@ fn another_kind_of_file_and_a_missing_directory_are_left_as_they_are() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("redis.sock");
     fs::write(&path, "words").unwrap();
-    let start = |directory: &Path| with_sockets(Setup::new().redis_url("redis://127.0.0.1:1"), directory);
+    let start =
+        |directory: &Path| with_sockets(Setup::new().redis_url("redis://127.0.0.1:1"), directory);
     let mut gate = start(home.path()).launch();
     assert_eq!(gate.wait(DEADLINE).and_then(|status| status.code()), Some(1));
     assert!(gate.output().contains("no socket"), "{}", gate.output());

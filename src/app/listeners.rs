@@ -7,7 +7,8 @@ use std::sync::{Arc, Weak};
 
 use anyhow::Context as _;
 
-use crate::config::{ConfigError, Loaded, PooledVariable, Protocol};
+use super::passed::Passed;
+use crate::config::{Auth, ConfigError, Loaded, PooledVariable, Protocol};
 use crate::net::{self, Address, Listener, SocketFile};
 
 /// What to do when a port that nobody asked for by number is taken.
@@ -30,58 +31,122 @@ pub(super) struct Bound {
     pub(super) redis: Vec<Listener>,
 }
 
-/// Binds every listener.
-pub(super) async fn bind(loaded: &Loaded, taken: Taken) -> anyhow::Result<Bound> {
+/// Binds every listener that was not passed to us.
+pub(super) async fn bind(
+    loaded: &Loaded,
+    taken: Taken,
+    passed: &mut Passed,
+) -> anyhow::Result<Bound> {
     let settings = &loaded.settings;
+    let postgres: Vec<_> = settings.postgres.iter().flat_map(|side| &side.listeners).collect();
+    let redis: Vec<_> = settings.redis.iter().flat_map(|side| &side.listeners).collect();
+    passed.name_by_order(postgres.len(), redis.len())?;
+    let admin = (settings.admin.listen, settings.admin.explicit);
     let mut bound = Bound {
-        admin: bind_one("admin", settings.admin.listen, settings.admin.explicit, taken).await?,
+        admin: bind_one("admin", admin, taken, passed).await?,
         postgres: Vec::new(),
         redis: Vec::new(),
     };
-    for listener in settings.postgres.iter().flat_map(|postgres| &postgres.listeners) {
-        bound.postgres.push(bind_one("postgres", listener.listen, listener.explicit, taken).await?);
+    for listener in postgres {
+        let place = (listener.listen, listener.explicit);
+        bound.postgres.push(bind_one("postgres", place, taken, passed).await?);
     }
-    for listener in settings.redis.iter().flat_map(|redis| &redis.listeners) {
-        bound.redis.push(bind_one("redis", listener.listen, listener.explicit, taken).await?);
+    for listener in redis {
+        let place = (listener.listen, listener.explicit);
+        bound.redis.push(bind_one("redis", place, taken, passed).await?);
     }
-    open_sockets(loaded, &mut bound)?;
+    open_sockets(loaded, &mut bound, passed)?;
+    passed.refuse_rest()?;
+    check_reach(loaded, &bound)?;
     Ok(bound)
 }
 
 /// The unix sockets, beside the addresses that were bound.
-fn open_sockets(loaded: &Loaded, bound: &mut Bound) -> anyhow::Result<()> {
+fn open_sockets(loaded: &Loaded, bound: &mut Bound, passed: &mut Passed) -> anyhow::Result<()> {
     let sockets = &loaded.settings.sockets;
     for listener in &mut bound.postgres {
         let path = sockets.postgres(listener.local_addr()?.port());
-        open_socket("postgres.socket_dir", listener, path, sockets.mode)?;
+        open_socket(("postgres", "postgres.socket_dir"), listener, (path, sockets.mode), passed)?;
     }
     for (index, listener) in bound.redis.iter_mut().enumerate() {
-        open_socket("redis.socket", listener, sockets.redis(index), sockets.mode)?;
+        let path = sockets.redis(index);
+        open_socket(("redis", "redis.socket"), listener, (path, sockets.mode), passed)?;
     }
     Ok(())
 }
 
 fn open_socket(
-    setting: &str,
+    (section, setting): (&str, &str),
     listener: &mut Listener,
-    path: Option<PathBuf>,
-    mode: u32,
+    (path, mode): (Option<PathBuf>, u32),
+    passed: &mut Passed,
 ) -> anyhow::Result<()> {
+    if let Some((socket, path)) = passed.take_unix(section) {
+        listener.take_socket(socket, &path, None)?;
+        tracing::info!(listener = section, path = %path.display(), "listening on a socket that was passed");
+        return Ok(());
+    }
     let Some(path) = path else { return Ok(()) };
     let shown = path.display();
     listener
         .open_socket(&path, mode)
         .with_context(|| format!("cannot listen on the unix socket {shown} ({setting})"))?;
-    tracing::info!(setting, path = %shown, mode = format!("{mode:04o}"), "listening");
+    tracing::info!(listener = section, path = %shown, mode = format!("{mode:04o}"), "listening");
     Ok(())
+}
+
+/// The settings were checked with the addresses that are written there; a socket that was passed may listen elsewhere.
+fn check_reach(loaded: &Loaded, bound: &Bound) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let open = |listener: &Listener| {
+        let address = listener.local_addr().ok()?;
+        (!address.ip().to_canonical().is_loopback()).then_some(address)
+    };
+    for (side, listener) in settings.postgres.iter().flat_map(|side| {
+        side.listeners.iter().zip(&bound.postgres).map(move |(known, bound)| ((side, known), bound))
+    }) {
+        let (side, known) = side;
+        let nobody = |user: &str| side.users.get(user).is_none();
+        let mut upstreams = known.upstreams.iter();
+        let passwords = !upstreams.any(|one| one.password.is_none() && nobody(&one.user));
+        refuse_strangers("postgres", open(listener), side.auth, passwords)?;
+    }
+    for (side, listener) in settings.redis.iter().flat_map(|side| {
+        side.listeners.iter().zip(&bound.redis).map(move |(known, bound)| ((side, known), bound))
+    }) {
+        let (side, known) = side;
+        refuse_strangers("redis", open(listener), side.auth, known.upstream.password.is_some())?;
+    }
+    Ok(())
+}
+
+fn refuse_strangers(
+    section: &str,
+    open: Option<SocketAddr>,
+    auth: Auth,
+    passwords: bool,
+) -> Result<(), ConfigError> {
+    match open {
+        Some(address) if auth == Auth::Trust || !passwords => Err(ConfigError::new(
+            format!("{section}.listen"),
+            format!(
+                "{address} is no loopback address, and whoever reaches it could use the server: ask for passwords \
+                 (in the URL, and not auth = \"trust\"), or listen on 127.0.0.1"
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 async fn bind_one(
     section: &str,
-    listen: SocketAddr,
-    explicit: bool,
+    (listen, explicit): (SocketAddr, bool),
     taken: Taken,
+    passed: &mut Passed,
 ) -> anyhow::Result<Listener> {
+    if let Some(socket) = passed.take_tcp(section) {
+        return Ok(announce(section, Listener::of(socket)?)?);
+    }
     let error = match net::bind(listen).await {
         Ok(listener) => return Ok(announce(section, listener)?),
         Err(error) => error,

@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 
 use super::files::Files;
+use super::herald::Herald;
 use super::listeners::refuse_loop;
 use super::logging::LogSwitch;
 use crate::config::{Loaded, needs_restart};
@@ -30,6 +31,7 @@ pub(super) struct Reloader {
     /// Where we listen: no URL may lead there.
     pub(super) addresses: Vec<Address>,
     pub(super) log: LogSwitch,
+    pub(super) herald: Herald,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -77,6 +79,7 @@ impl Reloader {
                 () = files.changed(every) => Cause::File,
             };
             let word = cause.word();
+            self.herald.reloading();
             files.take().await;
             let answer = match self.reload().await {
                 Ok((loaded, words)) => {
@@ -95,6 +98,8 @@ impl Reloader {
                     Err(problem)
                 }
             };
+            // Taken or not: we go on.
+            self.herald.ready();
             self.metrics.reloaded(if answer.is_ok() { Reload::Taken } else { Reload::Refused });
             if let Cause::Console(asker) = cause {
                 // It may have gone meanwhile.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use super::herald::Herald;
 use super::listeners::Bound;
 use super::logging::LogSwitch;
 use super::reload::{Hangup, Reloader};
@@ -22,6 +23,7 @@ pub(super) struct Reloading {
     pub(super) log: LogSwitch,
     pub(super) hangup: Hangup,
     pub(super) first_passwords: FirstPasswords,
+    pub(super) herald: Herald,
 }
 
 /// Builds the services of what was bound and spawns them; call it inside the runtime. `stop`: what a client of the console may
@@ -34,7 +36,7 @@ pub(super) fn start(
     reloading: Reloading,
 ) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let Reloading { log, hangup, first_passwords } = reloading;
+    let Reloading { log, hangup, first_passwords, herald } = reloading;
     let (reload, asked) = ReloadRequest::new();
     let addresses = bound.addresses();
     let metrics = Metrics::new().context("cannot set up the metrics")?;
@@ -67,6 +69,7 @@ pub(super) fn start(
     }
     let tower = Tower::new(Arc::clone(&metrics), postgres.clone(), redis.clone(), drain.clone());
     tokio::spawn(Arc::clone(&tower).keep());
+    tokio::spawn(herald.clone().keep(Arc::clone(&tower), drain.clone()));
     let readiness: admin::Readiness = {
         let tower = Arc::clone(&tower);
         Arc::new(move || tower.readiness())
@@ -81,6 +84,7 @@ pub(super) fn start(
         push,
         addresses,
         log,
+        herald,
         metrics: Arc::clone(&metrics),
     };
     tokio::spawn(reloader.keep(hangup, asked, drain.clone()));

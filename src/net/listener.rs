@@ -29,12 +29,13 @@ pub struct Listener {
 struct UnixDoor {
     listener: UnixListener,
     path: Arc<Path>,
-    file: Arc<SocketFile>,
+    /// None of ours if another process has opened it.
+    file: Option<Arc<SocketFile>>,
 }
 
 impl Drop for UnixDoor {
     fn drop(&mut self) {
-        self.file.remove();
+        self.file.iter().for_each(|file| file.remove());
     }
 }
 
@@ -58,10 +59,22 @@ pub async fn bind(addr: SocketAddr) -> io::Result<Listener> {
     // Without it a restart within the TIME_WAIT of old clients could not bind.
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
-    Ok(Listener { tcp: socket.listen(BACKLOG.into())?, unix: None, looks: AtomicUsize::new(0) })
+    Ok(Listener::new(socket.listen(BACKLOG.into())?))
 }
 
 impl Listener {
+    /// Of a socket that listens already and does not block. Call it inside the runtime.
+    ///
+    /// # Errors
+    /// As the system reports it.
+    pub fn of(socket: std::net::TcpListener) -> io::Result<Self> {
+        Ok(Self::new(TcpListener::from_std(socket)?))
+    }
+
+    fn new(tcp: TcpListener) -> Self {
+        Self { tcp, unix: None, looks: AtomicUsize::new(0) }
+    }
+
     /// Listens on the unix socket `path`, too, whose file has `mode` and is removed with the listener. Takes the place of a
     /// socket that nobody listens on. Call it inside the runtime.
     ///
@@ -69,15 +82,30 @@ impl Listener {
     /// See [`SocketError`].
     pub fn open_socket(&mut self, path: &Path, mode: u32) -> Result<(), SocketError> {
         let (listener, file) = socket_file::listen(path, mode, BACKLOG.into())?;
-        let (path, file) = (Arc::from(path), Arc::new(file));
-        self.unix = Some(UnixDoor { listener: UnixListener::from_std(listener)?, path, file });
+        self.take_socket(listener, path, Some(file))?;
         Ok(())
     }
 
-    /// The unix socket's file, if there is one.
+    /// Accepts on a unix socket, too, that listens on `path` already and does not block; `file` if it is ours to remove. Call it
+    /// inside the runtime.
+    ///
+    /// # Errors
+    /// As the system reports it.
+    pub fn take_socket(
+        &mut self,
+        socket: std::os::unix::net::UnixListener,
+        path: &Path,
+        file: Option<SocketFile>,
+    ) -> io::Result<()> {
+        let listener = UnixListener::from_std(socket)?;
+        self.unix = Some(UnixDoor { listener, path: path.into(), file: file.map(Arc::new) });
+        Ok(())
+    }
+
+    /// The unix socket's file, if there is one and it is ours.
     #[must_use]
     pub fn socket_file(&self) -> Option<&Arc<SocketFile>> {
-        self.unix.as_ref().map(|unix| &unix.file)
+        self.unix.as_ref().and_then(|unix| unix.file.as_ref())
     }
 
     /// The unix socket's path, if there is one.
