@@ -314,7 +314,11 @@ mod tests {
             parameters: Vec::new(),
         };
         let may = |from: &&str| {
-            let desk = console.desk(&routes, &startup, &Address::Tcp((from.parse::<std::net::IpAddr>().unwrap(), 1).into()));
+            let desk = console.desk(
+                &routes,
+                &startup,
+                &Address::Tcp((from.parse::<std::net::IpAddr>().unwrap(), 1).into()),
+            );
             desk.unwrap_or_else(|_| panic!("not full")).is_some()
         };
         from.iter().map(may).collect()
