@@ -8,6 +8,7 @@ mod logging;
 mod passed;
 mod reload;
 mod services;
+mod takeover;
 mod watch;
 
 use std::ffi::OsString;
@@ -17,6 +18,7 @@ use std::sync::Weak;
 use anyhow::Context as _;
 use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
 
 use crate::config::{ConfigError, FirstPasswords, Loaded, PasswordOrigin, Settings};
 use crate::lifecycle::{Drain, DrainTrigger, Newcomers, StopRequest};
@@ -27,7 +29,11 @@ use listeners::Taken;
 use logging::LogSwitch;
 use passed::Passed;
 use reload::Hangup;
-use services::Reloading;
+use services::{Outward, Reloading};
+use takeover::{Control, Successor};
+
+/// Most cancel requests that may be on their way to the process before us; more are let go.
+const FOREIGN_CANCELS: usize = 64;
 
 /// What ends `serve`.
 const STOP: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::QUIT];
@@ -112,7 +118,11 @@ async fn live(
         Work::Serve | Work::Check => (Signals::new(), Taken::Refuse, Newcomers::LeftToOthers),
     };
     let mut signals = caught.context("cannot catch signals")?;
+    let sockets = &loaded.settings.sockets;
+    let control = sockets.control.as_deref().filter(|_| *work == Work::Serve);
+    let predecessor = takeover::predecessor(control, &mut passed).await?;
     let bound = listeners::bind(loaded, taken, &mut passed).await?;
+    let control = control.map(|path| Control::open(path, &mut passed, &bound)).transpose()?;
     let variables = bound.local_urls(loaded)?;
     let socket_files = bound.socket_files();
     let (trigger, drain) = Drain::new();
@@ -128,26 +138,49 @@ async fn live(
         },
         herald: herald.clone(),
     };
-    services::start(loaded, bound, &drain, stop.clone(), reloading)?;
+    let (elsewhere, foreign) = mpsc::channel(FOREIGN_CANCELS);
+    let elsewhere = predecessor.as_ref().map(|_| elsewhere);
+    let outward = Outward { stop: stop.clone(), elsewhere };
+    let built = services::build(loaded, bound, &drain, outward, reloading)?;
+    // From here on nothing fails but the takeover itself.
+    let takes_over = predecessor.is_some();
+    if let Some(mut predecessor) = predecessor {
+        predecessor.relieve().await.context("the process before us has not handed over")?;
+        control.iter().for_each(|control| control.claim(sockets.mode));
+        tracing::info!(pid = predecessor.pid(), "taken over");
+        tokio::spawn(predecessor.pass_cancels(foreign));
+    }
+    passed.discard();
+    let postgres = built.open();
     let ended = match work {
         Work::Run(command) => {
             let supervised = start(loaded, command, &variables)?;
             herald.ready();
-            wrap(loaded, supervised, &mut signals, &trigger, &herald).await
+            let ended = wrap(loaded, supervised, &mut signals, &trigger, &herald).await;
+            herald.stopping();
+            ended
         }
         Work::Serve | Work::Check => {
             raise_file_limit();
-            herald.ready();
-            tokio::select! {
-                signal = signals.any_of(&STOP) => {
-                    tracing::info!(signal = signal.as_raw(), "told to stop");
+            if takes_over {
+                herald.ready_in_its_place()
+            } else {
+                herald.ready()
+            }
+            let end = serve(&mut signals, stop, control, &trigger).await;
+            if let End::HandedOver(successor) = end {
+                tracing::info!(pid = successor.pid(), "handed over: serving those who are here");
+                tokio::spawn(successor.pass_cancels(postgres));
+                tokio::select! {
+                    () = tokio::time::sleep(loaded.settings.handover) => {}
+                    _hurry = signals.any_of(&STOP) => {}
                 }
-                () = asked(stop) => tracing::info!("told to stop in the console"),
+            } else {
+                herald.stopping();
             }
             Ended::Code(0)
         }
     };
-    herald.stopping();
     trigger.start(loaded.settings.drain, newcomers);
     let in_time = tokio::select! {
         in_time = trigger.finished() => in_time,
@@ -165,6 +198,38 @@ async fn live(
         );
     }
     Ok(ended)
+}
+
+/// Why `serve` ends.
+enum End {
+    Told,
+    HandedOver(Successor),
+}
+
+/// Serves until told to stop, or until another process has taken over.
+async fn serve(
+    signals: &mut Signals,
+    stop: Option<StopRequest>,
+    mut control: Option<Control>,
+    trigger: &DrainTrigger,
+) -> End {
+    let handed_over = async {
+        match &mut control {
+            Some(control) => control.handed_over(trigger).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        signal = signals.any_of(&STOP) => {
+            tracing::info!(signal = signal.as_raw(), "told to stop");
+            End::Told
+        }
+        () = asked(stop) => {
+            tracing::info!("told to stop in the console");
+            End::Told
+        }
+        successor = handed_over => End::HandedOver(successor),
+    }
 }
 
 /// Waits until somebody asks to stop, if anybody may.

@@ -63,6 +63,11 @@ impl Herald {
         self.tell("READY=1");
     }
 
+    /// All listeners accept, and we are the service's main process now: another was it before.
+    pub(super) fn ready_in_its_place(&self) {
+        self.tell(&format!("READY=1\nMAINPID={}", std::process::id()));
+    }
+
     /// The settings are being read again; [`Herald::ready`] says when that is over.
     pub(super) fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use anyhow::Context as _;
 
-use super::passed::Passed;
+use super::passed::{Keeper, Kind, Passed, PassedSocket};
 use crate::config::{Auth, ConfigError, Loaded, PooledVariable, Protocol};
 use crate::net::{self, Address, Listener, SocketFile};
 
@@ -81,8 +82,11 @@ fn open_socket(
     (path, mode): (Option<PathBuf>, u32),
     passed: &mut Passed,
 ) -> anyhow::Result<()> {
-    if let Some((socket, path)) = passed.take_unix(section) {
-        listener.take_socket(socket, &path, None)?;
+    if let Some(PassedSocket { socket: Kind::Unix(socket, path), keeper, .. }) =
+        passed.take_unix(section, path.as_deref())
+    {
+        let file = (keeper == Keeper::PredecessorAndFile).then(|| SocketFile::of_another(&path));
+        listener.take_socket(socket, &path, file)?;
         tracing::info!(listener = section, path = %path.display(), "listening on a socket that was passed");
         return Ok(());
     }
@@ -144,7 +148,7 @@ async fn bind_one(
     taken: Taken,
     passed: &mut Passed,
 ) -> anyhow::Result<Listener> {
-    if let Some(socket) = passed.take_tcp(section) {
+    if let Some(socket) = passed.take_tcp(section, listen) {
         return Ok(announce(section, Listener::of(socket)?)?);
     }
     let error = match net::bind(listen).await {
@@ -187,6 +191,23 @@ impl Bound {
     /// The files of the unix sockets, as long as anybody listens there.
     pub(super) fn socket_files(&self) -> Vec<Weak<SocketFile>> {
         self.all().filter_map(Listener::socket_file).map(Arc::downgrade).collect()
+    }
+
+    /// Copies of all sockets, as a successor knows them: see [`super::takeover`].
+    pub(super) fn duplicates(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let mut all = Vec::new();
+        let admin = std::slice::from_ref(&self.admin);
+        for (name, side) in
+            [("postgres", &*self.postgres), ("redis", &self.redis), ("admin", admin)]
+        {
+            for listener in side {
+                let (tcp, unix) = listener.duplicates()?;
+                all.push((format!("tcp {name}"), tcp));
+                let kind = if listener.socket_file().is_some() { "file" } else { "unix" };
+                all.extend(unix.map(|unix| (format!("{kind} {name}"), unix)));
+            }
+        }
+        Ok(all)
     }
 
     fn all(&self) -> impl Iterator<Item = &Listener> {

@@ -1,17 +1,22 @@
 //! Listening sockets that another process has opened for us: the service manager (systemd's socket activation,
-//! `sd_listen_fds(3)`).
+//! `sd_listen_fds(3)`), or the tidegate that served before ([`super::takeover`]).
 
 use std::env;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use listenfd::ListenFd;
 use socket2::SockRef;
 
+use crate::net::SocketFile;
+
 /// The names by which sockets are told apart (`FileDescriptorName=`), in the order that counts where they have none of these.
 const NAMES: [&str; 3] = ["postgres", "redis", "admin"];
+
+/// The mode of a file that is about to be removed.
+const DISCARDED_MODE: u32 = 0o600;
 
 /// Sockets that wait to be taken.
 #[derive(Debug, Default)]
@@ -19,15 +24,28 @@ pub(super) struct Passed {
     sockets: Vec<PassedSocket>,
 }
 
+/// A socket, and which listeners it is for.
 #[derive(Debug)]
-struct PassedSocket {
-    name: String,
-    socket: Kind,
+pub(super) struct PassedSocket {
+    pub(super) name: String,
+    pub(super) socket: Kind,
+    pub(super) keeper: Keeper,
+}
+
+/// Who has opened it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeper {
+    /// The service manager: where it listens is its word, and its file is its own.
+    Manager,
+    /// The tidegate before us; of use only where the settings want a listener.
+    Predecessor,
+    /// The same, and its file goes with it.
+    PredecessorAndFile,
 }
 
 /// What it listens on.
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     Tcp(TcpListener),
     Unix(UnixListener, PathBuf),
 }
@@ -50,64 +68,94 @@ impl Passed {
         for (index, name) in (0..fds.len()).zip(names.split(':').chain(std::iter::repeat(""))) {
             let socket = take(&mut fds, index)
                 .with_context(|| format!("socket {} of LISTEN_FDS ({name:?})", index + 1))?;
-            sockets.push(PassedSocket { name: name.to_owned(), socket });
+            sockets.push(PassedSocket { name: name.to_owned(), socket, keeper: Keeper::Manager });
         }
         Ok(Self { sockets })
     }
 
-    /// Gives those that have no name of ours one by their order: each kind goes to `postgres` so many times, then to `redis`, then
-    /// to `admin`.
+    /// Adds those of a predecessor, which count where the manager has none.
+    pub(super) fn add(&mut self, sockets: Vec<PassedSocket>) {
+        self.sockets.extend(sockets);
+    }
+
+    /// Gives those of the manager that have no name of ours one by their order: each kind goes to `postgres` so many times, then to
+    /// `redis`, then to `admin`.
     pub(super) fn name_by_order(&mut self, postgres: usize, redis: usize) -> anyhow::Result<()> {
         let known = |one: &PassedSocket| NAMES.contains(&one.name.as_str());
-        if let Some(odd) = self.sockets.iter().find(|one| !known(one)) {
-            if self.sockets.iter().any(known) {
-                bail!(
-                    "LISTEN_FDNAMES has {:?} beside names of ours: call each socket postgres, redis or admin \
-                     (FileDescriptorName=), or none",
-                    odd.name
-                );
-            }
-            let places = [("postgres", postgres), ("redis", redis), ("admin", 1)];
-            let names =
-                || places.iter().flat_map(|(name, count)| std::iter::repeat_n(*name, *count));
-            let (mut tcp, mut unix) = (names(), names());
-            for one in &mut self.sockets {
-                let name = match one.socket {
-                    Kind::Tcp(_) => tcp.next(),
-                    Kind::Unix(..) => unix.next(),
-                };
-                one.name = name.unwrap_or_default().to_owned();
-            }
+        let managers = || self.sockets.iter().filter(|one| one.keeper == Keeper::Manager);
+        let Some(odd) = managers().find(|one| !known(one)) else { return Ok(()) };
+        if managers().any(known) {
+            bail!(
+                "LISTEN_FDNAMES has {:?} beside names of ours: call each socket postgres, redis or admin \
+                 (FileDescriptorName=), or none",
+                odd.name
+            );
+        }
+        let places = [("postgres", postgres), ("redis", redis), ("admin", 1)];
+        let names = || places.iter().flat_map(|(name, count)| std::iter::repeat_n(*name, *count));
+        let (mut tcp, mut unix) = (names(), names());
+        for one in self.sockets.iter_mut().filter(|one| one.keeper == Keeper::Manager) {
+            let name = match one.socket {
+                Kind::Tcp(_) => tcp.next(),
+                Kind::Unix(..) => unix.next(),
+            };
+            one.name = name.unwrap_or_default().to_owned();
         }
         Ok(())
     }
 
-    /// The next TCP socket for the listeners called `name`.
-    pub(super) fn take_tcp(&mut self, name: &str) -> Option<TcpListener> {
-        let at = |one: &PassedSocket| one.name == name && matches!(one.socket, Kind::Tcp(_));
-        match self.take(at)? {
+    /// The next TCP socket for the listeners called `name`: a predecessor's only if it listens on `wanted`, where port 0 is any.
+    pub(super) fn take_tcp(&mut self, name: &str, wanted: SocketAddr) -> Option<TcpListener> {
+        let fits = |socket: &TcpListener, keeper: Keeper| {
+            keeper == Keeper::Manager
+                || socket.local_addr().is_ok_and(|known| {
+                    known == wanted || (wanted.port() == 0 && known.ip() == wanted.ip())
+                })
+        };
+        let at = |one: &PassedSocket| match &one.socket {
+            Kind::Tcp(socket) => one.name == name && fits(socket, one.keeper),
+            Kind::Unix(..) => false,
+        };
+        match self.take(at)?.socket {
             Kind::Tcp(socket) => Some(socket),
             Kind::Unix(..) => None,
         }
     }
 
-    /// The next unix socket for the listeners called `name`, and its path.
-    pub(super) fn take_unix(&mut self, name: &str) -> Option<(UnixListener, PathBuf)> {
-        let at = |one: &PassedSocket| one.name == name && matches!(one.socket, Kind::Unix(..));
-        match self.take(at)? {
-            Kind::Unix(socket, path) => Some((socket, path)),
-            Kind::Tcp(_) => None,
+    /// The next unix socket for the listeners called `name`: a predecessor's only if it lies at `wanted`.
+    pub(super) fn take_unix(&mut self, name: &str, wanted: Option<&Path>) -> Option<PassedSocket> {
+        self.take(|one| match &one.socket {
+            Kind::Unix(_, path) => {
+                let fits = one.keeper == Keeper::Manager || Some(path.as_path()) == wanted;
+                one.name == name && fits
+            }
+            Kind::Tcp(_) => false,
+        })
+    }
+
+    /// Closes what is left of a predecessor's, which has left it to us: with the files that went with it.
+    pub(super) fn discard(self) {
+        for one in self.sockets {
+            if let (Kind::Unix(_open, path), Keeper::PredecessorAndFile) = (&one.socket, one.keeper)
+            {
+                let file = SocketFile::of_another(path);
+                // It may be gone: then there is nothing to remove.
+                if file.claim(DISCARDED_MODE).is_ok() {
+                    file.remove();
+                }
+            }
         }
     }
 
-    fn take(&mut self, wanted: impl Fn(&PassedSocket) -> bool) -> Option<Kind> {
+    fn take(&mut self, wanted: impl Fn(&PassedSocket) -> bool) -> Option<PassedSocket> {
         let at = self.sockets.iter().position(wanted)?;
-        Some(self.sockets.remove(at).socket)
+        Some(self.sockets.remove(at))
     }
 
-    /// Nobody would ever answer on a socket that is left.
+    /// Nobody would ever answer on a socket of the manager's that is left.
     pub(super) fn refuse_rest(&self) -> anyhow::Result<()> {
-        let Some(PassedSocket { name, socket }) = self.sockets.first() else { return Ok(()) };
+        let mut managers = self.sockets.iter().filter(|one| one.keeper == Keeper::Manager);
+        let Some(PassedSocket { name, socket, .. }) = managers.next() else { return Ok(()) };
         let kind = socket.word();
         if name.is_empty() {
             bail!("LISTEN_FDS brings a {kind} more than there are listeners: take it out");

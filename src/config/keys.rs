@@ -63,6 +63,8 @@ pub(super) const KEYS: &[Key] = &[
     in_file("child_grace_ms"),
     in_file("reload_check_ms"),
     in_file("password_overlap_ms"),
+    in_environment("control_socket", "TIDEGATE_CONTROL_SOCKET"),
+    in_file("handover_ms"),
     in_environment("socket_mode", "TIDEGATE_SOCKET_MODE"),
     everywhere("log.level", "TIDEGATE_LOG", "log"),
     everywhere("log.format", "TIDEGATE_LOG_FORMAT", "log-format"),

@@ -69,6 +69,7 @@ pub(super) fn resolve(
         redis,
         sockets: sockets::resolve(written)?,
         drain: written.millis("drain_ms", default.drain, 0..=HOUR_MS)?,
+        handover: written.millis("handover_ms", default.handover, HOUR)?,
         child_grace: written.millis("child_grace_ms", default.child_grace, 0..=HOUR_MS)?,
         reload_check: written.millis("reload_check_ms", default.reload_check, HOUR)?,
     };

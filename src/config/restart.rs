@@ -51,6 +51,8 @@ fn whole(running: &Settings, wanted: &Settings) -> Vec<&'static str> {
         ("workers", running.workers == wanted.workers),
         ("drain_ms", running.drain == wanted.drain),
         ("child_grace_ms", running.child_grace == wanted.child_grace),
+        ("handover_ms", running.handover == wanted.handover),
+        ("control_socket", running.sockets.control == wanted.sockets.control),
         ("socket_mode", running.sockets.mode == wanted.sockets.mode),
         ("postgres.socket_dir", running.sockets.postgres_dir == wanted.sockets.postgres_dir),
         ("redis.socket", running.sockets.redis == wanted.sockets.redis),

@@ -31,6 +31,8 @@ pub struct Settings {
     pub sockets: SocketSettings,
     /// Longest time to finish owed work once a drain has started.
     pub drain: Duration,
+    /// For how long `serve` goes on as before once another process has taken its listeners over; the drain follows.
+    pub handover: Duration,
     /// Longest time `run` serves the wrapped command after SIGTERM was passed on; the drain follows.
     pub child_grace: Duration,
     /// How often the files that settings are read from are looked at; nought: never.
@@ -632,6 +634,7 @@ impl Default for Settings {
             redis: None,
             sockets: SocketSettings::default(),
             drain: Duration::from_secs(4),
+            handover: Duration::from_secs(1),
             child_grace: Duration::from_secs(25),
             reload_check: Duration::from_secs(5),
         }

@@ -13,13 +13,15 @@ pub struct SocketSettings {
     pub postgres_dir: Option<PathBuf>,
     /// Redis' socket.
     pub redis: Option<PathBuf>,
-    /// The mode of the files.
+    /// Where `serve` is asked for its listeners by the process that takes them over.
+    pub control: Option<PathBuf>,
+    /// The mode of the files, but the last.
     pub mode: u32,
 }
 
 impl Default for SocketSettings {
     fn default() -> Self {
-        Self { postgres_dir: None, redis: None, mode: 0o600 }
+        Self { postgres_dir: None, redis: None, control: None, mode: 0o600 }
     }
 }
 
@@ -52,6 +54,7 @@ pub(super) fn resolve(written: &Written) -> Result<SocketSettings, ConfigError> 
     Ok(SocketSettings {
         postgres_dir: path("postgres.socket_dir", "/.s.PGSQL.65535".len())?,
         redis: path("redis.socket", 0)?,
+        control: path("control_socket", 0)?,
         mode: mode(written)?,
     })
 }

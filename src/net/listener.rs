@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -100,6 +101,15 @@ impl Listener {
         let listener = UnixListener::from_std(socket)?;
         self.unix = Some(UnixDoor { listener, path: path.into(), file: file.map(Arc::new) });
         Ok(())
+    }
+
+    /// Copies of the sockets, for another process: TCP's, and the unix socket's.
+    ///
+    /// # Errors
+    /// As the system reports it.
+    pub fn duplicates(&self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        let unix = self.unix.as_ref().map(|unix| unix.listener.as_fd().try_clone_to_owned());
+        Ok((self.tcp.as_fd().try_clone_to_owned()?, unix.transpose()?))
     }
 
     /// The unix socket's file, if there is one and it is ours.

@@ -21,8 +21,18 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// `None` when it is not ours to remove any more.
-    ours: Mutex<Option<Inode>>,
+    owner: Mutex<Owner>,
+}
+
+/// Whose it is.
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    /// Ours to remove, as long as it is this one.
+    We(Inode),
+    /// Another process', which listens on the same socket, until it leaves it to us.
+    Predecessor,
+    /// Not ours any more.
+    Others,
 }
 
 /// Device and number of a file. While our socket is open nobody else's file can have them.
@@ -50,8 +60,12 @@ pub enum SocketError {
     System(#[from] io::Error),
 }
 
-/// Listens on `path`, whose file has `mode` from the moment that it can be connected to.
-pub(super) fn listen(
+/// Listens on `path`, whose file has `mode` from the moment that it can be connected to. Takes the place of a socket that nobody
+/// listens on.
+///
+/// # Errors
+/// See [`SocketError`].
+pub fn listen(
     path: &Path,
     mode: u32,
     backlog: i32,
@@ -117,18 +131,33 @@ fn lock(path: &Path) -> Result<File, SocketError> {
 }
 
 impl SocketFile {
-    /// The file that lies there now, as ours.
+    fn of(path: &Path) -> io::Result<Self> {
+        let owner = Mutex::new(Owner::We(inode(path)?));
+        Ok(Self { path: path.to_owned(), owner })
+    }
+
+    /// The file of a socket that another process has passed to us: not ours before [`SocketFile::claim`].
+    #[must_use]
+    pub fn of_another(path: &Path) -> Self {
+        Self { path: path.to_owned(), owner: Mutex::new(Owner::Predecessor) }
+    }
+
+    /// Ours from now on, with this mode, if it was the predecessor's.
     ///
     /// # Errors
-    /// As the system reports it.
-    pub fn of(path: &Path) -> io::Result<Self> {
-        let ours = Mutex::new(Some(inode(path)?));
-        Ok(Self { path: path.to_owned(), ours })
+    /// As the system reports it: then it stays nobody's.
+    pub fn claim(&self, mode: u32) -> io::Result<()> {
+        let mut owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Owner::Predecessor = *owner {
+            *owner = Owner::We(inode(&self.path)?);
+            fs::set_permissions(&self.path, Permissions::from_mode(mode))?;
+        }
+        Ok(())
     }
 
     /// Removes it, unless another process has put its own there. Call it while the socket is open.
     pub fn remove(&self) {
-        let Some(ours) = self.disown() else { return };
+        let Owner::We(ours) = self.disown() else { return };
         // Without the lock it stays: whoever has the lock will find that nobody listens on it.
         if let Ok(_lock) = lock(&self.path)
             && inode(&self.path).is_ok_and(|there| there == ours)
@@ -142,8 +171,9 @@ impl SocketFile {
         let _theirs = self.disown();
     }
 
-    fn disown(&self) -> Option<Inode> {
-        self.ours.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn disown(&self) -> Owner {
+        let mut owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut owner, Owner::Others)
     }
 }
 
@@ -236,6 +266,25 @@ mod tests {
         file.leave();
         file.remove();
         assert!(path.exists());
+    }
+
+    #[test]
+    fn what_was_passed_is_ours_when_it_is_claimed() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("socket");
+        let (_listener, _file) = listen(&path, 0o600, BACKLOG).unwrap();
+        let passed = SocketFile::of_another(&path);
+        passed.claim(0o660).unwrap();
+        assert_eq!(mode(&path), 0o660);
+        passed.remove();
+        assert!(!path.exists());
+        let (_listener, file) = listen(&path, 0o600, BACKLOG).unwrap();
+        let unclaimed = SocketFile::of_another(&path);
+        unclaimed.remove();
+        assert!(path.exists(), "it is the predecessor's");
+        unclaimed.claim(0o660).unwrap();
+        assert_eq!(mode(&path), 0o600, "too late");
+        file.remove();
     }
 
     #[test]

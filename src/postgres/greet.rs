@@ -176,7 +176,7 @@ async fn turn_away_late(reception: &Reception, talk: &mut Talk) -> End {
         Err(_elapsed) => End::Quiet("it said nothing"),
         Ok(Err(end)) => end,
         Ok(Ok(First::Cancel(key))) => {
-            reception.cancels.request(&key);
+            reception.cancels.request(&key).await;
             End::Quiet("was a cancel request")
         }
         Ok(Ok(First::Startup(_))) => End::Leaving(Box::new(leaving())),
@@ -309,7 +309,7 @@ async fn admit(
     let startup = match talk.first_words(reception).await? {
         First::Startup(startup) => startup,
         First::Cancel(key) => {
-            reception.cancels.request(&key);
+            reception.cancels.request(&key).await;
             // As Postgres: libpq takes an end without TLS's own goodbye for an error.
             talk.hang_up().await;
             return Err(End::Quiet("was a cancel request"));
