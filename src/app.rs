@@ -13,7 +13,8 @@ mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::Signal;
@@ -22,6 +23,8 @@ use tokio::sync::mpsc;
 
 use crate::config::{ConfigError, FirstPasswords, Loaded, PasswordOrigin, Settings};
 use crate::lifecycle::{Drain, DrainTrigger, Newcomers, StopRequest};
+use crate::net::SocketFile;
+use crate::postgres::service::Service;
 use crate::supervisor::{self, Ended, News, Signals, StartError, Supervised};
 
 use herald::Herald;
@@ -98,137 +101,175 @@ struct Manager {
     passed: Passed,
 }
 
+/// What the process has from its first listener to its last session.
+struct Life {
+    signals: Signals,
+    trigger: DrainTrigger,
+    drain: Drain,
+    /// Under `run` the command decides when to stop.
+    stop: Option<StopRequest>,
+    herald: Herald,
+}
+
+/// All that serves.
+struct Opened {
+    /// For the wrapped command.
+    variables: Vec<(String, String)>,
+    socket_files: Vec<Weak<SocketFile>>,
+    control: Option<Control>,
+    postgres: Option<Arc<Service>>,
+    start: Start,
+}
+
+/// In whose place we serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    Afresh,
+    AfterPredecessor,
+}
+
 async fn live(
     loaded: &Loaded,
     work: &Work,
     log: LogSwitch,
     manager: Manager,
 ) -> anyhow::Result<Ended> {
-    let Manager { herald, mut passed } = manager;
-    if *work == Work::Serve && loaded.variables.is_empty() {
+    if *work == Work::Serve {
+        check_serve(loaded)?;
+    }
+    let (caught, newcomers) = match work {
+        Work::Run(_) => (Signals::for_command(), Newcomers::Refused),
+        Work::Serve | Work::Check => (Signals::new(), Newcomers::LeftToOthers),
+    };
+    let Manager { herald, passed } = manager;
+    let signals = caught.context("cannot catch signals")?;
+    let (trigger, drain) = Drain::new();
+    let stop = (*work == Work::Serve).then(StopRequest::default);
+    let mut life = Life { signals, trigger, drain, stop, herald };
+    let opened = open(loaded, work, log, passed, &life).await?;
+    let socket_files = opened.socket_files.clone();
+    let ended = match work {
+        Work::Run(command) => {
+            let supervised = start(loaded, command, &opened.variables)?;
+            life.herald.ready();
+            wrap(loaded, supervised, &mut life).await
+        }
+        Work::Serve | Work::Check => {
+            serve(loaded, &mut life, opened).await;
+            Ended::Code(0)
+        }
+    };
+    finish(loaded.settings.drain, newcomers, life).await;
+    // Those that are still listened on: other threads may not come to it before the process ends.
+    socket_files.iter().filter_map(Weak::upgrade).for_each(|file| file.remove());
+    Ok(ended)
+}
+
+fn check_serve(loaded: &Loaded) -> Result<(), ConfigError> {
+    if loaded.variables.is_empty() {
         let problem = "nothing to serve: neither DATABASE_URL nor REDIS_URL is set; set one, or \
             name other variables in TIDEGATE_POSTGRES_URLS or TIDEGATE_REDIS_URLS";
-        return Err(ConfigError::new("serve", problem).into());
+        return Err(ConfigError::new("serve", problem));
     }
-    if *work == Work::Serve {
-        warn_of_unknown_passwords(&loaded.settings);
-    }
-    let (caught, taken, newcomers) = match work {
-        Work::Run(_) => (Signals::for_command(), Taken::Next, Newcomers::Refused),
-        Work::Serve | Work::Check => (Signals::new(), Taken::Refuse, Newcomers::LeftToOthers),
-    };
-    let mut signals = caught.context("cannot catch signals")?;
+    warn_of_unknown_passwords(&loaded.settings);
+    Ok(())
+}
+
+/// Opens the listeners, or takes them over, and lets clients in.
+async fn open(
+    loaded: &Loaded,
+    work: &Work,
+    log: LogSwitch,
+    mut passed: Passed,
+    life: &Life,
+) -> anyhow::Result<Opened> {
     let sockets = &loaded.settings.sockets;
     let control = sockets.control.as_deref().filter(|_| *work == Work::Serve);
     let predecessor = takeover::predecessor(control, &mut passed).await?;
+    // The command's environment doesn't change any more.
+    let (taken, first_passwords) = match work {
+        Work::Run(_) => (Taken::Next, FirstPasswords::Stay),
+        Work::Serve | Work::Check => (Taken::Refuse, FirstPasswords::Expire),
+    };
     let bound = listeners::bind(loaded, taken, &mut passed).await?;
     let control = control.map(|path| Control::open(path, &mut passed, &bound)).transpose()?;
-    let variables = bound.local_urls(loaded)?;
-    let socket_files = bound.socket_files();
-    let (trigger, drain) = Drain::new();
-    // Under `run` the command decides when to stop.
-    let stop = (*work == Work::Serve).then(StopRequest::default);
-    let reloading = Reloading {
-        log,
-        hangup: if signals.hears(Signal::HUP) { Hangup::Reloads } else { Hangup::Ignored },
-        // The command's environment doesn't change any more.
-        first_passwords: match work {
-            Work::Run(_) => FirstPasswords::Stay,
-            Work::Serve | Work::Check => FirstPasswords::Expire,
-        },
-        herald: herald.clone(),
-    };
+    let (variables, socket_files) = (bound.local_urls(loaded)?, bound.socket_files());
+    let hears = life.signals.hears(Signal::HUP);
+    let hangup = if hears { Hangup::Reloads } else { Hangup::Ignored };
+    let reloading = Reloading { log, hangup, first_passwords, herald: life.herald.clone() };
     let (elsewhere, foreign) = mpsc::channel(FOREIGN_CANCELS);
     let elsewhere = predecessor.as_ref().map(|_| elsewhere);
-    let outward = Outward { stop: stop.clone(), elsewhere };
-    let built = services::build(loaded, bound, &drain, outward, reloading)?;
+    let outward = Outward { stop: life.stop.clone(), elsewhere };
+    let built = services::build(loaded, bound, &life.drain, outward, reloading)?;
     // From here on nothing fails but the takeover itself.
-    let takes_over = predecessor.is_some();
+    let mut start = Start::Afresh;
     if let Some(mut predecessor) = predecessor {
         predecessor.relieve().await.context("the process before us has not handed over")?;
         control.iter().for_each(|control| control.claim(sockets.mode));
         tracing::info!(pid = predecessor.pid(), "taken over");
         tokio::spawn(predecessor.pass_cancels(foreign));
+        start = Start::AfterPredecessor;
     }
     passed.discard();
-    let postgres = built.open();
-    let ended = match work {
-        Work::Run(command) => {
-            let supervised = start(loaded, command, &variables)?;
-            herald.ready();
-            let ended = wrap(loaded, supervised, &mut signals, &trigger, &herald).await;
-            herald.stopping();
-            ended
-        }
-        Work::Serve | Work::Check => {
-            raise_file_limit();
-            if takes_over {
-                herald.ready_in_its_place()
-            } else {
-                herald.ready()
-            }
-            let end = serve(&mut signals, stop, control, &trigger).await;
-            if let End::HandedOver(successor) = end {
-                tracing::info!(pid = successor.pid(), "handed over: serving those who are here");
-                tokio::spawn(successor.pass_cancels(postgres));
-                tokio::select! {
-                    () = tokio::time::sleep(loaded.settings.handover) => {}
-                    _hurry = signals.any_of(&STOP) => {}
-                }
-            } else {
-                herald.stopping();
-            }
-            Ended::Code(0)
-        }
-    };
-    trigger.start(loaded.settings.drain, newcomers);
-    let in_time = tokio::select! {
-        in_time = trigger.finished() => in_time,
-        // A platform may send SIGTERM twice, and means no haste; a person at a terminal does.
-        _signal = signals.any_of(&[Signal::INT]) => false,
-    };
-    // Those that are still listened on: other threads may not come to it before the process ends.
-    socket_files.iter().filter_map(Weak::upgrade).for_each(|file| file.remove());
-    let cut_off = drain.cut_off();
-    if !in_time || cut_off > 0 {
-        let sessions = cut_off.max(drain.live());
-        tracing::warn!(
-            sessions,
-            "stopped with sessions unfinished: raise drain_ms to give them longer"
-        );
+    Ok(Opened { variables, socket_files, control, postgres: built.open(), start })
+}
+
+/// Serves until told to stop, or until another process has taken over and had its time.
+async fn serve(loaded: &Loaded, life: &mut Life, opened: Opened) {
+    raise_file_limit();
+    match opened.start {
+        Start::Afresh => life.herald.ready(),
+        Start::AfterPredecessor => life.herald.ready_in_its_place(),
     }
-    Ok(ended)
+    let Some(successor) = end_of_service(life, opened.control).await else {
+        life.herald.stopping();
+        return;
+    };
+    // The service goes on, in another process: the manager hears nothing of our end.
+    tracing::info!(pid = successor.pid(), "handed over: serving those who are here");
+    tokio::spawn(successor.pass_cancels(opened.postgres));
+    tokio::select! {
+        () = tokio::time::sleep(loaded.settings.handover) => {}
+        _hurry = life.signals.any_of(&STOP) => {}
+    }
 }
 
-/// Why `serve` ends.
-enum End {
-    Told,
-    HandedOver(Successor),
-}
-
-/// Serves until told to stop, or until another process has taken over.
-async fn serve(
-    signals: &mut Signals,
-    stop: Option<StopRequest>,
-    mut control: Option<Control>,
-    trigger: &DrainTrigger,
-) -> End {
+/// Waits until we are told to stop, or another process has taken over: that one. The control socket goes with it.
+async fn end_of_service(life: &mut Life, mut control: Option<Control>) -> Option<Successor> {
     let handed_over = async {
         match &mut control {
-            Some(control) => control.handed_over(trigger).await,
+            Some(control) => control.handed_over(&life.trigger).await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
-        signal = signals.any_of(&STOP) => {
+        signal = life.signals.any_of(&STOP) => {
             tracing::info!(signal = signal.as_raw(), "told to stop");
-            End::Told
+            None
         }
-        () = asked(stop) => {
+        () = asked(life.stop.clone()) => {
             tracing::info!("told to stop in the console");
-            End::Told
+            None
         }
-        successor = handed_over => End::HandedOver(successor),
+        successor = handed_over => Some(successor),
+    }
+}
+
+/// Drains.
+async fn finish(grace: Duration, newcomers: Newcomers, mut life: Life) {
+    life.trigger.start(grace, newcomers);
+    let in_time = tokio::select! {
+        in_time = life.trigger.finished() => in_time,
+        // A platform may send SIGTERM twice, and means no haste; a person at a terminal does.
+        _signal = life.signals.any_of(&[Signal::INT]) => false,
+    };
+    let cut_off = life.drain.cut_off();
+    if !in_time || cut_off > 0 {
+        let sessions = cut_off.max(life.drain.live());
+        tracing::warn!(
+            sessions,
+            "stopped with sessions unfinished: raise drain_ms to give them longer"
+        );
     }
 }
 
@@ -273,13 +314,8 @@ fn start(
 }
 
 /// Lives as long as the command does; how it ended.
-async fn wrap(
-    loaded: &Loaded,
-    mut supervised: Supervised,
-    signals: &mut Signals,
-    trigger: &DrainTrigger,
-    herald: &Herald,
-) -> Ended {
+async fn wrap(loaded: &Loaded, mut supervised: Supervised, life: &mut Life) -> Ended {
+    let Life { signals, trigger, herald, .. } = life;
     let pid = supervised.pid();
     let settings = &loaded.settings;
     let ended = supervised.wait(signals, settings.child_grace, |news| match news {
@@ -308,6 +344,7 @@ async fn wrap(
         Ended::Code(code) => tracing::info!(pid, code, "command ended"),
         Ended::Signal(signal) => tracing::info!(pid, signal, "command ended by a signal"),
     }
+    herald.stopping();
     ended
 }
 

@@ -73,6 +73,9 @@ fn write_sockets(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
     for path in postgres.chain(redis) {
         writeln!(text, "socket    {}, mode {:04o}", path.display(), settings.sockets.mode)?;
     }
+    if let Some(path) = &settings.sockets.control {
+        writeln!(text, "control   {} (serve)", path.display())?;
+    }
     Ok(())
 }
 
