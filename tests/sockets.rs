@@ -113,6 +113,7 @@ fn who_comes_over_a_socket_is_shown_so() {
     let shown = stage.redis_cli(&["CLIENT", "LIST"]);
     let path = stage.redis().display().to_string();
     assert!(shown.contains(&format!("addr={path}:0 laddr={path}:0 ")), "{shown}");
+    assert!(shown.contains(" flags=U "), "{shown}");
     // Sleeping in a transaction, so that it is a client while the console is asked.
     let mut sleeper = stage.psql(&Login::app().database);
     sleeper.args(["-c", "select pg_sleep(60)"]);

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::pg::{Connection, Login, query};
+use support::pg::{Connection, Login, VERSION_3_0, query, startup};
 use support::postgres::{Postgres, tool};
 use support::redis::Redis;
 use support::tidegate::{Setup, Tidegate};
@@ -237,6 +237,26 @@ fn five_takeovers_under_load_and_nobody_is_refused() {
     assert_eq!(rows, counts[0].2.to_string(), "what was not acknowledged was not run");
     let n = stage.redis.direct().command(&["GET", "n"]).text();
     assert_eq!(n, counts[1].2.to_string(), "what was not acknowledged was not run");
+}
+
+/// Who was accepted before is in its greeting still: it comes in, and does what it has come for.
+#[test]
+fn a_greeting_that_has_begun_leads_in() {
+    let stage = Stage::new("");
+    let first = stage.first();
+    let mut slow = Connection::knock(first.postgres_port()).unwrap();
+    let mut silent = first.redis_client();
+    let greeting = [("state", "greeting")];
+    eventually("it is accepted", || {
+        (first.postgres_metric("tidegate_clients", &greeting) == 1.0).then_some(())
+    });
+    let second = stage.successor(&first);
+    slow.send(&startup(VERSION_3_0, &Login::app()));
+    slow.greet(&Login::app()).expect("it comes in");
+    assert_eq!(slow.one("select 1"), "1");
+    assert_eq!(silent.command(&["PING"]).text(), "PONG");
+    assert_eq!(second.postgres_metric("tidegate_clients", &[]), 0.0, "it is the old one's");
+    ends(first);
 }
 
 /// A client's query goes on in the first process, and its cancel comes to the third.

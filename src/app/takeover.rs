@@ -8,6 +8,7 @@
 //!                               ←   tcp postgres / file redis / ... and an empty line; with them the sockets (SCM_RIGHTS)
 //! ready                         →   (by now nothing can go wrong any more; until now everything is as it was)
 //!                               ←   yours
+//!                                   (the predecessor accepts nobody any more)
 //! cancel <pid> <secret>         →   (as long as the predecessor lives)
 //!                               ←   heard
 //! ```
@@ -23,7 +24,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
 use super::listeners::Bound;
 use super::passed::{Kind, Passed};
@@ -41,6 +42,8 @@ const MODE: u32 = 0o600;
 const BACKLOG: i32 = 16;
 /// Longest time for the other process to say what is due at once.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Before the next look after an accept that failed, for lack of file descriptors.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Longest time for a successor to get ready. Nothing waits for it but another successor.
 const PREPARATION: Duration = Duration::from_secs(60);
 
@@ -111,7 +114,15 @@ impl Control {
     /// whatever others do. Cancel safe: who is about to take over is left alone.
     pub(super) async fn handed_over(&mut self, trigger: &DrainTrigger) -> Successor {
         loop {
-            match self.offer(trigger).await {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _nameless)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on the control socket now");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            match self.offer(stream, trigger).await {
                 Ok(successor) => return successor,
                 Err(error) => tracing::warn!(
                     error = format!("{error:#}"),
@@ -121,8 +132,11 @@ impl Control {
         }
     }
 
-    async fn offer(&mut self, trigger: &DrainTrigger) -> anyhow::Result<Successor> {
-        let (stream, _nameless) = self.listener.accept().await?;
+    async fn offer(
+        &mut self,
+        stream: UnixStream,
+        trigger: &DrainTrigger,
+    ) -> anyhow::Result<Successor> {
         let mut talk = Talk::with(stream);
         let pid = talk.check_peer()?;
         if talk.word_within(PATIENCE).await? != Word::Takeover {
@@ -137,13 +151,11 @@ impl Control {
         if talk.word_within(PREPARATION).await? != Word::Ready {
             bail!("process {pid} is not ready");
         }
+        // Before anything changes: if it has gone meanwhile, nothing has.
+        talk.say("yours").await.with_context(|| format!("process {pid} has gone"))?;
         trigger.hand_over();
         self.files.iter().filter_map(Weak::upgrade).for_each(|file| file.leave());
         self.file.leave();
-        // From here on it is the other's, whether it hears of it or not.
-        if let Err(error) = talk.say("yours").await {
-            tracing::error!(%error, pid, "the process that takes over has gone: nobody listens now");
-        }
         Ok(Successor { talk, pid })
     }
 }

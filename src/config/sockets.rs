@@ -51,6 +51,12 @@ pub(super) fn resolve(written: &Written) -> Result<SocketSettings, ConfigError> 
         let Some(entry) = written.entry(setting) else { return Ok(None) };
         absolute(entry, PATH_BYTES.saturating_sub(longest_name)).map(Some)
     };
+    if let (Some(entry), Some(other)) =
+        (written.entry("control_socket"), written.entry("redis.socket"))
+        && entry.text == other.text
+    {
+        return Err(entry.wrong("is redis.socket, too: each needs a place of its own"));
+    }
     Ok(SocketSettings {
         postgres_dir: path("postgres.socket_dir", "/.s.PGSQL.65535".len())?,
         redis: path("redis.socket", 0)?,
@@ -99,18 +105,25 @@ mod tests {
         load(None, &environment, &[])
     }
 
+    /// One path for two things.
+    fn loaded_twice() -> Result<Loaded, ConfigError> {
+        loaded(&[("TIDEGATE_CONTROL_SOCKET", "/run/one"), ("TIDEGATE_REDIS_SOCKET", "/run/one")])
+    }
+
     #[test]
     fn sockets_are_named_as_their_clients_look_for_them() {
-        let loaded = loaded(&[
+        let loaded_all = loaded(&[
             ("TIDEGATE_POSTGRES_SOCKET_DIR", "/run/tidegate"),
             ("TIDEGATE_REDIS_SOCKET", "/run/tidegate/redis.sock"),
             ("TIDEGATE_SOCKET_MODE", "0660"),
         ]);
-        let sockets = loaded.unwrap().settings.sockets;
+        let sockets = loaded_all.unwrap().settings.sockets;
         assert_eq!(sockets.postgres(6432), Some("/run/tidegate/.s.PGSQL.6432".into()));
         assert_eq!(sockets.redis(0), Some("/run/tidegate/redis.sock".into()));
         assert_eq!(sockets.redis(1), Some("/run/tidegate/redis.sock.2".into()));
         assert_eq!(sockets.mode, 0o660);
+        let error = loaded_twice().unwrap_err().to_string();
+        assert!(error.contains("TIDEGATE_CONTROL_SOCKET"), "{error}");
         let none = SocketSettings::default();
         assert_eq!((none.postgres(1), none.redis(0), none.mode), (None, None, 0o600));
     }

@@ -185,10 +185,11 @@ impl Service {
             if let Some(console) = console {
                 tokio::spawn(console.keep(drain.clone()));
             }
+            let mut closing = std::pin::pin!(drain.listeners_close());
             loop {
                 let accepted = tokio::select! {
                     biased;
-                    () = drain.listeners_close() => return,
+                    () = &mut closing => return,
                     accepted = listener.accept() => accepted,
                 };
                 let (client, peer) = match accepted {
