@@ -29,6 +29,7 @@ fn write_all(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
     write_push(text, &settings.push)?;
     write_postgres(text, loaded)?;
     write_redis(text, loaded)?;
+    write_sockets(text, loaded)?;
     for variable in &loaded.variables {
         if let Some(listen) = loaded.listen_of(variable) {
             let masked =
@@ -59,6 +60,21 @@ fn write_push(text: &mut String, push: &PushSettings) -> std::fmt::Result {
             target.port,
             push.remote_write_every.as_millis()
         )?;
+    }
+    Ok(())
+}
+
+fn write_sockets(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
+    let settings = &loaded.settings;
+    let postgres = settings.postgres.iter().flat_map(|postgres| &postgres.listeners);
+    let postgres = postgres.filter_map(|one| settings.sockets.postgres(one.listen.port()));
+    let redis = settings.redis.iter().flat_map(|redis| &redis.listeners).enumerate();
+    let redis = redis.filter_map(|(index, _)| settings.sockets.redis(index));
+    for path in postgres.chain(redis) {
+        writeln!(text, "socket    {}, mode {:04o}", path.display(), settings.sockets.mode)?;
+    }
+    if let Some(path) = &settings.sockets.control {
+        writeln!(text, "control   {} (serve)", path.display())?;
     }
     Ok(())
 }

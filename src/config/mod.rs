@@ -16,6 +16,7 @@ mod restart;
 mod roots;
 mod secret;
 mod settings;
+mod sockets;
 mod sources;
 mod suggest;
 mod tls;
@@ -43,6 +44,7 @@ pub use settings::{
     RedisSettings, RedisTls, RedisUpstream, RemoteWrite, Settings, SslMode, SslNegotiation,
     TlsMode,
 };
+pub use sockets::SocketSettings;
 pub use users::{UserSecret, Users};
 pub use variable::{PooledUrl, PooledVariable, Protocol};
 pub use written::Environment;

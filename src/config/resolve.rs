@@ -10,6 +10,7 @@ use super::namespaces;
 use super::postgres_url::PostgresUrl;
 use super::push;
 use super::redis_url::RedisUrl;
+use super::sockets;
 use super::sources::{url_file, url_source};
 use super::suggest;
 use super::tls;
@@ -66,7 +67,9 @@ pub(super) fn resolve(
         push: push::resolve(written, environment, &mut warnings)?,
         postgres,
         redis,
+        sockets: sockets::resolve(written)?,
         drain: written.millis("drain_ms", default.drain, 0..=HOUR_MS)?,
+        handover: written.millis("handover_ms", default.handover, HOUR)?,
         child_grace: written.millis("child_grace_ms", default.child_grace, 0..=HOUR_MS)?,
         reload_check: written.millis("reload_check_ms", default.reload_check, HOUR)?,
     };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Host, Secret, Users};
+use super::{Host, Secret, SocketSettings, Users};
 use crate::net::{
     Certificate, Identity, ListenerTls, ListenerTlsSettings, Pins, TlsError, TlsSettings,
 };
@@ -27,8 +27,12 @@ pub struct Settings {
     pub postgres: Option<PostgresSettings>,
     /// Redis, when there is an upstream for it.
     pub redis: Option<RedisSettings>,
+    /// The unix sockets beside the listeners' addresses.
+    pub sockets: SocketSettings,
     /// Longest time to finish owed work once a drain has started.
     pub drain: Duration,
+    /// For how long `serve` goes on as before once another process has taken its listeners over; the drain follows.
+    pub handover: Duration,
     /// Longest time `run` serves the wrapped command after SIGTERM was passed on; the drain follows.
     pub child_grace: Duration,
     /// How often the files that settings are read from are looked at; nought: never.
@@ -628,7 +632,9 @@ impl Default for Settings {
             push: PushSettings::default(),
             postgres: None,
             redis: None,
+            sockets: SocketSettings::default(),
             drain: Duration::from_secs(4),
+            handover: Duration::from_secs(1),
             child_grace: Duration::from_secs(25),
             reload_check: Duration::from_secs(5),
         }

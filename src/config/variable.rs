@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::postgres_url::PostgresUrl;
 use super::redis_url::RedisUrl;
 use super::{Secret, TlsMode};
+use crate::net::Address;
 
 /// Which of the two sides a variable belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,7 @@ impl PooledVariable {
 
     /// Whether the upstream is our own listener at `listen`.
     #[must_use]
-    pub fn leads_to(&self, listen: SocketAddr) -> bool {
+    pub fn leads_to(&self, listen: &Address) -> bool {
         let (host, port) = match &self.url {
             PooledUrl::Postgres(url) => (&url.upstream.host, url.upstream.port),
             PooledUrl::Redis(url) => (&url.upstream.host, url.upstream.port),

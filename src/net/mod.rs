@@ -1,14 +1,18 @@
 //! Ground floor of the network: streams, listeners, TLS on both sides, the thread's read buffer.
 
+mod address;
 mod buffer;
 mod connect;
 mod listener;
+mod socket_file;
 mod stream;
 mod tls;
 
+pub use address::Address;
 pub use buffer::{READ_BUFFER_BYTES, with_read_buffer};
 pub use connect::{Host, connect};
 pub use listener::{Listener, bind};
+pub use socket_file::{PATH_BYTES, SocketError, SocketFile, listen as listen_on_socket};
 pub use stream::{Opening, Stream};
 pub use tls::{
     Agreed, Certificate, Encrypted, Identity, ListenerTls, ListenerTlsSettings, Pin, Pins, Tls,

@@ -3,7 +3,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ use super::settings::Settings;
 use crate::config::{ClientCertificate, Current, PostgresSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Happening, PoolMetrics, Reason};
-use crate::net::{Agreed, ListenerTls, Opening, Stream, common_name};
+use crate::net::{Address, Agreed, ListenerTls, Opening, Stream, common_name};
 
 /// Bytes asked of the socket at once.
 const READ_BYTES: usize = 1024;
@@ -104,7 +103,7 @@ impl Drop for Counted {
 
 /// Greets one client. Every wait in it is bounded: the client's words by the login timeout, the
 /// settings by the pool's wait.
-pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: SocketAddr) {
+pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Address) {
     let _counted = Counted::new(&reception.metrics.clients_greeting);
     let mut talk = Talk { client: Some(client), received: BytesMut::new(), end_point: None };
     let draining = async {
@@ -116,7 +115,7 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
     } else {
         tokio::select! {
             biased;
-            welcomed = welcome(&reception, &mut talk, peer) => welcomed,
+            welcomed = welcome(&reception, &mut talk, &peer) => welcomed,
             end = draining => Err(end),
         }
     };
@@ -130,7 +129,7 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
             let drain = reception.drain.clone();
             match seat {
                 Seat::Shared { pool, settings } => {
-                    let ends = (peer, client.ends().map(|(_, local)| local));
+                    let ends = (peer, client.local());
                     cancel.card().introduce(ends, &settings, pool.connector().seats());
                     let drain = drain.guard();
                     let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
@@ -177,7 +176,7 @@ async fn turn_away_late(reception: &Reception, talk: &mut Talk) -> End {
         Err(_elapsed) => End::Quiet("it said nothing"),
         Ok(Err(end)) => end,
         Ok(Ok(First::Cancel(key))) => {
-            reception.cancels.request(&key);
+            reception.cancels.request(&key).await;
             End::Quiet("was a cancel request")
         }
         Ok(Ok(First::Startup(_))) => End::Leaving(Box::new(leaving())),
@@ -210,7 +209,7 @@ impl Seat {
     }
 }
 
-async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Result<Welcome, End> {
+async fn welcome(reception: &Reception, talk: &mut Talk, peer: &Address) -> Result<Welcome, End> {
     let words = admit(reception, talk);
     let (startup, keys) = match tokio::time::timeout(reception.login_timeout(), words).await {
         Ok(admitted) => admitted?,
@@ -223,7 +222,7 @@ async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Re
         }
     };
     let random = random()?;
-    if let Some(desk) = reception.console.desk(&reception.routes, &startup, peer.ip())? {
+    if let Some(desk) = reception.console.desk(&reception.routes, &startup, peer)? {
         let registered = reception.cancels.register_beyond(CLIENTS_MOST, startup.keys, &random);
         let (key, cancel) = registered.map_err(|full| turned_away(reception, full))?;
         return enter(
@@ -310,7 +309,7 @@ async fn admit(
     let startup = match talk.first_words(reception).await? {
         First::Startup(startup) => startup,
         First::Cancel(key) => {
-            reception.cancels.request(&key);
+            reception.cancels.request(&key).await;
             // As Postgres: libpq takes an end without TLS's own goodbye for an error.
             talk.hang_up().await;
             return Err(End::Quiet("was a cancel request"));

@@ -1,7 +1,6 @@
 //! The Redis service: one upstream per listener, its lanes and pools, and the loop that takes clients.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,7 +17,7 @@ use super::view;
 use crate::config::{Current, FirstPasswords, NamespaceSettings, RedisSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
-use crate::net::{Listener, ListenerTls, Opening, Stream, TlsError};
+use crate::net::{Address, Listener, ListenerTls, Opening, Stream, TlsError};
 use crate::pool::Reachability;
 use crate::status::PoolStatus;
 
@@ -240,7 +239,7 @@ impl Drop for Service {
 /// A client that has connected, and has no session yet.
 struct Visitor {
     stream: Stream,
-    peer: SocketAddr,
+    peer: Address,
     place: Place,
     upstream: Arc<Upstream>,
     /// Until when it must have shown the password.
@@ -259,17 +258,21 @@ impl Visitor {
             () = self.drain.started() => Ok(Opening::Plain),
         };
         match (first, mode) {
+            (Ok(Opening::Tls), _) if matches!(self.stream, Stream::Unix(_)) => {
+                self.upstream.note_no_tls(&self.peer, &"it wants TLS over a unix socket");
+                return refuse(self.stream, NO_TLS_HERE.to_owned()).await;
+            }
             (Ok(Opening::Tls), _) => {
                 match tokio::time::timeout_at(self.deadline, tls.accept(self.stream)).await {
                     Ok(Ok(encrypted)) => self.stream = encrypted.stream,
-                    Ok(Err(error)) => return self.upstream.note_no_tls(self.peer, &error),
+                    Ok(Err(error)) => return self.upstream.note_no_tls(&self.peer, &error),
                     Err(_elapsed) => {
-                        return self.upstream.note_no_tls(self.peer, &"it takes too long");
+                        return self.upstream.note_no_tls(&self.peer, &"it takes too long");
                     }
                 }
             }
             (Ok(Opening::Plain), TlsMode::Require) if matches!(self.stream, Stream::Tcp(_)) => {
-                self.upstream.note_no_tls(self.peer, &"it speaks without");
+                self.upstream.note_no_tls(&self.peer, &"it speaks without");
                 return refuse(self.stream, TLS_ONLY.to_owned()).await;
             }
             (Ok(Opening::Plain), _) => {}
@@ -300,6 +303,9 @@ impl Drop for Place {
 
 /// What is told to a client without TLS where it must have it.
 const TLS_ONLY: &str = "-ERR tidegate: this listener takes TLS only: use rediss://\r\n";
+
+/// What is told to a client that begins with TLS over a unix socket.
+const NO_TLS_HERE: &str = "-ERR tidegate: a unix socket has no TLS: use unix://\r\n";
 
 /// Longest time to tell a client that it can't come in.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);

@@ -20,6 +20,7 @@ pub struct Setup {
     arguments: Vec<OsString>,
     postgres: Option<u16>,
     redis: Option<u16>,
+    admin: Option<u16>,
 }
 
 impl Setup {
@@ -29,7 +30,15 @@ impl Setup {
             arguments: vec!["serve".into()],
             postgres: None,
             redis: None,
+            admin: None,
         }
+    }
+
+    /// On the ports of another one, which is about to leave them.
+    pub fn in_place_of(mut self, before: &Tidegate) -> Self {
+        (self.postgres, self.redis) = (before.postgres, before.redis);
+        self.admin = Some(before.admin);
+        self
     }
 
     pub fn postgres(self, server: &Postgres) -> Self {
@@ -103,7 +112,7 @@ impl Setup {
 
     /// Starts it and waits for nothing.
     pub fn launch(self) -> Tidegate {
-        let admin = ports::free();
+        let admin = self.admin.unwrap_or_else(ports::free);
         let mut command = clean_command();
         command.args(&self.arguments).envs(self.environment);
         command.env("TIDEGATE_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));

@@ -87,7 +87,7 @@ fn listeners_never_share_an_address() {
 #[test]
 fn our_own_variable_names_the_upstream() {
     let local = ("DATABASE_URL", "postgres://u:p@127.0.0.1:6432/d");
-    let listen = "127.0.0.1:6432".parse().unwrap();
+    let listen = &crate::net::Address::Tcp("127.0.0.1:6432".parse().unwrap());
     let looping = from_environment(&[local]).unwrap();
     assert!(looping.variables[0].leads_to(listen));
     let real = ("TIDEGATE_DATABASE_URL", "postgres://u:p@db.example.com/d");
