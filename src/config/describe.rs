@@ -83,11 +83,10 @@ fn write_postgres(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
         for upstream in &listener.upstreams {
             writeln!(
                 text,
-                "          {} -> {} {}:{}, user {}, database {}, sslmode {}{}",
+                "          {} -> {} {}, user {}, database {}, sslmode {}{}",
                 listener.listen,
                 upstream.name,
-                upstream.host,
-                upstream.port,
+                upstream.hosts,
                 upstream.user,
                 upstream.database,
                 sslmode_word(upstream.sslmode),

@@ -2,9 +2,11 @@
 //! means (`resolve`). Flags win over the environment, which wins over the file, which wins over the
 //! defaults.
 
+mod conninfo;
 mod current;
 mod describe;
 mod error;
+mod hosts;
 mod keys;
 mod local;
 mod namespaces;
@@ -31,6 +33,7 @@ pub use crate::net::Host;
 pub use current::Current;
 pub use describe::describe;
 pub use error::ConfigError;
+pub use hosts::{HostOrder, Hosts, ServerHost, TargetSession};
 pub use local::leads_to;
 pub use restart::{needs_restart, postgres_without_restart};
 pub use roots::POSTGRES_PROTOCOL;

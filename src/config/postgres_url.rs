@@ -2,17 +2,18 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use super::conninfo::Conninfo;
 use super::local::local_host;
 use super::tls::PostgresTls;
-use super::uri::{Uri, decode, encode};
 use super::written::Environment;
-use super::{Host, PostgresUpstream, Secret, SslMode, TlsMode};
+use super::{Hosts, PostgresUpstream, Secret, SslMode, TlsMode};
 use crate::net::Pins;
 
 /// Options that say how to reach the server, or how to encrypt on the way to it: ours to keep,
 /// useless or harmful towards our plain local listener.
-const SERVER_OPTIONS: [&str; 13] = [
+const SERVER_OPTIONS: [&str; 12] = [
     "host",
     "hostaddr",
     "port",
@@ -21,20 +22,19 @@ const SERVER_OPTIONS: [&str; 13] = [
     "dbname",
     "passfile",
     "channel_binding",
-    "requiressl",
     "gssencmode",
     "requirepeer",
     "target_session_attrs",
     "load_balance_hosts",
 ];
-const DEFAULT_PORT: u16 = 5432;
-/// Where Debian's and most others' servers keep their socket.
-const SOCKET_DIRECTORY: &str = "/var/run/postgresql";
+
+/// An hour: a connect timeout that is longer is that.
+const CONNECT_TIMEOUT_MOST: u64 = 3_600;
 
 /// A parsed URL and the upstream it stands for.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct PostgresUrl {
-    uri: Uri,
+    conninfo: Conninfo,
     pub(super) upstream: PostgresUpstream,
     pub(super) warnings: Vec<String>,
     /// Whether a client without an `sslmode` in its URL would insist on TLS.
@@ -47,52 +47,25 @@ impl PostgresUrl {
     /// Parses the value of the variable `name`; `environment` gives libpq's defaults (PGUSER ..).
     /// The error repeats nothing of the text.
     pub(super) fn parse(name: &str, text: &str, environment: &Environment) -> Result<Self, String> {
-        let mut uri = Uri::parse(text)?;
-        check_scheme(&uri.scheme)?;
+        let conninfo = Conninfo::parse(text)?;
+        let all = conninfo.with_variables(environment);
         let pg =
             |variable: &str| environment.get(variable).cloned().flatten().filter(|v| !v.is_empty());
-        for unsupported in ["hostaddr"] {
-            if uri.query.iter().any(|(key, _)| key == unsupported) {
-                return Err(format!(
-                    "has the option {unsupported}, which tidegate cannot honour; \
-                    take it out"
-                ));
-            }
-        }
-        let path = decode(&uri.path)?;
-        let port_option = match uri.take_option("port") {
-            None => None,
-            Some(port) => {
-                Some(parse_port(&port).ok_or("has an option port that is not 1 to 65535")?)
-            }
-        };
-        uri.host = uri.take_option("host").or(uri.host);
-        uri.user = uri.take_option("user").or(uri.user);
-        uri.password = uri.take_option("password").or(uri.password);
-        let host = uri.host.clone().or_else(|| pg("PGHOST")).unwrap_or(SOCKET_DIRECTORY.into());
-        if host.contains(',') {
-            return Err("names several hosts; give it one".to_owned());
-        }
-        let port = port_option
-            .or(uri.port)
-            .or_else(|| pg("PGPORT").and_then(|port| parse_port(&port)))
-            .unwrap_or(DEFAULT_PORT);
-        let Some(user) = uri.user.clone().or_else(|| pg("PGUSER")).or_else(|| pg("USER")) else {
+        let hosts = Hosts::read(&all)?;
+        let Some(user) = all.get("user").map(str::to_owned).or_else(|| pg("USER")) else {
             return Err("names no user, and neither PGUSER nor USER is set".to_owned());
         };
-        let database = uri.take_option("dbname").or((!path.is_empty()).then_some(path));
-        let database = database.or_else(|| pg("PGDATABASE")).unwrap_or_else(|| user.clone());
-        let password = uri.password.clone().or_else(|| pg("PGPASSWORD")).map(Secret::new);
-        let (sslmode, sslrootcert) = encryption(&uri, environment)?;
-        let tls = PostgresTls::read(&uri, environment, sslmode)?;
-        let warnings = warnings(name, &uri);
-        let host = if host.starts_with('/') { Host::Unix(host.into()) } else { Host::Tcp(host) };
+        let database = all.get("dbname").unwrap_or(&user).to_owned();
+        let password = all.get("password").map(Secret::new);
+        let (sslmode, sslrootcert) = encryption(&all)?;
+        let tls = PostgresTls::read(&all, sslmode)?;
+        let warnings = warnings(name, &all);
         let ours = |key: &str| SERVER_OPTIONS.contains(&key) || is_tls_option(key);
-        let options = uri.query.iter().filter(|(key, _)| !ours(key)).cloned().collect();
+        let options = conninfo.written().iter().filter(|(key, _)| !ours(key)).cloned().collect();
         let upstream = PostgresUpstream {
             name: name.to_owned(),
-            host,
-            port,
+            hosts,
+            connect_timeout: connect_timeout(&all)?,
             user,
             password,
             database,
@@ -106,34 +79,37 @@ impl PostgresUrl {
         };
         let environment_insists = pg("PGSSLMODE").is_some_and(|mode| insists(&mode));
         let taken_back = taken_back(environment);
-        Ok(Self { uri, upstream, warnings, environment_insists, taken_back })
+        Ok(Self { conninfo, upstream, warnings, environment_insists, taken_back })
     }
 
     /// The URL for the wrapped command: the same user, password, database and options, our address,
     /// and no TLS asked of a listener on the same machine unless it insists.
     pub(super) fn local(&self, listen: SocketAddr, tls: TlsMode) -> String {
-        let asked_for_tls = self.uri.query.iter().any(|(key, _)| is_tls_option(key));
-        let mut uri = self.uri.clone();
-        uri.user = Some(self.upstream.user.clone());
-        uri.password = self.upstream.password.as_ref().map(|secret| secret.expose().to_owned());
-        uri.host = Some(local_host(listen));
-        uri.port = Some(listen.port());
-        uri.path = encode(&self.upstream.database);
-        uri.query.clone_from(&self.upstream.options);
+        let asked_for_tls = self.conninfo.written().iter().any(|(key, _)| is_tls_option(key));
+        let option = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let mut written = vec![
+            option("user", &self.upstream.user),
+            option("host", &local_host(listen)),
+            option("port", &listen.port().to_string()),
+            option("dbname", &self.upstream.database),
+        ];
+        let password = self.upstream.password.as_ref();
+        written.extend(password.map(|secret| option("password", secret.expose())));
+        written.extend(self.upstream.options.iter().cloned());
         if tls == TlsMode::Require {
-            uri.query.push(("sslmode".to_owned(), "require".to_owned()));
-            return uri.to_url();
+            written.push(option("sslmode", "require"));
+        } else {
+            if asked_for_tls || self.environment_insists {
+                written.push(option("sslmode", "disable"));
+            }
+            written.extend(self.taken_back.iter().cloned());
         }
-        if asked_for_tls || self.environment_insists {
-            uri.query.push(("sslmode".to_owned(), "disable".to_owned()));
-        }
-        uri.query.extend(self.taken_back.iter().cloned());
-        uri.to_url()
+        Conninfo::new(&self.conninfo.scheme, written).to_url()
     }
 
     /// The URL with its secrets masked.
     pub(super) fn masked(&self) -> String {
-        self.uri.masked()
+        self.conninfo.masked()
     }
 }
 
@@ -150,18 +126,15 @@ fn taken_back(environment: &Environment) -> Vec<(String, String)> {
     taken.map(|(_, _, option, value)| (option.to_owned(), value.to_owned())).collect()
 }
 
-fn check_scheme(scheme: &str) -> Result<(), String> {
-    // SQLAlchemy writes the driver behind a plus, GeoDjango calls it postgis.
-    let plain = scheme.split_once('+').map_or(scheme, |(plain, _driver)| plain);
-    if matches!(plain, "postgres" | "postgresql" | "postgis") {
-        return Ok(());
-    }
-    let jdbc = if scheme.starts_with("jdbc") { "; a JDBC URL cannot be pooled" } else { "" };
-    Err(format!("has the wrong scheme: it must begin with postgres:// or postgresql://{jdbc}"))
-}
-
-fn parse_port(text: &str) -> Option<u16> {
-    text.parse().ok().filter(|port| *port != 0)
+/// In seconds; nought, and less, is none.
+fn connect_timeout(all: &Conninfo) -> Result<Option<Duration>, String> {
+    let Some(text) = all.get("connect_timeout") else { return Ok(None) };
+    let seconds: i64 = text
+        .trim()
+        .parse()
+        .map_err(|_| "has a connect_timeout that is not a number of seconds".to_owned())?;
+    let seconds = u64::try_from(seconds).unwrap_or(0).min(CONNECT_TIMEOUT_MOST);
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
 fn is_tls_option(key: &str) -> bool {
@@ -174,17 +147,11 @@ fn insists(mode: &str) -> bool {
 
 /// libpq's rules: a root certificate turns `require` into `verify-ca`, and `sslrootcert=system`
 /// means the system's roots and the name. `allow` is served as `prefer`.
-fn encryption(uri: &Uri, environment: &Environment) -> Result<(SslMode, Option<PathBuf>), String> {
-    let option = |key: &str, variable: &str| {
-        let written = uri.query.iter().rev().find(|(known, _)| known == key);
-        let inherited = || environment.get(variable).cloned().flatten();
-        written.map(|(_, value)| value.clone()).or_else(inherited).filter(|value| !value.is_empty())
-    };
-    let root = option("sslrootcert", "PGSSLROOTCERT");
-    let system = root.as_deref() == Some("system");
-    let ssl =
-        uri.query.iter().any(|(key, value)| key == "ssl" && matches!(value.as_str(), "true" | "1"));
-    let mode = match option("sslmode", "PGSSLMODE").as_deref() {
+fn encryption(all: &Conninfo) -> Result<(SslMode, Option<PathBuf>), String> {
+    let root = all.get("sslrootcert");
+    let system = root == Some("system");
+    let ssl = all.get("ssl") == Some("1");
+    let mode = match all.get("sslmode") {
         None if system => SslMode::VerifyFull,
         None if ssl => SslMode::Require,
         None | Some("prefer" | "allow") => SslMode::Prefer,
@@ -205,9 +172,9 @@ fn encryption(uri: &Uri, environment: &Environment) -> Result<(SslMode, Option<P
     Ok((mode, root.filter(|_| !system).map(PathBuf::from)))
 }
 
-fn warnings(name: &str, uri: &Uri) -> Vec<String> {
+fn warnings(name: &str, all: &Conninfo) -> Vec<String> {
     let mut warnings = Vec::new();
-    if uri.query.iter().any(|(key, value)| key == "gssencmode" && value == "require") {
+    if all.get("gssencmode") == Some("require") {
         warnings.push(format!("{name} asks for gssencmode=require, which tidegate does not speak"));
     }
     warnings

@@ -333,7 +333,7 @@ fn place_postgres(
         let mut known = listener.upstreams.iter();
         let confused = known.any(|known| {
             let same_route = known.user == upstream.user && known.database == upstream.database;
-            let same_server = known.host == upstream.host && known.port == upstream.port;
+            let same_server = known.hosts == upstream.hosts;
             same_route || (any && !same_server)
         });
         if !confused {

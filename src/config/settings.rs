@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Host, Secret, Users};
+use super::{Host, Hosts, Secret, Users};
 use crate::net::{
     Certificate, Identity, ListenerTls, ListenerTlsSettings, Pins, TlsError, TlsSettings,
 };
@@ -418,10 +418,10 @@ pub struct PostgresListener {
 pub struct PostgresUpstream {
     /// The variable's name: the pool's name in metrics, logs and errors.
     pub name: String,
-    /// Where it listens.
-    pub host: Host,
-    /// Its port.
-    pub port: u16,
+    /// Where it may be.
+    pub hosts: Hosts,
+    /// How long each of them may take to connect and log in, if the URL says so (`connect_timeout`).
+    pub connect_timeout: Option<Duration>,
     /// The user to log in as.
     pub user: String,
     /// The user's password.

@@ -86,13 +86,12 @@ impl PooledVariable {
         }
     }
 
-    /// Whether the upstream is our own listener at `listen`.
+    /// Whether the upstream is, or may be, our own listener at `listen`.
     #[must_use]
     pub fn leads_to(&self, listen: SocketAddr) -> bool {
-        let (host, port) = match &self.url {
-            PooledUrl::Postgres(url) => (&url.upstream.host, url.upstream.port),
-            PooledUrl::Redis(url) => (&url.upstream.host, url.upstream.port),
-        };
-        super::leads_to(host, port, listen)
+        match &self.url {
+            PooledUrl::Postgres(url) => url.upstream.hosts.lead_to(listen),
+            PooledUrl::Redis(url) => super::leads_to(&url.upstream.host, url.upstream.port, listen),
+        }
     }
 }

@@ -7,7 +7,7 @@ mod stream;
 mod tls;
 
 pub use buffer::{READ_BUFFER_BYTES, with_read_buffer};
-pub use connect::{Host, connect};
+pub use connect::{Host, Keepalive, Spot, Vigilance, addresses, connect, connect_to};
 pub use listener::{Listener, bind};
 pub use stream::{Opening, Stream};
 pub use tls::{

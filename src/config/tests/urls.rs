@@ -19,7 +19,9 @@ fn redis(url: &str) -> Result<RedisUrl, String> {
 fn meaning(url: &PostgresUrl) -> String {
     let up = &url.upstream;
     let password = up.password.as_ref().map_or("-", |secret| secret.expose());
-    format!("{} {} {} {password} {} {:?}", up.host, up.port, up.user, up.database, up.sslmode)
+    let hosts = up.hosts.list.iter().map(|one| format!("{} {}", one.host, one.port));
+    let hosts = hosts.collect::<Vec<_>>().join(",");
+    format!("{hosts} {} {password} {} {:?}", up.user, up.database, up.sslmode)
 }
 
 #[test]
@@ -35,7 +37,13 @@ fn a_postgres_url_means_what_libpq_takes_it_to_mean() {
         ("postgres:///d", "/var/run/postgresql 5432 me - d Prefer"),
         ("postgres://u:p%40%2F%3a@h/d%20e", "h 5432 u p@/: d e Prefer"),
         ("postgres://u:a:b@h/d", "h 5432 u a:b d Prefer"),
-        ("postgres://u:a@b@h/d", "h 5432 u a@b d Prefer"),
+        ("postgres://u:a?b@h/d", "h 5432 u a?b d Prefer"),
+        ("postgres://u:p@a,b:7,[::1]/d", "a 5432,b 7,[::1] 5432 u p d Prefer"),
+        ("postgres://u:p@a,b/d?port=7", "a 7,b 7 u p d Prefer"),
+        ("postgres://u@/d?host=a,%2Ftmp&port=7,8", "a 7,/tmp 8 u - d Prefer"),
+        ("postgres://u@/d?hostaddr=10.0.0.1", "10.0.0.1 5432 u - d Prefer"),
+        ("host=h user=u password='p q\\'r' dbname = d", "h 5432 u p q'r d Prefer"),
+        ("user=u hostaddr=10.0.0.1,::1 host=a,b port=7", "a 7,b 7 u - u Prefer"),
         ("postgres://u:a#b@h/d", "h 5432 u a#b d Prefer"),
         ("postgres://u:p@[2001:db8::1]:7/d", "[2001:db8::1] 7 u p d Prefer"),
         ("postgres://u:p@[::1]/d", "[::1] 5432 u p d Prefer"),
@@ -72,16 +80,23 @@ fn a_url_that_means_nothing_is_refused_without_showing_its_password() {
         ("postgres://u:hunter2@h:0/d", "1 to 65535"),
         ("postgres://u:hunter2@h:99999/d", "1 to 65535"),
         ("postgres://u:hunter2/x@h/d", "percent-coded"),
-        ("postgres://u:hunter2?x@h/d", "1 to 65535"),
         ("postgres://u:%zzhunter2@h/d", "hexadecimal"),
         ("postgres://u:hunter2%@h/d", "hexadecimal"),
         ("postgres://u:hunter2%00@h/d", "%00"),
         ("postgres://u:hunter2%ff@h/d", "UTF-8"),
-        ("postgres://u:hunter2@a,b/d", "several hosts"),
-        ("postgres://u:hunter2@a:1,b:2/d", "several hosts"),
-        ("postgres://u:hunter2@h/d?host=a,b", "several hosts"),
+        ("postgres://u:hun@ter2@h/d", "raw @"),
+        ("postgres://u:hunter2@a:1,b:2,c:3/d?port=1,2", "one port for each"),
+        ("postgres://u:hunter2@a,b/d?hostaddr=1.2.3.4", "one hostaddr for each"),
+        ("postgres://u:hunter2@h/d?hostaddr=hun", "IP address"),
+        ("postgres://u:hunter2@h/d?hunter2", "without its ="),
+        ("postgres://u:hunter2@h/d?target_session_attrs=hun", "prefer-standby"),
+        ("postgres://u:hunter2@h/d?load_balance_hosts=hun", "random"),
+        ("postgres://u:hunter2@h/d?connect_timeout=hun", "seconds"),
+        ("host=h user=u password=hun ter2", "without its ="),
+        ("host=h user=u password='hunter2", "quote"),
+        ("host=h user=u hunter=2", "does not know"),
         ("postgres://u:hunter2@[::1/d", "without its ]"),
-        ("postgres://u:hunter2@[x]/d", "IPv6"),
+        ("postgres://u:hunter2@[]/d", "IPv6"),
         ("postgres://u:hunter2@[::1]x/d", "after the ]|:port"),
         ("postgres://u:hunter2@h/d?sslmode=strict", "verify-full"),
         ("postgres://u:hunter2@h/d?sslmode=require&sslrootcert=system", "verify-full"),
@@ -91,11 +106,11 @@ fn a_url_that_means_nothing_is_refused_without_showing_its_password() {
         ("postgres://u:hunter2@h/d?sslnegotiation=hun", "neither postgres nor direct"),
         ("postgres://u:hunter2@h/d?sslmode=disable&channel_binding=require", "needs TLS"),
         ("postgres://u:hunter2@h/d?channel_binding=hun", "disable, prefer, require"),
-        ("postgres://u:hunter2@h/d?hostaddr=1.2.3.4", "hostaddr"),
         ("postgres://u:hunter2@h/d?port=x", "port"),
         ("mysql://u:hunter2@h/d", "postgres://"),
         ("jdbc:postgresql://u:hunter2@h/d", "JDBC"),
         ("u:hunter2@h/d", "://"),
+        ("u:hunter2@h/d?a=b", "without its =|does not know"),
         ("postgres://u:hun ter2@h/d", "%20"),
         ("", "empty"),
     ] {
