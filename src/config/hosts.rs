@@ -9,7 +9,7 @@ use super::{Host, leads_to};
 
 const DEFAULT_PORT: u16 = 5432;
 /// Where Debian's and most others' servers keep their socket.
-const SOCKET_DIRECTORY: &str = "/var/run/postgresql";
+pub(super) const SOCKET_DIRECTORY: &str = "/var/run/postgresql";
 /// Most hosts of one URL.
 const HOSTS_MOST: usize = 32;
 

@@ -10,6 +10,8 @@ mod hosts;
 mod keys;
 mod local;
 mod namespaces;
+mod passfile;
+mod postgres_options;
 mod postgres_url;
 mod push;
 mod redis_url;
@@ -17,6 +19,7 @@ mod resolve;
 mod restart;
 mod roots;
 mod secret;
+mod service;
 mod settings;
 mod sources;
 mod suggest;
@@ -51,6 +54,9 @@ pub use variable::{PooledUrl, PooledVariable, Protocol};
 pub use written::Environment;
 
 use written::Written;
+
+/// Variables by which libpq would reach another server than the host of our URL, or ask for what was asked of the server.
+const MISLEADING: [&str; 3] = ["PGHOSTADDR", "PGSERVICE", "PGREQUIREAUTH"];
 
 /// Everything that was configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,7 +106,9 @@ impl Loaded {
     #[must_use]
     pub fn hidden_variables(&self) -> Vec<String> {
         let sources = self.variables.iter().flat_map(|known| sources::other_sources(&known.name));
-        sources.chain(keys::OURS_ALONE.map(str::to_owned)).collect()
+        let pools_postgres = self.settings.postgres.is_some();
+        let misleading = MISLEADING.into_iter().filter(|_| pools_postgres).map(str::to_owned);
+        sources.chain(misleading).chain(keys::OURS_ALONE.map(str::to_owned)).collect()
     }
 
     /// The encryption of the listeners of one side.
@@ -164,7 +172,7 @@ pub fn load(
     resolved.settings.check_roots()?;
     let pooled = resolve::pooled_names(&written);
     resolved.warnings.extend(written::unknown_variables(environment, &pooled));
-    let watched = watched::watched(file.as_deref(), &written, environment, &resolved.settings);
+    let watched = watched::watched(file.as_deref(), &written, environment, &resolved);
     Ok(Loaded {
         settings: resolved.settings,
         variables: resolved.variables,

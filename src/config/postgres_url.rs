@@ -2,34 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::conninfo::Conninfo;
 use super::local::local_host;
+use super::postgres_options::{self, is_ours, is_tls_option};
 use super::tls::PostgresTls;
 use super::written::Environment;
-use super::{Hosts, PostgresUpstream, Secret, SslMode, TlsMode};
+use super::{Hosts, PostgresUpstream, SslMode, TlsMode, passfile, service};
 use crate::net::Pins;
-
-/// Options that say how to reach the server, or how to encrypt on the way to it: ours to keep,
-/// useless or harmful towards our plain local listener.
-const SERVER_OPTIONS: [&str; 12] = [
-    "host",
-    "hostaddr",
-    "port",
-    "user",
-    "password",
-    "dbname",
-    "passfile",
-    "channel_binding",
-    "gssencmode",
-    "requirepeer",
-    "target_session_attrs",
-    "load_balance_hosts",
-];
-
-/// An hour: a connect timeout that is longer is that.
-const CONNECT_TIMEOUT_MOST: u64 = 3_600;
 
 /// A parsed URL and the upstream it stands for.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +17,8 @@ pub(super) struct PostgresUrl {
     conninfo: Conninfo,
     pub(super) upstream: PostgresUpstream,
     pub(super) warnings: Vec<String>,
+    /// What was read beside it: libpq's service file and password file.
+    pub(super) files: Vec<PathBuf>,
     /// Whether a client without an `sslmode` in its URL would insist on TLS.
     environment_insists: bool,
     /// Takes back what libpq's variables would ask of a plain listener.
@@ -47,8 +29,10 @@ impl PostgresUrl {
     /// Parses the value of the variable `name`; `environment` gives libpq's defaults (PGUSER ..).
     /// The error repeats nothing of the text.
     pub(super) fn parse(name: &str, text: &str, environment: &Environment) -> Result<Self, String> {
-        let conninfo = Conninfo::parse(text)?;
+        let mut conninfo = Conninfo::parse(text)?;
+        let service_file = service::add(&mut conninfo, environment)?;
         let all = conninfo.with_variables(environment);
+        postgres_options::check(&all)?;
         let pg =
             |variable: &str| environment.get(variable).cloned().flatten().filter(|v| !v.is_empty());
         let hosts = Hosts::read(&all)?;
@@ -56,22 +40,30 @@ impl PostgresUrl {
             return Err("names no user, and neither PGUSER nor USER is set".to_owned());
         };
         let database = all.get("dbname").unwrap_or(&user).to_owned();
-        let password = all.get("password").map(Secret::new);
+        let found = match all.get("password") {
+            Some(password) => passfile::Found::written(password),
+            None => passfile::look_up(&all, environment, &hosts, (&user, &database))?,
+        };
         let (sslmode, sslrootcert) = encryption(&all)?;
         let tls = PostgresTls::read(&all, sslmode)?;
-        let warnings = warnings(name, &all);
-        let ours = |key: &str| SERVER_OPTIONS.contains(&key) || is_tls_option(key);
-        let options = conninfo.written().iter().filter(|(key, _)| !ours(key)).cloned().collect();
+        let mut warnings = postgres_options::warnings(name, &all);
+        warnings.extend(found.warning.map(|warning| format!("{name}: {warning}")));
+        let options = conninfo.written().iter().filter(|(key, _)| !is_ours(key));
+        let options = options.cloned().collect();
         let upstream = PostgresUpstream {
             name: name.to_owned(),
             hosts,
-            connect_timeout: connect_timeout(&all)?,
+            connect_timeout: postgres_options::connect_timeout(&all)?,
+            vigilance: postgres_options::vigilance(&all)?,
+            required_peer: postgres_options::required_peer(&all)?,
+            methods: postgres_options::methods(&all)?,
             user,
-            password,
+            password: found.password,
             database,
             options,
             sslmode,
             sslrootcert,
+            handshake: postgres_options::handshake(&all)?,
             sslnegotiation: tls.negotiation,
             channel_binding: tls.channel_binding,
             identity: tls.identity,
@@ -79,7 +71,8 @@ impl PostgresUrl {
         };
         let environment_insists = pg("PGSSLMODE").is_some_and(|mode| insists(&mode));
         let taken_back = taken_back(environment);
-        Ok(Self { conninfo, upstream, warnings, environment_insists, taken_back })
+        let files = service_file.into_iter().chain(found.file).collect();
+        Ok(Self { conninfo, upstream, warnings, files, environment_insists, taken_back })
     }
 
     /// The URL for the wrapped command: the same user, password, database and options, our address,
@@ -126,21 +119,6 @@ fn taken_back(environment: &Environment) -> Vec<(String, String)> {
     taken.map(|(_, _, option, value)| (option.to_owned(), value.to_owned())).collect()
 }
 
-/// In seconds; nought, and less, is none.
-fn connect_timeout(all: &Conninfo) -> Result<Option<Duration>, String> {
-    let Some(text) = all.get("connect_timeout") else { return Ok(None) };
-    let seconds: i64 = text
-        .trim()
-        .parse()
-        .map_err(|_| "has a connect_timeout that is not a number of seconds".to_owned())?;
-    let seconds = u64::try_from(seconds).unwrap_or(0).min(CONNECT_TIMEOUT_MOST);
-    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
-}
-
-fn is_tls_option(key: &str) -> bool {
-    key.starts_with("ssl")
-}
-
 fn insists(mode: &str) -> bool {
     matches!(mode, "require" | "verify-ca" | "verify-full" | "no-verify")
 }
@@ -170,12 +148,4 @@ fn encryption(all: &Conninfo) -> Result<(SslMode, Option<PathBuf>), String> {
         return Err("has sslrootcert=system, which goes with sslmode=verify-full only".to_owned());
     }
     Ok((mode, root.filter(|_| !system).map(PathBuf::from)))
-}
-
-fn warnings(name: &str, all: &Conninfo) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if all.get("gssencmode") == Some("require") {
-        warnings.push(format!("{name} asks for gssencmode=require, which tidegate does not speak"));
-    }
-    warnings
 }

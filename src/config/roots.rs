@@ -36,6 +36,7 @@ impl PostgresUpstream {
             roots,
             identity: self.identity.clone(),
             pins: self.pins.clone(),
+            handshake: self.handshake,
             // Towards an SSLRequest it would bring nothing, and might disturb what stands before an older server.
             protocol: (self.sslnegotiation == SslNegotiation::Direct).then_some(POSTGRES_PROTOCOL),
         })

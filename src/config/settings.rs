@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use super::{Host, Hosts, Secret, Users};
 use crate::net::{
-    Certificate, Identity, ListenerTls, ListenerTlsSettings, Pins, TlsError, TlsSettings,
+    Certificate, Handshake, Identity, ListenerTls, ListenerTlsSettings, Pins, TlsError,
+    TlsSettings, Vigilance,
 };
+use crate::postgres::login::Methods;
 use crate::redis::namespace::Namespace;
 
 /// Everything the program was told.
@@ -422,6 +424,12 @@ pub struct PostgresUpstream {
     pub hosts: Hosts,
     /// How long each of them may take to connect and log in, if the URL says so (`connect_timeout`).
     pub connect_timeout: Option<Duration>,
+    /// How connections to them notice that they have vanished.
+    pub vigilance: Vigilance,
+    /// The number of the user that a server behind a unix socket must run as (`requirepeer`).
+    pub required_peer: Option<u32>,
+    /// How it may ask who we are (`require_auth`).
+    pub methods: Methods,
     /// The user to log in as.
     pub user: String,
     /// The user's password.
@@ -434,6 +442,8 @@ pub struct PostgresUpstream {
     pub sslmode: SslMode,
     /// PEM file with the roots to trust.
     pub sslrootcert: Option<PathBuf>,
+    /// Which TLS will do, and whether it begins with the host's name.
+    pub handshake: Handshake,
     /// How encryption begins.
     pub sslnegotiation: SslNegotiation,
     /// Whether the login is bound to the encryption.

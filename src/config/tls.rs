@@ -129,11 +129,6 @@ impl PostgresTls {
         let identity = found.map_err(|OneOfTwo| {
             "has one of sslcert and sslkey (or of PGSSLCERT and PGSSLKEY); a certificate and its key go together"
         })?;
-        if identity.is_some() && all.get("sslpassword").is_some() {
-            return Err("has the option sslpassword, which tidegate cannot honour: \
-                take the password off the key's file, and the option out"
-                .to_owned());
-        }
         let shown = all.get("sslcertmode") != Some("disable");
         Ok(Self { negotiation, channel_binding, identity: identity.filter(|_| shown) })
     }

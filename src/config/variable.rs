@@ -1,6 +1,7 @@
 //! A variable that holds a URL: where it leads, and what the wrapped command gets instead.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::postgres_url::PostgresUrl;
 use super::redis_url::RedisUrl;
@@ -74,6 +75,14 @@ impl PooledVariable {
         match &self.url {
             PooledUrl::Postgres(url) => url.local(listen, tls),
             PooledUrl::Redis(url) => url.local(listen, tls),
+        }
+    }
+
+    /// The files that were read for it.
+    pub(super) fn files(&self) -> &[PathBuf] {
+        match &self.url {
+            PooledUrl::Postgres(url) => &url.files,
+            PooledUrl::Redis(_) => &[],
         }
     }
 

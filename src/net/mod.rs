@@ -11,6 +11,7 @@ pub use connect::{Host, Keepalive, Spot, Vigilance, addresses, connect, connect_
 pub use listener::{Listener, bind};
 pub use stream::{Opening, Stream};
 pub use tls::{
-    Agreed, Certificate, Encrypted, Identity, ListenerTls, ListenerTlsSettings, Pin, Pins, Tls,
-    TlsError, TlsSettings, Verify, common_name, is_impostor, key_pin, server_end_point,
+    Agreed, Certificate, Encrypted, Handshake, Identity, ListenerTls, ListenerTlsSettings, Naming,
+    Pin, Pins, Tls, TlsError, TlsSettings, TlsVersions, Verify, common_name, is_impostor, key_pin,
+    server_end_point,
 };

@@ -14,8 +14,7 @@ use crate::config::{
     ChannelBinding, PostgresUpstream, Secret, ServerHost, SslMode, SslNegotiation, TargetSession,
 };
 use crate::net::{
-    Host, Spot, Stream, Tls, TlsError, Vigilance, addresses, connect_to, is_impostor,
-    server_end_point,
+    Host, Spot, Stream, Tls, TlsError, addresses, connect_to, is_impostor, server_end_point,
 };
 use crate::pool::{ConnectError, Fault};
 
@@ -310,8 +309,20 @@ async fn open(reached: &Reached, more: usize) -> Result<(Stream, Privacy), Conne
 }
 
 async fn open_socket(reached: &Reached, more: usize) -> Result<Stream, ConnectError> {
-    let connected = connect_to(&reached.spot, more, &Vigilance::default()).await;
-    connected.map_err(|error| broken("io", &error))
+    let upstream = reached.upstream();
+    let connected = connect_to(&reached.spot, more, &upstream.vigilance).await;
+    let stream = connected.map_err(|error| broken("io", &error))?;
+    let peer = upstream.required_peer.filter(|_| matches!(reached.spot, Spot::Unix(_)));
+    match peer {
+        Some(wanted) if stream.peer_user() != Some(wanted) => {
+            let message = format!(
+                "the server at {} does not run as the user that requirepeer names; correct one of them",
+                reached.spot
+            );
+            Err(failure(Fault::Unreachable, "io", &message))
+        }
+        _ => Ok(stream),
+    }
 }
 
 /// The server's answer to an SSLRequest.
@@ -355,10 +366,11 @@ async fn enter(
     let (dial, upstream) = (&reached.dial, reached.upstream());
     let password = upstream.password.as_ref().map(Secret::expose);
     let binding = binding(upstream, &stream);
-    let mut login = match &dial.keys {
+    let login = match &dial.keys {
         Some(keys) => Login::with_keys(&upstream.user, (keys.clone(), nonce()?), binding),
         None => Login::new(&upstream.user, password, binding),
     };
+    let mut login = login.by(upstream.methods.clone());
     let mut received = BytesMut::new();
     send(&mut stream, greeting).await?;
     loop {
@@ -430,9 +442,10 @@ fn refusal(error: &LoginError) -> ConnectError {
             let ErrorFields { code, message, .. } = fields.as_ref();
             failure(fault_of(code), code, message)
         }
-        LoginError::NoPassword | LoginError::Unsupported(_) | LoginError::Unbound(_) => {
-            failure(Fault::Rejected, "28000", error)
-        }
+        LoginError::NoPassword
+        | LoginError::Unsupported(_)
+        | LoginError::Unwanted(_)
+        | LoginError::Unbound(_) => failure(Fault::Rejected, "28000", error),
         LoginError::HasNul(_) => failure(Fault::Rejected, "22021", error),
         LoginError::Impostor(_) | LoginError::OldVerifier => {
             failure(Fault::Rejected, "28P01", error)

@@ -91,7 +91,7 @@ fn a_url_that_means_nothing_is_refused_without_showing_its_password() {
         ("postgres://u:hunter2@h/d?hunter2", "without its ="),
         ("postgres://u:hunter2@h/d?target_session_attrs=hun", "prefer-standby"),
         ("postgres://u:hunter2@h/d?load_balance_hosts=hun", "random"),
-        ("postgres://u:hunter2@h/d?connect_timeout=hun", "seconds"),
+        ("postgres://u:hunter2@h/d?connect_timeout=hun", "number"),
         ("host=h user=u password=hun ter2", "without its ="),
         ("host=h user=u password='hunter2", "quote"),
         ("host=h user=u hunter=2", "does not know"),
@@ -189,6 +189,151 @@ fn how_to_encrypt_is_read_as_libpq_reads_it() {
     let said = "sslmode=disable&sslnegotiation=postgres&channel_binding=prefer&sslcertmode=disable";
     assert_eq!(read(said, &variables), plain, "the URL wins");
     assert_eq!(read("channel_binding=disable", &[]).1, ChannelBinding::Disable);
+}
+
+/// What becomes of an option.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    /// Tidegate does what it says.
+    Applied,
+    /// The wrapped command gets it.
+    PassedOn,
+    /// Both.
+    Shared,
+    /// The error says what to do instead.
+    Refused,
+    /// The log has a word about it.
+    Warned,
+    /// It says nothing any more, in libpq either.
+    Void,
+}
+
+#[test]
+fn no_option_of_libpq_is_dropped_without_a_word() {
+    let fate = |option: &str| {
+        let plain = postgres("postgres://u:p@h/d", &[]).unwrap();
+        let Ok(url) = postgres(&format!("postgres://u:p@h/d?{option}"), &[]) else {
+            return Fate::Refused;
+        };
+        let passed = url.local(LISTEN.parse().unwrap(), TlsMode::On).contains(option);
+        let options = plain.upstream.options.clone();
+        let applied = PostgresUpstream { options, ..url.upstream.clone() } != plain.upstream;
+        match (applied, passed) {
+            (true, true) => Fate::Shared,
+            (true, false) => Fate::Applied,
+            (false, true) => Fate::PassedOn,
+            (false, false) if !url.warnings.is_empty() => Fate::Warned,
+            (false, false) => Fate::Void,
+        }
+    };
+    use Fate::{Applied, PassedOn, Refused, Shared, Void, Warned};
+    for (option, expected) in [
+        ("application_name=x", PassedOn),
+        ("channel_binding=disable", Applied),
+        ("client_encoding=UTF8", PassedOn),
+        ("connect_timeout=7", Shared),
+        ("dbname=e", Applied),
+        ("fallback_application_name=x", PassedOn),
+        ("gssdelegation=1", Warned),
+        ("gssencmode=disable", Void),
+        ("gssencmode=prefer", Void),
+        ("gssencmode=require", Refused),
+        ("gsslib=gssapi", Warned),
+        ("host=i", Applied),
+        ("hostaddr=10.0.0.1", Applied),
+        ("keepalives=0", Applied),
+        ("keepalives_count=7", Applied),
+        ("keepalives_idle=7", Applied),
+        ("keepalives_interval=7", Applied),
+        ("krbsrvname=x", Warned),
+        ("load_balance_hosts=random", Applied),
+        ("max_protocol_version=3.2", PassedOn),
+        ("min_protocol_version=3.0", PassedOn),
+        ("oauth_client_id=x", Refused),
+        ("oauth_client_secret=x", Refused),
+        ("oauth_issuer=x", Refused),
+        ("oauth_scope=x", Refused),
+        ("options=-ca%3Db", PassedOn),
+        // Of no use beside a password, in libpq either.
+        ("passfile=x", Void),
+        ("password=q", Applied),
+        ("port=7", Applied),
+        ("replication=database", PassedOn),
+        ("require_auth=scram-sha-256", Applied),
+        ("require_auth=kerberos", Refused),
+        ("requirepeer=root", Applied),
+        ("requirepeer=nobody-at-all", Refused),
+        ("scram_client_key=x", Refused),
+        ("scram_server_key=x", Refused),
+        ("service=x", Refused),
+        // Of no use without a service.
+        ("servicefile=x", Void),
+        ("ssl_max_protocol_version=TLSv1.2", Applied),
+        ("ssl_max_protocol_version=TLSv1.1", Refused),
+        ("ssl_min_protocol_version=TLSv1.3", Applied),
+        ("ssl_min_protocol_version=TLSv1.2", Void),
+        ("sslcert=x&sslkey=y", Applied),
+        ("sslcertmode=require", Refused),
+        ("sslcompression=1", Void),
+        ("sslcrl=x", Refused),
+        ("sslcrldir=x", Refused),
+        ("sslkeylogfile=x", Refused),
+        ("sslmode=require", Applied),
+        ("sslmode=require&sslnegotiation=direct", Applied),
+        ("sslcert=x&sslkey=y&sslpassword=z", Refused),
+        // Of no use without a key.
+        ("sslpassword=x", Void),
+        ("sslrootcert=x", Applied),
+        ("sslsni=0", Applied),
+        ("target_session_attrs=primary", Applied),
+        ("tcp_user_timeout=7", Applied),
+        ("user=v", Applied),
+        // Of other libraries: theirs to read.
+        ("pgbouncer=true", PassedOn),
+    ] {
+        assert_eq!(fate(option), expected, "{option}");
+    }
+}
+
+#[test]
+fn a_service_and_a_password_file_count_where_the_url_says_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let home = home.path().to_str().unwrap();
+    let write = |name: &str, text: &str, mode: u32| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::write(at(name), text).unwrap();
+        std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    write(
+        ".pg_service.conf",
+        "[s]\nhost=a,b\nuser=v\nsslmode=require\napplication_name=n\n",
+        0o644,
+    );
+    write(".pgpass", "b:5432:d:v:q\n*:*:*:other:r\n", 0o600);
+    let environment = [("HOME", home)];
+    let url = postgres("postgres:///d?service=s", &environment).unwrap();
+    assert_eq!(meaning(&url), "a 5432,b 5432 v q d Require");
+    let local = url.local(LISTEN.parse().unwrap(), TlsMode::On);
+    assert_eq!(local, "postgres://v:q@127.0.0.1:6432/d?application_name=n&sslmode=disable");
+    assert_eq!(url.files, [at(".pg_service.conf"), at(".pgpass")]);
+    let with_variable = [("HOME", home), ("PGSERVICE", "s")];
+    let url = postgres("postgres://other@h/d?sslmode=disable", &with_variable).unwrap();
+    assert_eq!(meaning(&url), "h 5432 other r d Disable");
+    assert_eq!(
+        meaning(&postgres("user=u:p host=h dbname=d", &environment).unwrap()),
+        "h 5432 u:p - d Prefer"
+    );
+    let unknown = postgres("service=t", &environment).unwrap_err();
+    assert!(unknown.contains("no service file has"), "{unknown}");
+    write(".pgpass", "*:*:*:*:q\n", 0o640);
+    let open = postgres("host=h user=u", &environment).unwrap();
+    assert_eq!(open.upstream.password, None);
+    assert!(open.warnings[0].contains("chmod 0600"), "{:?}", open.warnings);
+    write("other", "a:*:*:*:q\nb:*:*:*:r\n", 0o600);
+    let several = format!("host=a,b user=u passfile={}", at("other").display());
+    let error = postgres(&several, &environment).unwrap_err();
+    assert!(error.contains("differ"), "{error}");
 }
 
 #[test]
