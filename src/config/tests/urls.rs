@@ -355,6 +355,14 @@ fn a_redis_url_means_what_clients_take_it_to_mean() {
         ("redis://?host=h&port=7&user=u&pass=p", "h:7", "u", "p", 0, off.clone()),
         ("unix:///s?user=u&pass=p", "/s:6379", "u", "p", 0, off.clone()),
         ("unix:///run/redis.sock?db=2", "/run/redis.sock:6379", "-", "-", 2, off.clone()),
+        ("redis+unix:///s?db=2&pass=p&user=u", "/s:6379", "u", "p", 2, off.clone()),
+        ("redis+socket://:p@/s?virtual_host=2", "/s:6379", "-", "p", 2, off.clone()),
+        ("redis-socket://u:p@/s?database=2", "/s:6379", "u", "p", 2, off.clone()),
+        ("socket:///s", "/s:6379", "-", "-", 0, off.clone()),
+        ("unix://u@/s", "/s:6379", "u", "-", 0, off.clone()),
+        ("/run/a%20b?c.sock", "/run/a%20b?c.sock:6379", "-", "-", 0, off.clone()),
+        ("redis://u@h/0", "h:6379", "u", "-", 0, off.clone()),
+        ("redis://u:@h", "h:6379", "u", "-", 0, off.clone()),
         ("unix://:p@/run/redis.sock", "/run/redis.sock:6379", "-", "p", 0, off),
     ] {
         let up = redis(url).unwrap().upstream;
@@ -392,6 +400,9 @@ fn a_redis_url_leads_to_us_without_tls() {
             "redis://u:p%2F@127.0.0.1:6432/0?timeout=5",
         ),
         ("unix://:p@/run/redis.sock?db=2", "redis://:p@127.0.0.1:6432/2"),
+        ("redis+socket:///s?virtual_host=2&timeout=5", "redis://127.0.0.1:6432/2?timeout=5"),
+        ("/run/redis.sock", "redis://127.0.0.1:6432/0"),
+        ("redis://u@h", "redis://u@127.0.0.1:6432/0"),
         (
             "rediss://h?password=p&username=u&db=1&ssl_ca_certs=/ca.pem&protocol=3",
             "redis://u:p@127.0.0.1:6432/1?protocol=3",
