@@ -149,6 +149,11 @@ impl Postgres {
         self.port
     }
 
+    /// Where its unix socket is; all who come that way are trusted.
+    pub fn socket_directory(&self) -> String {
+        self.data.path().to_str().expect("a temp path is UTF-8").to_owned()
+    }
+
     pub fn url(&self) -> String {
         format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{}/{DATABASE}", self.port)
     }
