@@ -502,6 +502,14 @@ impl PgBackend {
         if self.is_misplaced() { Err(Ended) } else { Ok(()) }
     }
 
+    /// Whether the server is not any more what the pool's URL asks for. Then the connection is not to be kept, and the next
+    /// one is made to whichever host is what is asked for by then.
+    #[must_use]
+    pub fn is_misplaced(&self) -> bool {
+        let (target, writing) = (self.reached.target(), self.line.writing());
+        hosts::has_changed(target, writing, &self.parameters, |name| self.line.reported(name))
+    }
+
     /// Asks the server something of ours while no session uses it, and waits for the whole answer.
     ///
     /// # Errors

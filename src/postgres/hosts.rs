@@ -4,7 +4,6 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use super::backend::PgBackend;
 use super::connect::{Dial, Dialled, dial_at, spots};
 use super::message::{self, Frame};
 use super::relay::Writing;
@@ -131,22 +130,23 @@ async fn try_spot(
     Err(failure(ROLE, format!("the server {}", wanted.missing())))
 }
 
-impl PgBackend {
-    /// Whether the server is not any more what the pool's URL asks for: it was promoted, or does not write. Then the
-    /// connection is not to be kept, and the next one is made to whichever host is what is asked for by then.
-    #[must_use]
-    pub fn is_misplaced(&self) -> bool {
-        let now = |name: &str| self.line.reported(name);
-        match self.reached.target() {
-            TargetSession::Any => false,
-            // Where the server says that it writes, the client's own transaction was READ ONLY.
-            TargetSession::ReadWrite | TargetSession::Primary => {
-                self.line.writing() == Writing::Refused && Trait::Writes.told(now) != Told::Yes
-            }
-            TargetSession::ReadOnly | TargetSession::Standby | TargetSession::PreferStandby => {
-                let then = value(&self.parameters, IN_HOT_STANDBY) == Some("on");
-                then && now(IN_HOT_STANDBY) == Some("off")
-            }
+/// Whether the server of a connection is not any more what was asked for, by what it has reported at login and reports
+/// now: it was promoted, or does not write.
+pub(super) fn has_changed<'a>(
+    target: TargetSession,
+    writing: Writing,
+    at_login: &[(String, String)],
+    now: impl Fn(&str) -> Option<&'a str>,
+) -> bool {
+    match target {
+        TargetSession::Any => false,
+        // Where the server says that it writes, the client's own transaction was READ ONLY.
+        TargetSession::ReadWrite | TargetSession::Primary => {
+            writing == Writing::Refused && Trait::Writes.told(now) != Told::Yes
+        }
+        TargetSession::ReadOnly | TargetSession::Standby | TargetSession::PreferStandby => {
+            let was_standby = value(at_login, IN_HOT_STANDBY) == Some("on");
+            was_standby && now(IN_HOT_STANDBY) == Some("off")
         }
     }
 }

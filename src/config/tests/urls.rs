@@ -208,6 +208,73 @@ enum Fate {
     Void,
 }
 
+use Fate::{Applied, PassedOn, Refused, Shared, Void, Warned};
+
+const FATES: &[(&str, Fate)] = &[
+    ("application_name=x", PassedOn),
+    ("channel_binding=disable", Applied),
+    ("client_encoding=UTF8", PassedOn),
+    ("connect_timeout=7", Shared),
+    ("dbname=e", Applied),
+    ("fallback_application_name=x", PassedOn),
+    ("gssdelegation=1", Warned),
+    ("gssencmode=disable", Void),
+    ("gssencmode=prefer", Void),
+    ("gssencmode=require", Refused),
+    ("gsslib=gssapi", Warned),
+    ("host=i", Applied),
+    ("hostaddr=10.0.0.1", Applied),
+    ("keepalives=0", Applied),
+    ("keepalives_count=7", Applied),
+    ("keepalives_idle=7", Applied),
+    ("keepalives_interval=7", Applied),
+    ("krbsrvname=x", Warned),
+    ("load_balance_hosts=random", Applied),
+    ("max_protocol_version=3.2", PassedOn),
+    ("min_protocol_version=3.0", PassedOn),
+    ("oauth_client_id=x", Refused),
+    ("oauth_client_secret=x", Refused),
+    ("oauth_issuer=x", Refused),
+    ("oauth_scope=x", Refused),
+    ("options=-ca%3Db", PassedOn),
+    // Of no use beside a password, in libpq either.
+    ("passfile=x", Void),
+    ("password=q", Applied),
+    ("port=7", Applied),
+    ("replication=database", PassedOn),
+    ("require_auth=scram-sha-256", Applied),
+    ("require_auth=kerberos", Refused),
+    ("requirepeer=root", Applied),
+    ("requirepeer=nobody-at-all", Refused),
+    ("scram_client_key=x", Refused),
+    ("scram_server_key=x", Refused),
+    ("service=x", Refused),
+    // Of no use without a service.
+    ("servicefile=x", Void),
+    ("ssl_max_protocol_version=TLSv1.2", Applied),
+    ("ssl_max_protocol_version=TLSv1.1", Refused),
+    ("ssl_min_protocol_version=TLSv1.3", Applied),
+    ("ssl_min_protocol_version=TLSv1.2", Void),
+    ("sslcert=x&sslkey=y", Applied),
+    ("sslcertmode=require", Refused),
+    ("sslcompression=1", Void),
+    ("sslcrl=x", Refused),
+    ("sslcrldir=x", Refused),
+    ("sslkeylogfile=x", Refused),
+    ("sslmode=require", Applied),
+    ("sslmode=require&sslnegotiation=direct", Applied),
+    ("sslcert=x&sslkey=y&sslpassword=z", Refused),
+    // Of no use without a key.
+    ("sslpassword=x", Void),
+    ("sslrootcert=x", Applied),
+    ("sslsni=0", Applied),
+    ("target_session_attrs=primary", Applied),
+    ("tcp_user_timeout=7", Applied),
+    ("user=v", Applied),
+    // Of other libraries: theirs to read.
+    ("pgbouncer=true", PassedOn),
+];
+
 #[test]
 fn no_option_of_libpq_is_dropped_without_a_word() {
     let fate = |option: &str| {
@@ -226,72 +293,8 @@ fn no_option_of_libpq_is_dropped_without_a_word() {
             (false, false) => Fate::Void,
         }
     };
-    use Fate::{Applied, PassedOn, Refused, Shared, Void, Warned};
-    for (option, expected) in [
-        ("application_name=x", PassedOn),
-        ("channel_binding=disable", Applied),
-        ("client_encoding=UTF8", PassedOn),
-        ("connect_timeout=7", Shared),
-        ("dbname=e", Applied),
-        ("fallback_application_name=x", PassedOn),
-        ("gssdelegation=1", Warned),
-        ("gssencmode=disable", Void),
-        ("gssencmode=prefer", Void),
-        ("gssencmode=require", Refused),
-        ("gsslib=gssapi", Warned),
-        ("host=i", Applied),
-        ("hostaddr=10.0.0.1", Applied),
-        ("keepalives=0", Applied),
-        ("keepalives_count=7", Applied),
-        ("keepalives_idle=7", Applied),
-        ("keepalives_interval=7", Applied),
-        ("krbsrvname=x", Warned),
-        ("load_balance_hosts=random", Applied),
-        ("max_protocol_version=3.2", PassedOn),
-        ("min_protocol_version=3.0", PassedOn),
-        ("oauth_client_id=x", Refused),
-        ("oauth_client_secret=x", Refused),
-        ("oauth_issuer=x", Refused),
-        ("oauth_scope=x", Refused),
-        ("options=-ca%3Db", PassedOn),
-        // Of no use beside a password, in libpq either.
-        ("passfile=x", Void),
-        ("password=q", Applied),
-        ("port=7", Applied),
-        ("replication=database", PassedOn),
-        ("require_auth=scram-sha-256", Applied),
-        ("require_auth=kerberos", Refused),
-        ("requirepeer=root", Applied),
-        ("requirepeer=nobody-at-all", Refused),
-        ("scram_client_key=x", Refused),
-        ("scram_server_key=x", Refused),
-        ("service=x", Refused),
-        // Of no use without a service.
-        ("servicefile=x", Void),
-        ("ssl_max_protocol_version=TLSv1.2", Applied),
-        ("ssl_max_protocol_version=TLSv1.1", Refused),
-        ("ssl_min_protocol_version=TLSv1.3", Applied),
-        ("ssl_min_protocol_version=TLSv1.2", Void),
-        ("sslcert=x&sslkey=y", Applied),
-        ("sslcertmode=require", Refused),
-        ("sslcompression=1", Void),
-        ("sslcrl=x", Refused),
-        ("sslcrldir=x", Refused),
-        ("sslkeylogfile=x", Refused),
-        ("sslmode=require", Applied),
-        ("sslmode=require&sslnegotiation=direct", Applied),
-        ("sslcert=x&sslkey=y&sslpassword=z", Refused),
-        // Of no use without a key.
-        ("sslpassword=x", Void),
-        ("sslrootcert=x", Applied),
-        ("sslsni=0", Applied),
-        ("target_session_attrs=primary", Applied),
-        ("tcp_user_timeout=7", Applied),
-        ("user=v", Applied),
-        // Of other libraries: theirs to read.
-        ("pgbouncer=true", PassedOn),
-    ] {
-        assert_eq!(fate(option), expected, "{option}");
+    for (option, expected) in FATES {
+        assert_eq!(fate(option), *expected, "{option}");
     }
 }
 
