@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 
-use support::pg::{Connection, framed, query};
+use support::pg::{Connection, Login, framed, query};
 use support::postgres::{PASSWORD, Postgres};
 use support::tidegate::{Setup, Tidegate};
 use support::{eventually, ports};
@@ -165,6 +165,38 @@ fn a_standby_that_is_one_no_more_is_left() {
         eventually("the other one is asked", elsewhere);
         assert_eq!(session.one(STANDBY), "t");
     }
+}
+
+#[test]
+fn a_follower_is_read_and_stands_in_for_nobody() {
+    let primary = Postgres::primary();
+    let mut standby = Postgres::standby_of(&primary);
+    primary.direct().query("create table kept (n int)").expect_no_error();
+    primary.superuser().query("grant all on kept to reader").expect_no_error();
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", primary.port(), standby.port());
+    let gate = Setup::new()
+        .postgres(&primary)
+        .env("FOLLOWER_URL", &format!("postgres://reader:reader-secret@{hosts}/app"))
+        .env("TIDEGATE_POSTGRES_READ_ONLY_URLS", "FOLLOWER_URL")
+        .start();
+    let mut writer = gate.client();
+    let mut reader = gate.try_client(&Login::of("reader", "reader-secret", "app")).expect("known");
+    writer.query("insert into kept values (1)").expect_no_error();
+    assert_eq!(place(&mut writer), primary.port().to_string());
+    assert_eq!(place(&mut reader), standby.port().to_string());
+    let pools = gate.page();
+    for pool in ["DATABASE_URL", "FOLLOWER_URL"] {
+        assert!(pools.sum("tidegate_server_connections", &[("pool", pool)]) >= 1.0, "{pool}");
+    }
+    // Without a standby the primary answers, and no sooner writes by accident.
+    standby.stop();
+    eventually("the primary answers", || {
+        let answer = reader.query("select pg_catalog.pg_is_in_recovery()");
+        answer.errors().is_empty().then_some(())
+    });
+    assert_eq!(place(&mut reader), primary.port().to_string());
+    assert_eq!(reader.query("insert into kept values (2)").codes(), ["25006"]);
+    assert_eq!(reader.one("select count(*) from kept"), "1");
 }
 
 #[test]

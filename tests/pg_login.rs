@@ -16,7 +16,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use server::{Certificate, Server, free_port};
 use tempfile::NamedTempFile;
 use tidegate::config::{
-    ChannelBinding, Host, Hosts, PostgresUpstream, Secret, SslMode, SslNegotiation,
+    Access, ChannelBinding, Host, Hosts, PostgresUpstream, Secret, SslMode, SslNegotiation,
 };
 use tidegate::net::{Handshake, Pins, Vigilance};
 use tidegate::pool::{ConnectError, Fault};
@@ -36,6 +36,7 @@ fn upstream(port: u16, user: &str, password: Option<&str>) -> PostgresUpstream {
         required_peer: None,
         methods: Methods::default(),
         handshake: Handshake::default(),
+        access: Access::Write,
         user: user.into(),
         password: password.map(Secret::new),
         database: "postgres".into(),

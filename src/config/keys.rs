@@ -84,6 +84,11 @@ pub(super) const KEYS: &[Key] = &[
     in_environment("tls.client_ca", "TIDEGATE_TLS_CLIENT_CA"),
     in_environment("tls.client_cert", "TIDEGATE_TLS_CLIENT_CERT"),
     everywhere("postgres.urls", "TIDEGATE_POSTGRES_URLS", "postgres-urls"),
+    everywhere(
+        "postgres.read_only_urls",
+        "TIDEGATE_POSTGRES_READ_ONLY_URLS",
+        "postgres-read-only-urls",
+    ),
     everywhere("postgres.listen", "TIDEGATE_POSTGRES_LISTEN", "postgres-listen"),
     everywhere("postgres.pool_size", "TIDEGATE_POSTGRES_POOL_SIZE", "postgres-pool-size"),
     everywhere("postgres.wait_ms", "TIDEGATE_POSTGRES_WAIT_MS", "postgres-wait-ms"),

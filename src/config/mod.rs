@@ -42,7 +42,7 @@ pub use restart::{needs_restart, postgres_without_restart};
 pub use roots::POSTGRES_PROTOCOL;
 pub use secret::Secret;
 pub use settings::{
-    AdminSettings, Auth, ChannelBinding, ClientCertificate, ConsoleUsers, FirstPasswords,
+    Access, AdminSettings, Auth, ChannelBinding, ClientCertificate, ConsoleUsers, FirstPasswords,
     ListenerEncryption, LogFormat, LogLevel, LogSettings, NamespaceSettings, Passing,
     PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions, PostgresLimits, PostgresListener,
     PostgresSettings, PostgresUpstream, Probe, PushSettings, RedisLimits, RedisListener,

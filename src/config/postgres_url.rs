@@ -8,7 +8,7 @@ use super::local::local_host;
 use super::postgres_options::{self, is_ours, is_tls_option};
 use super::tls::PostgresTls;
 use super::written::Environment;
-use super::{Hosts, PostgresUpstream, SslMode, TlsMode, passfile, service};
+use super::{Access, Hosts, PostgresUpstream, SslMode, TargetSession, TlsMode, passfile, service};
 use crate::net::Pins;
 
 /// A parsed URL and the upstream it stands for.
@@ -57,6 +57,7 @@ impl PostgresUrl {
             vigilance: postgres_options::vigilance(&all)?,
             required_peer: postgres_options::required_peer(&all)?,
             methods: postgres_options::methods(&all)?,
+            access: Access::Write,
             user,
             password: found.password,
             database,
@@ -98,6 +99,17 @@ impl PostgresUrl {
             written.extend(self.taken_back.iter().cloned());
         }
         Conninfo::new(&self.conninfo.scheme, written).to_url()
+    }
+
+    /// The same for a follower: of several hosts a standby comes first, unless the URL says which it is to be.
+    pub(super) fn of_follower(mut self) -> Self {
+        let hosts = &mut self.upstream.hosts;
+        let says_which = self.conninfo.get("target_session_attrs").is_some();
+        if hosts.list.len() > 1 && hosts.target == TargetSession::Any && !says_which {
+            hosts.target = TargetSession::PreferStandby;
+        }
+        self.upstream.access = Access::Read;
+        self
     }
 
     /// The URL with its secrets masked.

@@ -430,6 +430,8 @@ pub struct PostgresUpstream {
     pub required_peer: Option<u32>,
     /// How it may ask who we are (`require_auth`).
     pub methods: Methods,
+    /// Whether its sessions write.
+    pub access: Access,
     /// The user to log in as.
     pub user: String,
     /// The user's password.
@@ -452,6 +454,16 @@ pub struct PostgresUpstream {
     pub identity: Option<Identity>,
     /// Which public keys the server may have.
     pub pins: Pins,
+}
+
+/// Whether sessions write, where they don't say otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// They may.
+    #[default]
+    Write,
+    /// They only read (`postgres.read_only_urls`).
+    Read,
 }
 
 /// libpq's `sslnegotiation`.

@@ -11,7 +11,8 @@ use super::login::{Binding, LoggedIn, Login, LoginError, Step};
 use super::message::{BackendKey, ErrorFields, cancel_request, ssl_request, startup};
 use super::scram::ScramKeys;
 use crate::config::{
-    ChannelBinding, PostgresUpstream, Secret, ServerHost, SslMode, SslNegotiation, TargetSession,
+    Access, ChannelBinding, PostgresUpstream, Secret, ServerHost, SslMode, SslNegotiation,
+    TargetSession,
 };
 use crate::net::{
     Host, Spot, Stream, Tls, TlsError, addresses, connect_to, is_impostor, server_end_point,
@@ -77,8 +78,11 @@ impl Dial {
     pub fn new(upstream: Arc<PostgresUpstream>, timeout: Duration) -> Result<Self, TlsError> {
         let encryption = encryption(&upstream)?;
         let options = upstream.options.iter();
-        let parameters: Vec<_> =
+        let mut parameters: Vec<_> =
             options.filter(|(name, _)| SERVER_OPTIONS.contains(&name.as_str())).cloned().collect();
+        if upstream.access == Access::Read {
+            parameters.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
+        }
         let timeout = upstream.connect_timeout.unwrap_or(timeout);
         Ok(Self { upstream, encryption, timeout, keys: None, parameters: Arc::new(parameters) })
     }

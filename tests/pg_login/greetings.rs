@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::config::{
-    Auth, ChannelBinding, Host, Hosts, PostgresListener, PostgresSettings, PostgresUpstream,
-    Secret, SslMode, SslNegotiation,
+    Access, Auth, ChannelBinding, Host, Hosts, PostgresListener, PostgresSettings,
+    PostgresUpstream, Secret, SslMode, SslNegotiation,
 };
 use tidegate::lifecycle::{Drain, DrainTrigger, Newcomers};
 use tidegate::metrics::Metrics;
@@ -42,6 +42,7 @@ fn settings(upstream_port: u16) -> PostgresSettings {
         required_peer: None,
         methods: Methods::default(),
         handshake: Handshake::default(),
+        access: Access::Write,
         user: "app".into(),
         password: Some(Secret::new("secret")),
         database: "shop".into(),
