@@ -232,6 +232,20 @@ fn a_host_that_is_silent_or_gone_delays_the_next_and_no_more() {
 }
 
 #[test]
+fn a_host_that_is_silent_is_waited_for_once() {
+    let server = Postgres::start();
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let silent = (silent.local_addr().expect("it listens").port(), silent);
+    let options = "connect_timeout=2&target_session_attrs=primary";
+    let gate = gate(&[silent.0, server.port()], options);
+    let (mut first, mut second) = (gate.client(), gate.client());
+    first.query("begin").expect_no_error();
+    let began = std::time::Instant::now();
+    second.query("begin").expect_no_error();
+    assert!(began.elapsed().as_secs() < 2, "{:?}", began.elapsed());
+}
+
+#[test]
 fn every_host_has_its_turn_where_load_is_to_be_balanced() {
     let (one, other) = (Postgres::start(), Postgres::start());
     let gate = Setup::new()

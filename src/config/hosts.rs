@@ -132,6 +132,12 @@ impl Hosts {
 }
 
 impl ServerHost {
+    /// Whether it is reached over a unix socket.
+    #[must_use]
+    pub fn is_socket(&self) -> bool {
+        self.address.is_none() && matches!(self.host, Host::Unix(_))
+    }
+
     fn read(name: &str, address: &str, port: &str) -> Result<Self, String> {
         let address = match address {
             "" => None,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -35,6 +36,8 @@ pub struct Dial {
     keys: Option<ScramKeys>,
     /// Of the startup packet, beside user and database.
     parameters: Arc<Vec<(String, String)>>,
+    /// Which host was reached last, by its place in the list.
+    latest: Arc<AtomicUsize>,
 }
 
 /// What `sslmode` comes to.
@@ -84,7 +87,8 @@ impl Dial {
             parameters.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
         }
         let timeout = upstream.connect_timeout.unwrap_or(timeout);
-        Ok(Self { upstream, encryption, timeout, keys: None, parameters: Arc::new(parameters) })
+        let (parameters, latest) = (Arc::new(parameters), Arc::default());
+        Ok(Self { upstream, encryption, timeout, keys: None, parameters, latest })
     }
 
     /// The same server, entered with these parameters in the startup packet, too.
@@ -138,6 +142,11 @@ impl Dial {
     #[must_use]
     pub fn patience(&self) -> Duration {
         self.timeout
+    }
+
+    /// Which of the hosts was reached last.
+    pub(super) fn latest(&self) -> &AtomicUsize {
+        &self.latest
     }
 
     /// What is dialled.

@@ -1,6 +1,8 @@
 //! Which of a URL's hosts a connection is made to: each is tried, with all its addresses, until one answers that is what
 //! `target_session_attrs` asks for. The rules are libpq's ("Specifying Multiple Hosts").
 
+use std::sync::atomic::Ordering;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
@@ -46,14 +48,10 @@ enum Told {
 /// `role` if one of them answered and is not what was asked for. As with libpq the first one that says no, or that it is
 /// full, ends the search.
 pub async fn dial(dial: &Dial) -> Result<Dialled, ConnectError> {
-    let hosts = &dial.upstream().hosts;
-    let mut list: Vec<&ServerHost> = hosts.list.iter().collect();
-    if hosts.order == HostOrder::Random {
-        shuffle(&mut list);
-    }
+    let list = in_order(dial);
     let mut failures = Vec::new();
-    for wanted in passes(hosts.target) {
-        for host in &list {
+    for wanted in passes(dial.upstream().hosts.target) {
+        for (place, host) in &list {
             let attempt = try_host(dial, host, *wanted);
             let tried = match list.len() {
                 1 => attempt.await,
@@ -63,11 +61,31 @@ pub async fn dial(dial: &Dial) -> Result<Dialled, ConnectError> {
             };
             match tried {
                 Err(error) if error.fault == Fault::Unreachable => failures.push((*host, error)),
-                done => return done,
+                Ok(dialled) => {
+                    dial.latest().store(*place, Ordering::Relaxed);
+                    return Ok(dialled);
+                }
+                refused => return refused,
             }
         }
     }
     Err(all(failures))
+}
+
+/// The hosts, with their places in the URL's list, as they are to be tried. Where only one of them can be what is asked for,
+/// the one that was it last comes first: libpq, which connects once, has to do with the order of the URL, and would wait
+/// for a host that is gone each time.
+fn in_order(dial: &Dial) -> Vec<(usize, &ServerHost)> {
+    let hosts = &dial.upstream().hosts;
+    let mut list: Vec<_> = hosts.list.iter().enumerate().collect();
+    if hosts.order == HostOrder::Random {
+        shuffle(&mut list);
+    }
+    if matches!(hosts.target, TargetSession::ReadWrite | TargetSession::Primary) {
+        let latest = dial.latest().load(Ordering::Relaxed);
+        list.sort_by_key(|(place, _)| *place != latest);
+    }
+    list
 }
 
 /// How many times as long as one host a connection may take.

@@ -165,6 +165,20 @@ fn the_command_gets_its_url_with_our_address() {
 }
 
 #[test]
+fn only_a_unix_socket_goes_without_encryption() {
+    for (hosts, encrypted) in [
+        ("host=/tmp", false),
+        ("host=/tmp,/run", false),
+        ("host=/tmp,h", true),
+        ("host=/tmp&hostaddr=10.0.0.1", true),
+        ("hostaddr=10.0.0.1", true),
+    ] {
+        let url = postgres(&format!("postgres://u@/d?sslmode=require&{hosts}"), &[]).unwrap();
+        assert_eq!(url.upstream.tls().is_some(), encrypted, "{hosts}");
+    }
+}
+
+#[test]
 fn how_to_encrypt_is_read_as_libpq_reads_it() {
     let read = |options: &str, variables: &[(&str, &str)]| {
         let url = postgres(&format!("postgres://u:p@h/d?{options}"), variables).unwrap();
