@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::variable::Origin;
 use super::{
-    Auth, Host, ListenerEncryption, Loaded, PoolMode, Protocol, PushSettings, RedisTls, SslMode,
-    TlsMode,
+    Access, Auth, Host, ListenerEncryption, Loaded, PoolMode, Protocol, PushSettings, RedisTls,
+    SslMode, TlsMode,
 };
 use crate::redis::namespace::Mode;
 
@@ -99,14 +99,14 @@ fn write_postgres(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
         for upstream in &listener.upstreams {
             writeln!(
                 text,
-                "          {} -> {} {}:{}, user {}, database {}, sslmode {}{}",
+                "          {} -> {} {}, user {}, database {}, sslmode {}{}{}",
                 listener.listen,
                 upstream.name,
-                upstream.host,
-                upstream.port,
+                upstream.hosts,
                 upstream.user,
                 upstream.database,
                 sslmode_word(upstream.sslmode),
+                if upstream.access == Access::Read { ", only read" } else { "" },
                 mode_words(postgres.pool_modes.of(&upstream.user, &upstream.database))
             )?;
         }

@@ -87,6 +87,11 @@ pub(super) const KEYS: &[Key] = &[
     in_environment("tls.client_ca", "TIDEGATE_TLS_CLIENT_CA"),
     in_environment("tls.client_cert", "TIDEGATE_TLS_CLIENT_CERT"),
     everywhere("postgres.urls", "TIDEGATE_POSTGRES_URLS", "postgres-urls"),
+    everywhere(
+        "postgres.read_only_urls",
+        "TIDEGATE_POSTGRES_READ_ONLY_URLS",
+        "postgres-read-only-urls",
+    ),
     everywhere("postgres.listen", "TIDEGATE_POSTGRES_LISTEN", "postgres-listen"),
     in_environment("postgres.socket_dir", "TIDEGATE_POSTGRES_SOCKET_DIR"),
     everywhere("postgres.pool_size", "TIDEGATE_POSTGRES_POOL_SIZE", "postgres-pool-size"),

@@ -2,12 +2,16 @@
 //! means (`resolve`). Flags win over the environment, which wins over the file, which wins over the
 //! defaults.
 
+mod conninfo;
 mod current;
 mod describe;
 mod error;
+mod hosts;
 mod keys;
 mod local;
 mod namespaces;
+mod passfile;
+mod postgres_options;
 mod postgres_url;
 mod push;
 mod redis_url;
@@ -15,6 +19,7 @@ mod resolve;
 mod restart;
 mod roots;
 mod secret;
+mod service;
 mod settings;
 mod sockets;
 mod sources;
@@ -32,12 +37,13 @@ pub use crate::net::Host;
 pub use current::Current;
 pub use describe::describe;
 pub use error::ConfigError;
+pub use hosts::{HostOrder, Hosts, ServerHost, TargetSession};
 pub use local::leads_to;
 pub use restart::{needs_restart, postgres_without_restart};
 pub use roots::POSTGRES_PROTOCOL;
 pub use secret::Secret;
 pub use settings::{
-    AdminSettings, Auth, ChannelBinding, ClientCertificate, ConsoleUsers, FirstPasswords,
+    Access, AdminSettings, Auth, ChannelBinding, ClientCertificate, ConsoleUsers, FirstPasswords,
     ListenerEncryption, LogFormat, LogLevel, LogSettings, NamespaceSettings, Passing,
     PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions, PostgresLimits, PostgresListener,
     PostgresSettings, PostgresUpstream, Probe, PushSettings, RedisLimits, RedisListener,
@@ -50,6 +56,9 @@ pub use variable::{PooledUrl, PooledVariable, Protocol};
 pub use written::Environment;
 
 use written::Written;
+
+/// Variables by which libpq would reach another server than the host of our URL, or ask for what was asked of the server.
+const MISLEADING: [&str; 3] = ["PGHOSTADDR", "PGSERVICE", "PGREQUIREAUTH"];
 
 /// Everything that was configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,7 +108,9 @@ impl Loaded {
     #[must_use]
     pub fn hidden_variables(&self) -> Vec<String> {
         let sources = self.variables.iter().flat_map(|known| sources::other_sources(&known.name));
-        sources.chain(keys::OURS_ALONE.map(str::to_owned)).collect()
+        let pools_postgres = self.settings.postgres.is_some();
+        let misleading = MISLEADING.into_iter().filter(|_| pools_postgres).map(str::to_owned);
+        sources.chain(misleading).chain(keys::OURS_ALONE.map(str::to_owned)).collect()
     }
 
     /// The encryption of the listeners of one side.
@@ -163,7 +174,7 @@ pub fn load(
     resolved.settings.check_roots()?;
     let pooled = resolve::pooled_names(&written);
     resolved.warnings.extend(written::unknown_variables(environment, &pooled));
-    let watched = watched::watched(file.as_deref(), &written, environment, &resolved.settings);
+    let watched = watched::watched(file.as_deref(), &written, environment, &resolved);
     Ok(Loaded {
         settings: resolved.settings,
         variables: resolved.variables,

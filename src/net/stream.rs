@@ -150,6 +150,13 @@ impl Stream {
         tls.get_ref().1.peer_certificates()?.first()
     }
 
+    /// The number of the user that the peer of a unix socket runs as; `None` for any other.
+    #[must_use]
+    pub fn peer_user(&self) -> Option<u32> {
+        let Self::Unix(unix) = self else { return None };
+        unix.peer_cred().ok().map(|peer| peer.uid())
+    }
+
     /// Waits for the peer's first byte, which stays unread: whether it begins a TLS handshake (RFC 8446 section 5.1: the
     /// record's type). Inside of TLS nobody may, and nothing is waited for. Cancel safe.
     ///
