@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::config::{ConfigError, FirstPasswords, Loaded, PasswordOrigin, Settings};
+use crate::config::{ChildCredentials, ConfigError, Loaded, PasswordOrigin, Settings};
 use crate::lifecycle::{Drain, DrainTrigger, Newcomers, StopRequest};
 use crate::supervisor::{self, Ended, News, Signals, StartError, Supervised};
 
@@ -92,18 +92,18 @@ async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<En
     };
     let mut signals = caught.context("cannot catch signals")?;
     let bound = listeners::bind(loaded, taken).await?;
-    let variables = bound.local_urls(loaded)?;
+    let child = match work {
+        Work::Run(_) => ChildCredentials::made(loaded)?,
+        Work::Serve | Work::Check => ChildCredentials::default(),
+    };
+    let variables = bound.local_urls(loaded, &child)?;
     let (trigger, drain) = Drain::new();
     // Under `run` the command decides when to stop.
     let stop = (*work == Work::Serve).then(StopRequest::default);
     let reloading = Reloading {
         log,
         hangup: if signals.hears(Signal::HUP) { Hangup::Reloads } else { Hangup::Ignored },
-        // The command's environment doesn't change any more.
-        first_passwords: match work {
-            Work::Run(_) => FirstPasswords::Stay,
-            Work::Serve | Work::Check => FirstPasswords::Expire,
-        },
+        child,
     };
     services::start(loaded, bound, &drain, stop.clone(), reloading)?;
     let ended = match work {
@@ -167,6 +167,12 @@ async fn wrap(
 ) -> anyhow::Result<Ended> {
     if variables.is_empty() {
         tracing::warn!("nothing to pool: neither DATABASE_URL nor REDIS_URL is set");
+    }
+    for variable in loaded.left_passwords() {
+        tracing::info!(
+            variable,
+            "holds a pooled server's password, and the command inherits it: unset it, or have it pooled, too"
+        );
     }
     let mut supervised = Supervised::start(command, variables, &loaded.hidden_variables())?;
     // After the start: the command's own limit stays what it was.

@@ -32,11 +32,12 @@ fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
-/// All ways to write what must not be seen.
-fn secrets(verifiers: &[String]) -> Vec<String> {
+/// All ways to write what must not be seen; `own` are the command's credentials.
+fn secrets(own: &[String], verifiers: &[String]) -> Vec<String> {
     let words = [FIRST, SECOND, READER, NAMESPACE, TOKEN, MISTYPED, REDIS_PASSWORD];
-    let forms = words.iter().flat_map(|word| {
-        [(*word).to_owned(), encoded(word), BASE64_STANDARD.encode(word), hexadecimal(word)]
+    let words = words.iter().copied().chain(own.iter().map(String::as_str));
+    let forms = words.flat_map(|word| {
+        [word.to_owned(), encoded(word), BASE64_STANDARD.encode(word), hexadecimal(word)]
     });
     // RFC 5803: SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>
     let keys = verifiers.iter().flat_map(|verifier| {
@@ -97,8 +98,12 @@ impl Stage {
         self.write("url", &self.postgres.url_with("vault", &encoded(password), "app"));
     }
 
+    /// Around a command that writes down what it comes in with, and stays.
     fn setup(&self) -> Setup {
+        let script = "echo \"$DATABASE_URL $REDIS_URL\" >\"$0.new\"; mv \"$0.new\" \"$0\"; \
+            while kill -0 $PPID; do sleep 0.05; done";
         Setup::new()
+            .arguments(&["run", "--", "sh", "-c", script, &self.path("given")])
             .database_url_file(Path::new(&self.path("url")))
             .redis(&self.redis)
             .wait_ms(500)
@@ -111,6 +116,13 @@ impl Stage {
             .env("TIDEGATE_PUSH_REMOTE_WRITE_TOKEN", TOKEN)
             .env("TIDEGATE_PUSH_REMOTE_WRITE_EVERY_MS", "1000")
     }
+}
+
+/// The credentials that the command was given.
+fn own_credentials(stage: &Stage) -> Vec<String> {
+    let given = eventually("the command runs", || fs::read_to_string(stage.path("given")).ok());
+    let urls = given.split_whitespace().map(|url| url.rsplit_once('@').unwrap().0);
+    urls.map(|info| info.rsplit_once(':').unwrap().1.to_owned()).collect()
 }
 
 fn settings(more: &str) -> String {
@@ -138,8 +150,10 @@ fn visit(gate: &Tidegate, login: &Login) -> String {
     }
 }
 
-fn visits(gate: &Tidegate, seen: &mut String) {
+fn visits(gate: &Tidegate, own: &[String], seen: &mut String) {
     for (user, password) in [
+        ("vault", &*own[0]),
+        ("vault", &own[1]),
         ("vault", FIRST),
         ("vault", SECOND),
         ("vault", MISTYPED),
@@ -151,6 +165,8 @@ fn visits(gate: &Tidegate, seen: &mut String) {
     }
     for words in [
         &["AUTH", REDIS_PASSWORD][..],
+        &["AUTH", &own[1]],
+        &["AUTH", &own[0]],
         &["AUTH", MISTYPED],
         &["AUTH", "jobs", NAMESPACE],
         &["AUTH", "jobs", MISTYPED],
@@ -214,12 +230,14 @@ fn nothing_that_is_shown_holds_a_secret() {
     let mut stage = Stage::new();
     let mut seen = String::new();
     let gate = stage.setup().start();
-    visits(&gate, &mut seen);
+    let own = own_credentials(&stage);
+    assert!(own.len() == 2 && own[0] != FIRST && own[1] != REDIS_PASSWORD);
+    visits(&gate, &own, &mut seen);
     look(&gate, &mut seen);
     // The password changes here first, and then at the server.
     stage.url(SECOND);
     reload(&gate, &mut seen);
-    visits(&gate, &mut seen);
+    visits(&gate, &own, &mut seen);
     let alter = format!("alter role vault password '{SECOND}'");
     stage.postgres.superuser().query(&alter).expect_no_error();
     // What is wrong changes nothing, and is told.
@@ -233,7 +251,7 @@ fn nothing_that_is_shown_holds_a_secret() {
     eventually("a push has failed", || gate.output().contains("could not be sent").then_some(()));
     stage.postgres.stop();
     stage.redis.stop();
-    visits(&gate, &mut seen);
+    visits(&gate, &own, &mut seen);
     look(&gate, &mut seen);
     checks(&stage, &mut seen);
     seen.push_str(&gate.output());
@@ -244,7 +262,7 @@ fn nothing_that_is_shown_holds_a_secret() {
     {
         assert!(seen.contains(known), "{known}");
     }
-    let secrets = secrets(&stage.verifiers);
+    let secrets = secrets(&own, &stage.verifiers);
     assert_eq!(found(&seen, &secrets), [""; 0]);
     seen.push_str(&encoded(FIRST));
     assert_eq!(found(&seen, &secrets), [encoded(FIRST)], "this would have been seen");

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 
-use crate::config::{ConfigError, Loaded, PooledVariable, Protocol};
+use crate::config::{ChildCredentials, ConfigError, Loaded, PooledVariable, Protocol};
 use crate::net::{self, Listener};
 
 /// What to do when a port that nobody asked for by number is taken.
@@ -90,7 +90,11 @@ impl Bound {
     /// The pooled variables with their values for the wrapped command.
     ///
     /// Fails when an upstream is one of our own listeners: every connection would call for another.
-    pub(super) fn local_urls(&self, loaded: &Loaded) -> anyhow::Result<Vec<(String, String)>> {
+    pub(super) fn local_urls(
+        &self,
+        loaded: &Loaded,
+        child: &ChildCredentials,
+    ) -> anyhow::Result<Vec<(String, String)>> {
         let mut urls = Vec::new();
         for variable in &loaded.variables {
             for listener in self.postgres.iter().chain(&self.redis).chain([&self.admin]) {
@@ -101,8 +105,8 @@ impl Bound {
                 Protocol::Redis => &self.redis,
             };
             if let Some(listener) = side.get(variable.listener) {
-                let url =
-                    variable.local_url(listener.local_addr()?, loaded.tls_of(variable.protocol()));
+                let tls = loaded.tls_of(variable.protocol());
+                let url = variable.local_url(listener.local_addr()?, tls, child);
                 urls.push((variable.name.clone(), url));
             }
         }

@@ -9,7 +9,7 @@ use super::logging::LogSwitch;
 use super::reload::{Hangup, Reloader};
 use super::watch::Tower;
 use crate::admin;
-use crate::config::{FirstPasswords, Loaded};
+use crate::config::{ChildCredentials, Loaded};
 use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
 use crate::metrics::Metrics;
 use crate::postgres::service::Ties;
@@ -21,7 +21,7 @@ use crate::{postgres, redis};
 pub(super) struct Reloading {
     pub(super) log: LogSwitch,
     pub(super) hangup: Hangup,
-    pub(super) first_passwords: FirstPasswords,
+    pub(super) child: ChildCredentials,
 }
 
 /// Builds the services of what was bound and spawns them; call it inside the runtime. `stop`: what a client of the console may
@@ -34,13 +34,13 @@ pub(super) fn start(
     reloading: Reloading,
 ) -> anyhow::Result<()> {
     let settings = &loaded.settings;
-    let Reloading { log, hangup, first_passwords } = reloading;
+    let Reloading { log, hangup, child } = reloading;
     let (reload, asked) = ReloadRequest::new();
     let addresses = bound.addresses();
     let metrics = Metrics::new().context("cannot set up the metrics")?;
     let postgres = match &settings.postgres {
         Some(settings) => {
-            let ties = Ties { stop, reload: Some(reload), first_passwords };
+            let ties = Ties { stop, reload: Some(reload), child: child.clone() };
             let drain = drain.clone();
             Some(Arc::new(postgres::service::Service::new(settings, &metrics, drain, ties)?))
         }
@@ -49,7 +49,7 @@ pub(super) fn start(
     let redis = match &settings.redis {
         Some(settings) => {
             let drain = drain.clone();
-            let service = redis::service::Service::new(settings, &metrics, drain, first_passwords);
+            let service = redis::service::Service::new(settings, &metrics, drain, &child);
             Some(Arc::new(service?))
         }
         None => None,

@@ -2,6 +2,7 @@
 //! means (`resolve`). Flags win over the environment, which wins over the file, which wins over the
 //! defaults.
 
+mod child;
 mod current;
 mod describe;
 mod error;
@@ -28,6 +29,7 @@ mod written;
 use std::path::{Path, PathBuf};
 
 pub use crate::net::Host;
+pub use child::{ChildCredentials, ChildPassword};
 pub use current::Current;
 pub use describe::describe;
 pub use error::ConfigError;
@@ -98,6 +100,21 @@ impl Loaded {
     pub fn hidden_variables(&self) -> Vec<String> {
         let sources = self.variables.iter().flat_map(|known| sources::other_sources(&known.name));
         sources.chain(keys::OURS_ALONE.map(str::to_owned)).collect()
+    }
+
+    /// Variables that the wrapped command inherits and that hold a password which its URLs don't: by their names.
+    #[must_use]
+    pub fn left_passwords(&self) -> Vec<&str> {
+        let hidden = self.hidden_variables();
+        let passwords: Vec<_> =
+            self.variables.iter().filter_map(PooledVariable::password).collect();
+        let holds = |text: &str| passwords.iter().any(|password| password.is_told_by(text));
+        let environment = self.sources.environment.iter();
+        let inherited = environment.filter(|(name, _)| {
+            !hidden.contains(name) && !self.variables.iter().any(|known| known.name == **name)
+        });
+        let holding = inherited.filter(|(_, value)| value.as_deref().is_some_and(holds));
+        holding.map(|(name, _)| name.as_str()).collect()
     }
 
     /// The encryption of the listeners of one side.

@@ -109,13 +109,14 @@ impl PostgresUrl {
         Ok(Self { uri, upstream, warnings, environment_insists, taken_back })
     }
 
-    /// The URL for the wrapped command: the same user, password, database and options, our address,
-    /// and no TLS asked of a listener on the same machine unless it insists.
-    pub(super) fn local(&self, listen: SocketAddr, tls: TlsMode) -> String {
+    /// The URL for the wrapped command: the same user, database and options, the same password or its own credential, our
+    /// address, and no TLS asked of a listener on the same machine unless it insists.
+    pub(super) fn local(&self, listen: SocketAddr, tls: TlsMode, own: Option<&Secret>) -> String {
         let asked_for_tls = self.uri.query.iter().any(|(key, _)| is_tls_option(key));
         let mut uri = self.uri.clone();
         uri.user = Some(self.upstream.user.clone());
-        uri.password = self.upstream.password.as_ref().map(|secret| secret.expose().to_owned());
+        let password = own.or(self.upstream.password.as_ref());
+        uri.password = password.map(|secret| secret.expose().to_owned());
         uri.host = Some(local_host(listen));
         uri.port = Some(listen.port());
         uri.path = encode(&self.upstream.database);

@@ -51,6 +51,7 @@ fn whole(running: &Settings, wanted: &Settings) -> Vec<&'static str> {
         ("workers", running.workers == wanted.workers),
         ("drain_ms", running.drain == wanted.drain),
         ("child_grace_ms", running.child_grace == wanted.child_grace),
+        ("child_credentials", running.child_password == wanted.child_password),
         ("log.format", running.log.format == wanted.log.format),
         ("admin.listen", admin.listen == new_admin.listen),
         ("admin.client_limit", admin.client_limit == new_admin.client_limit),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Host, Secret, Users};
+use super::{ChildPassword, Host, Secret, Users};
 use crate::net::{
     Certificate, Identity, ListenerTls, ListenerTlsSettings, Pins, TlsError, TlsSettings,
 };
@@ -31,6 +31,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Longest time `run` serves the wrapped command after SIGTERM was passed on; the drain follows.
     pub child_grace: Duration,
+    /// Which password the wrapped command's URLs have.
+    pub child_password: ChildPassword,
     /// How often the files that settings are read from are looked at; nought: never.
     pub reload_check: Duration,
 }
@@ -630,6 +632,7 @@ impl Default for Settings {
             redis: None,
             drain: Duration::from_secs(4),
             child_grace: Duration::from_secs(25),
+            child_password: ChildPassword::default(),
             reload_check: Duration::from_secs(5),
         }
     }

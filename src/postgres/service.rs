@@ -19,7 +19,7 @@ use super::plan;
 use super::routes::{Foundry, Keeping, Routes};
 use super::view;
 use crate::config::{
-    Auth, FirstPasswords, POSTGRES_PROTOCOL, PostgresLimits, PostgresListener, PostgresSettings,
+    Auth, ChildCredentials, POSTGRES_PROTOCOL, PostgresLimits, PostgresListener, PostgresSettings,
     PostgresUpstream, postgres_without_restart,
 };
 use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
@@ -53,8 +53,8 @@ pub struct Ties {
     pub stop: Option<StopRequest>,
     /// How it may have the settings read again.
     pub reload: Option<ReloadRequest>,
-    /// What becomes of the passwords that clients begin with when others replace them.
-    pub first_passwords: FirstPasswords,
+    /// What the wrapped command comes in with.
+    pub child: ChildCredentials,
 }
 
 /// Settings that can be taken: everything that could fail has been done.
@@ -86,8 +86,8 @@ impl Service {
         let greetings = Arc::new(Semaphore::new(greetings_most(limits)));
         let mut mock_seed = [0; 32];
         getrandom::fill(&mut mock_seed).context("the system has no random numbers")?;
-        let Ties { stop, reload, first_passwords } = ties;
-        let keeping = Keeping { seed: mock_seed, first: first_passwords };
+        let Ties { stop, reload, child } = ties;
+        let keeping = Keeping { seed: mock_seed, child };
         let foundry = Foundry::new(settings, metrics, drain.clone(), keeping);
         let tls = settings.encryption.tls(Some(POSTGRES_PROTOCOL))?;
         let mut routes = Vec::with_capacity(settings.listeners.len());

@@ -15,7 +15,7 @@ use super::plan;
 use super::session::Session;
 use super::upstream::{Realm, Upstream};
 use super::view;
-use crate::config::{Current, FirstPasswords, NamespaceSettings, RedisSettings, TlsMode};
+use crate::config::{ChildCredentials, Current, NamespaceSettings, RedisSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::net::{Listener, ListenerTls, Opening, Stream, TlsError};
@@ -55,7 +55,7 @@ impl Service {
         settings: &RedisSettings,
         metrics: &Arc<Metrics>,
         drain: Drain,
-        first: FirstPasswords,
+        child: &ChildCredentials,
     ) -> Result<Self, anyhow::Error> {
         let upstreams = settings.listeners.iter().map(|listener| {
             let name = &listener.upstream.name;
@@ -64,7 +64,7 @@ impl Service {
             };
             let realms = listener.namespaces.iter().map(realm).collect();
             let metrics = metrics.pool(Protocol::Redis, name);
-            Upstream::new(settings, listener, metrics, realms, first).map(Arc::new)
+            Upstream::new(settings, listener, metrics, realms, child).map(Arc::new)
         });
         Ok(Self {
             upstreams: upstreams.collect::<Result<_, _>>()?,

@@ -22,7 +22,7 @@ use super::namespace::sandbox::Sandbox;
 use super::pubsub::Hub;
 use super::scripts::Scripts;
 use crate::config::{
-    Current, FirstPasswords, NamespaceSettings, RedisLimits, RedisListener, RedisSettings,
+    ChildCredentials, Current, NamespaceSettings, RedisLimits, RedisListener, RedisSettings,
     RedisUpstream,
 };
 use crate::metrics::{Happening, NamespaceMetrics, PoolMetrics};
@@ -167,7 +167,7 @@ impl Upstream {
         listener: &RedisListener,
         metrics: Arc<PoolMetrics>,
         realms: Vec<Arc<Realm>>,
-        first: FirstPasswords,
+        child: &ChildCredentials,
     ) -> Result<Self, TlsError> {
         let config = &listener.upstream;
         let facts = Arc::new(FactsCell::default());
@@ -209,7 +209,7 @@ impl Upstream {
         });
         Ok(Self {
             name: config.name.clone(),
-            entrance: Current::new(Entrance::new(listener, settings.auth, first)),
+            entrance: Current::new(Entrance::new(listener, settings.auth, child)),
             realms,
             lanes,
             spare,

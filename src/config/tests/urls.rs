@@ -128,7 +128,7 @@ fn the_command_gets_its_url_with_our_address() {
         ),
         ("postgres:///d?host=/tmp&user=u&password=p", "postgres://u:p@127.0.0.1:6432/d"),
     ] {
-        let local = postgres(url, &[]).unwrap().local(LISTEN.parse().unwrap(), TlsMode::On);
+        let local = postgres(url, &[]).unwrap().local(LISTEN.parse().unwrap(), TlsMode::On, None);
         assert_eq!(local, expected, "{url}");
         // And it means the same to us: one round trip changes nothing more.
         let again = postgres(&local, &[]).unwrap();
@@ -137,12 +137,12 @@ fn the_command_gets_its_url_with_our_address() {
         assert_eq!(again.upstream.options, postgres(url, &[]).unwrap().upstream.options);
     }
     let insists = postgres("postgres://u:p@h/d", &[("PGSSLMODE", "require")]).unwrap();
-    let local = insists.local("[::]:7".parse().unwrap(), TlsMode::On);
+    let local = insists.local("[::]:7".parse().unwrap(), TlsMode::On, None);
     assert_eq!(local, "postgres://u:p@[::1]:7/d?sslmode=disable");
     let variables =
         [("PGSSLMODE", "require"), ("PGSSLNEGOTIATION", "direct"), ("PGCHANNELBINDING", "require")];
     let insists = postgres("postgres://u:p@h/d?application_name=x", &variables).unwrap();
-    let local = |tls| insists.local(LISTEN.parse().unwrap(), tls);
+    let local = |tls| insists.local(LISTEN.parse().unwrap(), tls, None);
     let base = "postgres://u:p@127.0.0.1:6432/d?application_name=x";
     let taken_back = "sslmode=disable&sslnegotiation=postgres&channel_binding=disable";
     assert_eq!(local(TlsMode::On), format!("{base}&{taken_back}"));
@@ -238,7 +238,7 @@ fn a_redis_url_leads_to_us_without_tls() {
         ),
     ] {
         assert_eq!(
-            redis(url).unwrap().local(LISTEN.parse().unwrap(), TlsMode::On),
+            redis(url).unwrap().local(LISTEN.parse().unwrap(), TlsMode::On, None),
             expected,
             "{url}"
         );
@@ -247,7 +247,7 @@ fn a_redis_url_leads_to_us_without_tls() {
     let url = redis(url).unwrap();
     let identity = Identity { certificate: "/c".into(), key: "/k".into() };
     assert_eq!(url.upstream.identity, Some(identity));
-    let local = url.local(LISTEN.parse().unwrap(), TlsMode::Require);
+    let local = url.local(LISTEN.parse().unwrap(), TlsMode::Require, None);
     assert_eq!(local, "rediss://u:p@127.0.0.1:6432/3?ssl_cert_reqs=none&timeout=1");
 }
 

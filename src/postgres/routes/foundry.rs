@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 
-use crate::config::{Current, FirstPasswords, Host, PostgresSettings, PostgresUpstream};
+use crate::config::{ChildCredentials, Current, Host, PostgresSettings, PostgresUpstream};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::pool::{Budget, Ceiling, Pool, PoolSettings, ReserveSettings};
@@ -32,11 +32,11 @@ pub(in crate::postgres) struct Foundry {
 }
 
 /// How clients' passwords are kept.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::postgres) struct Keeping {
     /// Random, for as long as the process lives.
     pub(in crate::postgres) seed: [u8; 32],
-    pub(in crate::postgres) first: FirstPasswords,
+    pub(in crate::postgres) child: ChildCredentials,
 }
 
 /// An upstream server.
