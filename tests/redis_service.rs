@@ -124,7 +124,8 @@ impl Proxy {
         let metrics = Metrics::new().unwrap();
         let (trigger, drain) = Drain::new();
         let service =
-            Service::new(&settings, &metrics, drain, &ChildCredentials::default()).unwrap();
+            Service::new(&settings, &metrics, drain, &ChildCredentials::default(), &Arc::default())
+                .unwrap();
         tokio::spawn(async move { service.serve(0, listener).await });
         Self { address, metrics, _trigger: trigger }
     }

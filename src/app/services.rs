@@ -12,6 +12,7 @@ use crate::admin;
 use crate::config::{ChildCredentials, Loaded};
 use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
 use crate::metrics::Metrics;
+use crate::net::LoginFailures;
 use crate::postgres::service::Ties;
 use crate::push;
 use crate::status::Watcher;
@@ -38,9 +39,11 @@ pub(super) fn start(
     let (reload, asked) = ReloadRequest::new();
     let addresses = bound.addresses();
     let metrics = Metrics::new().context("cannot set up the metrics")?;
+    let failures = LoginFailures::new(settings.login_failures_per_minute);
     let postgres = match &settings.postgres {
         Some(settings) => {
-            let ties = Ties { stop, reload: Some(reload), child: child.clone() };
+            let (child, failures) = (child.clone(), Arc::clone(&failures));
+            let ties = Ties { stop, reload: Some(reload), child, failures };
             let drain = drain.clone();
             Some(Arc::new(postgres::service::Service::new(settings, &metrics, drain, ties)?))
         }
@@ -49,7 +52,8 @@ pub(super) fn start(
     let redis = match &settings.redis {
         Some(settings) => {
             let drain = drain.clone();
-            let service = redis::service::Service::new(settings, &metrics, drain, &child);
+            let service =
+                redis::service::Service::new(settings, &metrics, drain, &child, &failures);
             Some(Arc::new(service?))
         }
         None => None,
@@ -80,6 +84,7 @@ pub(super) fn start(
         redis,
         push,
         addresses,
+        failures,
         log,
         metrics: Arc::clone(&metrics),
     };

@@ -62,6 +62,7 @@ pub(super) const KEYS: &[Key] = &[
     in_file("drain_ms"),
     in_file("child_grace_ms"),
     in_environment("child_credentials", "TIDEGATE_CHILD_CREDENTIALS"),
+    in_file("login_failures_per_minute"),
     in_file("reload_check_ms"),
     in_file("password_overlap_ms"),
     everywhere("log.level", "TIDEGATE_LOG", "log"),

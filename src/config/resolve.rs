@@ -73,6 +73,11 @@ pub(super) fn resolve(
             default.child_password,
             &[("own", ChildPassword::Own), ("url", ChildPassword::OfUrl)],
         )?,
+        login_failures_per_minute: written.count(
+            "login_failures_per_minute",
+            default.login_failures_per_minute,
+            0..=MILLION,
+        )?,
         reload_check: written.millis("reload_check_ms", default.reload_check, HOUR)?,
     };
     check_addresses(&settings)?;

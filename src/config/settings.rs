@@ -33,6 +33,8 @@ pub struct Settings {
     pub child_grace: Duration,
     /// Which password the wrapped command's URLs have.
     pub child_password: ChildPassword,
+    /// Most failed logins from one address within a minute; nought: no limit.
+    pub login_failures_per_minute: usize,
     /// How often the files that settings are read from are looked at; nought: never.
     pub reload_check: Duration,
 }
@@ -633,6 +635,7 @@ impl Default for Settings {
             drain: Duration::from_secs(4),
             child_grace: Duration::from_secs(25),
             child_password: ChildPassword::default(),
+            login_failures_per_minute: 60,
             reload_check: Duration::from_secs(5),
         }
     }

@@ -2,12 +2,14 @@
 
 mod buffer;
 mod connect;
+mod failures;
 mod listener;
 mod stream;
 mod tls;
 
 pub use buffer::{READ_BUFFER_BYTES, with_read_buffer};
 pub use connect::{Host, connect};
+pub use failures::{Answer, LoginFailures};
 pub use listener::{Listener, bind};
 pub use stream::{Opening, Stream};
 pub use tls::{

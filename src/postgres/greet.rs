@@ -29,7 +29,7 @@ use super::settings::Settings;
 use crate::config::{ClientCertificate, Current, PostgresSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Happening, PoolMetrics, Reason};
-use crate::net::{Agreed, ListenerTls, Opening, Stream, common_name};
+use crate::net::{Agreed, Answer, ListenerTls, LoginFailures, Opening, Stream, common_name};
 
 /// Bytes asked of the socket at once.
 const READ_BYTES: usize = 1024;
@@ -48,6 +48,7 @@ pub(super) struct Reception {
     pub(super) tls_mode: TlsMode,
     pub(super) client_certificate: ClientCertificate,
     pub(super) cancels: Arc<CancelRegistry>,
+    pub(super) failures: Arc<LoginFailures>,
     pub(super) drain: Drain,
     /// Counts greetings, as nobody knows yet which pool they are for.
     pub(super) metrics: Arc<PoolMetrics>,
@@ -68,6 +69,8 @@ enum End {
     Handshake(io::Error),
     /// The client is told.
     Told(Box<ErrorFields>),
+    /// The client has not shown that it may come in, and is told.
+    Unproved(Box<ErrorFields>),
     /// With an error, for want of a server.
     NoServer(Box<ErrorFields>),
     /// To be told, and nobody's fault: we drain.
@@ -151,10 +154,19 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
             lines.tell(Happening::Refused, format_args!("{peer}: no TLS: {error}"));
         }
         Err(End::Told(fields)) => {
-            reception.metrics.login_failures.inc();
-            let ErrorFields { code, message, .. } = fields.as_ref();
-            let lines = &reception.metrics.lines;
-            lines.tell(Happening::Refused, format_args!("{peer}: {message} ({code})"));
+            note_refused(&reception, peer, &fields);
+            talk.refuse(&fields).await;
+        }
+        Err(End::Unproved(fields)) => {
+            note_refused(&reception, peer, &fields);
+            if let Answer::Later(delay) = reception.failures.note(peer.ip()) {
+                reception.metrics.logins_delayed.inc();
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => {}
+                    () = talk.until_gone() => {}
+                    () = reception.drain.started() => {}
+                }
+            }
             talk.refuse(&fields).await;
         }
         Err(End::NoServer(fields) | End::Leaving(fields)) => {
@@ -164,6 +176,23 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
             talk.refuse(&fields).await;
         }
     }
+}
+
+fn note_refused(reception: &Reception, peer: SocketAddr, fields: &ErrorFields) {
+    reception.metrics.login_failures.inc();
+    let ErrorFields { code, message, .. } = fields;
+    let lines = &reception.metrics.lines;
+    lines.tell(Happening::Refused, format_args!("{peer}: {message} ({code})"));
+}
+
+/// Too many logins from there have failed: nobody looks at this one.
+fn look_away(reception: &Reception, peer: SocketAddr) -> Result<(), ErrorFields> {
+    let Some(left) = reception.failures.barred(peer.ip()) else { return Ok(()) };
+    reception.metrics.logins_refused.inc();
+    let message = format!("too many failed logins from {}", peer.ip());
+    Err(ErrorFields::fatal("28000", message)
+        .detail(format!("The next one is looked at in {} s.", left.as_secs() + 1))
+        .hint("Correct the password that is wrong, or raise login_failures_per_minute."))
 }
 
 fn leaving() -> ErrorFields {
@@ -211,7 +240,7 @@ impl Seat {
 }
 
 async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Result<Welcome, End> {
-    let words = admit(reception, talk);
+    let words = admit(reception, talk, peer);
     let (startup, keys) = match tokio::time::timeout(reception.login_timeout(), words).await {
         Ok(admitted) => admitted?,
         Err(_elapsed) => {
@@ -306,6 +335,7 @@ async fn seat(
 async fn admit(
     reception: &Reception,
     talk: &mut Talk,
+    peer: SocketAddr,
 ) -> Result<(Startup, Option<ScramKeys>), End> {
     let startup = match talk.first_words(reception).await? {
         First::Startup(startup) => startup,
@@ -320,6 +350,7 @@ async fn admit(
         talk.send(negotiation).await?;
     }
     let user = &startup.user;
+    look_away(reception, peer)?;
     if vouched(reception, talk, user)? == Vouched::Yes {
         talk.send(&authentication_ok()).await?;
         return Ok((startup, None));
@@ -348,15 +379,16 @@ enum Vouched {
 }
 
 /// Looks at whose certificate the client has shown. That it leads to the root, TLS has seen to.
-fn vouched(reception: &Reception, talk: &Talk, user: &str) -> Result<Vouched, ErrorFields> {
+fn vouched(reception: &Reception, talk: &Talk, user: &str) -> Result<Vouched, End> {
     let wanted = reception.client_certificate;
     let Some(certificate) = talk.client.as_ref().and_then(Stream::peer_certificate) else {
         return Ok(Vouched::No);
     };
     if wanted != ClientCertificate::Any && common_name(certificate).as_deref() != Some(user) {
         let message = format!("certificate authentication failed for user \"{user}\"");
-        return Err(ErrorFields::fatal("28000", message)
-            .hint("The common name (CN) of the client's certificate must be the user's name."));
+        let fields = ErrorFields::fatal("28000", message)
+            .hint("The common name (CN) of the client's certificate must be the user's name.");
+        return Err(End::Unproved(Box::new(fields)));
     }
     let instead = wanted == ClientCertificate::InsteadOfPassword;
     Ok(if instead { Vouched::Yes } else { Vouched::No })
@@ -404,14 +436,14 @@ async fn prove(
     Ok(keys)
 }
 
-fn scram_failure(error: &ScramError, user: &str) -> ErrorFields {
+fn scram_failure(error: &ScramError, user: &str) -> End {
     match error {
         ScramError::WrongPassword => {
             let message = format!("password authentication failed for user \"{user}\"");
-            ErrorFields::fatal("28P01", message)
+            End::Unproved(Box::new(ErrorFields::fatal("28P01", message)))
         }
         ScramError::Malformed(_) | ScramError::Unsupported(_) => {
-            ErrorFields::fatal("08P01", error.to_string())
+            ErrorFields::fatal("08P01", error.to_string()).into()
         }
     }
 }

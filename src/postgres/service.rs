@@ -24,7 +24,7 @@ use crate::config::{
 };
 use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
 use crate::metrics::{Metrics, Protocol};
-use crate::net::{Listener, ListenerTls, TlsError};
+use crate::net::{Listener, ListenerTls, LoginFailures, TlsError};
 use crate::pool::Reachability;
 use crate::status::{ClientStatus, PoolStatus};
 
@@ -55,6 +55,8 @@ pub struct Ties {
     pub reload: Option<ReloadRequest>,
     /// What the wrapped command comes in with.
     pub child: ChildCredentials,
+    /// Whose logins have failed.
+    pub failures: Arc<LoginFailures>,
 }
 
 /// Settings that can be taken: everything that could fail has been done.
@@ -86,7 +88,7 @@ impl Service {
         let greetings = Arc::new(Semaphore::new(greetings_most(limits)));
         let mut mock_seed = [0; 32];
         getrandom::fill(&mut mock_seed).context("the system has no random numbers")?;
-        let Ties { stop, reload, child } = ties;
+        let Ties { stop, reload, child, failures } = ties;
         let keeping = Keeping { seed: mock_seed, child };
         let foundry = Foundry::new(settings, metrics, drain.clone(), keeping);
         let tls = settings.encryption.tls(Some(POSTGRES_PROTOCOL))?;
@@ -116,6 +118,7 @@ impl Service {
                 tls_mode: settings.encryption.mode,
                 client_certificate: settings.client_certificate,
                 cancels: Arc::clone(&cancels),
+                failures: Arc::clone(&failures),
                 drain: drain.clone(),
                 metrics: metrics.pool(Protocol::Postgres, &first.name),
                 mock_seed,

@@ -18,7 +18,7 @@ use super::view;
 use crate::config::{ChildCredentials, Current, NamespaceSettings, RedisSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
-use crate::net::{Listener, ListenerTls, Opening, Stream, TlsError};
+use crate::net::{Listener, ListenerTls, LoginFailures, Opening, Stream, TlsError};
 use crate::pool::Reachability;
 use crate::status::PoolStatus;
 
@@ -56,6 +56,7 @@ impl Service {
         metrics: &Arc<Metrics>,
         drain: Drain,
         child: &ChildCredentials,
+        failures: &Arc<LoginFailures>,
     ) -> Result<Self, anyhow::Error> {
         let upstreams = settings.listeners.iter().map(|listener| {
             let name = &listener.upstream.name;
@@ -64,7 +65,8 @@ impl Service {
             };
             let realms = listener.namespaces.iter().map(realm).collect();
             let metrics = metrics.pool(Protocol::Redis, name);
-            Upstream::new(settings, listener, metrics, realms, child).map(Arc::new)
+            let ties = (child, Arc::clone(failures));
+            Upstream::new(settings, listener, metrics, realms, ties).map(Arc::new)
         });
         Ok(Self {
             upstreams: upstreams.collect::<Result<_, _>>()?,

@@ -26,7 +26,7 @@ use crate::config::{
     RedisUpstream,
 };
 use crate::metrics::{Happening, NamespaceMetrics, PoolMetrics};
-use crate::net::TlsError;
+use crate::net::{LoginFailures, TlsError};
 use crate::pool::{Budget, Pool, PoolSettings};
 
 /// One lane for so many connections.
@@ -126,6 +126,8 @@ impl Realm {
 pub struct Upstream {
     name: String,
     entrance: Current<Entrance>,
+    /// Whose logins have failed.
+    pub failures: Arc<LoginFailures>,
     /// Its namespaces, by their numbers.
     pub realms: Vec<Arc<Realm>>,
     lanes: Vec<Arc<Lane>>,
@@ -167,7 +169,7 @@ impl Upstream {
         listener: &RedisListener,
         metrics: Arc<PoolMetrics>,
         realms: Vec<Arc<Realm>>,
-        child: &ChildCredentials,
+        (child, failures): (&ChildCredentials, Arc<LoginFailures>),
     ) -> Result<Self, TlsError> {
         let config = &listener.upstream;
         let facts = Arc::new(FactsCell::default());
@@ -224,6 +226,7 @@ impl Upstream {
             backlog,
             limits: settings.limits.clone(),
             metrics,
+            failures,
             next_id: AtomicU64::new(1),
         })
     }

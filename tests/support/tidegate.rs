@@ -20,6 +20,7 @@ pub struct Setup {
     arguments: Vec<OsString>,
     postgres: Option<u16>,
     redis: Option<u16>,
+    host: &'static str,
 }
 
 impl Setup {
@@ -29,7 +30,14 @@ impl Setup {
             arguments: vec!["serve".into()],
             postgres: None,
             redis: None,
+            host: "127.0.0.1",
         }
+    }
+
+    /// Clients may come from elsewhere.
+    pub fn on_all_addresses(mut self) -> Self {
+        self.host = "0.0.0.0";
+        self
     }
 
     pub fn postgres(self, server: &Postgres) -> Self {
@@ -109,7 +117,7 @@ impl Setup {
         command.env("TIDEGATE_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
         for (name, port) in [("POSTGRES", self.postgres), ("REDIS", self.redis)] {
             if let Some(port) = port {
-                command.env(format!("TIDEGATE_{name}_LISTEN"), format!("127.0.0.1:{port}"));
+                command.env(format!("TIDEGATE_{name}_LISTEN"), format!("{}:{port}", self.host));
             }
         }
         let process = Process::start(command, Signal::KILL);
