@@ -372,6 +372,7 @@ fn postgres_limits(written: &Written) -> Result<PostgresLimits, ConfigError> {
     let time = |path: &str, default| written.millis(path, default, 0..=MONTH_MS);
     Ok(PostgresLimits {
         client_limit: count("client_limit", default.client_limit, 1..=MILLION)?,
+        login_limit: count("login_limit", default.login_limit, 1..=MILLION)?,
         startup_bytes: count("startup_bytes", default.startup_bytes, 256..=MILLION)?,
         login_frame_bytes: count("login_frame_bytes", default.login_frame_bytes, 1_024..=MILLION)?,
         understood_frame_bytes: count(
@@ -518,6 +519,7 @@ fn redis_limits(written: &Written) -> Result<RedisLimits, ConfigError> {
     let count = |key: &str, default, range| written.count(&format!("redis.{key}"), default, range);
     Ok(RedisLimits {
         client_limit: count("client_limit", default.client_limit, 1..=MILLION)?,
+        login_limit: count("login_limit", default.login_limit, 1..=MILLION)?,
         login_frame_bytes: count("login_frame_bytes", default.login_frame_bytes, 1_024..=MILLION)?,
         understood_frame_bytes: count(
             "understood_frame_bytes",

@@ -359,6 +359,8 @@ impl Default for Portions {
 pub struct PostgresLimits {
     /// Most clients at once, all listeners together.
     pub client_limit: usize,
+    /// Most clients that are not logged in.
+    pub login_limit: usize,
     /// Most connections to one server that may be pinned to sessions at once; 0: all but one.
     pub pinned_limit: usize,
     /// Longest startup packet.
@@ -519,6 +521,8 @@ pub struct RedisSettings {
 pub struct RedisLimits {
     /// Most clients at once, all listeners together.
     pub client_limit: usize,
+    /// Most clients that are not logged in.
+    pub login_limit: usize,
     /// Longest frame before a client is authenticated.
     pub login_frame_bytes: usize,
     /// Longest frame that must be understood whole.
@@ -701,6 +705,7 @@ impl Default for PostgresLimits {
     fn default() -> Self {
         Self {
             client_limit: 10_000,
+            login_limit: 2_000,
             pinned_limit: 0,
             startup_bytes: 10_000,
             login_frame_bytes: 10_000,
@@ -751,6 +756,7 @@ impl Default for RedisLimits {
     fn default() -> Self {
         Self {
             client_limit: 10_000,
+            login_limit: 2_000,
             login_frame_bytes: 16 * 1024,
             understood_frame_bytes: 1024 * 1024,
             frame_bytes: 512 * 1024 * 1024,

@@ -77,6 +77,8 @@ pub struct PoolMetrics {
     pub logins_delayed: IntCounter,
     /// Logins refused without a look at the password, after too many failed ones.
     pub logins_refused: IntCounter,
+    /// Clients that made room for others before they had logged in.
+    pub logins_crowded_out: IntCounter,
     /// Clients that left in the middle of an exchange.
     pub clients_aborted: IntCounter,
     /// Statements that waited for leave to pin a connection.
@@ -194,6 +196,7 @@ impl PoolMetrics {
             login_failures: families.login_failures.with_label_values(&labels),
             logins_delayed: limited("delayed"),
             logins_refused: limited("refused"),
+            logins_crowded_out: limited("crowded_out"),
             clients_aborted: families.clients_aborted.with_label_values(&labels),
             pin_waits: families.pin_waits.with_label_values(&labels),
             pin_timeouts: families.pin_timeouts.with_label_values(&labels),

@@ -4,6 +4,7 @@ mod buffer;
 mod connect;
 mod failures;
 mod listener;
+mod porch;
 mod stream;
 mod tls;
 
@@ -11,6 +12,7 @@ pub use buffer::{READ_BUFFER_BYTES, with_read_buffer};
 pub use connect::{Host, connect};
 pub use failures::{Answer, LoginFailures};
 pub use listener::{Listener, bind};
+pub use porch::{Porch, PorchPlace};
 pub use stream::{Opening, Stream};
 pub use tls::{
     Agreed, Certificate, Encrypted, Identity, ListenerTls, ListenerTlsSettings, Pin, Pins, Tls,

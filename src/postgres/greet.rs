@@ -29,7 +29,9 @@ use super::settings::Settings;
 use crate::config::{ClientCertificate, Current, PostgresSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Happening, PoolMetrics, Reason};
-use crate::net::{Agreed, Answer, ListenerTls, LoginFailures, Opening, Stream, common_name};
+use crate::net::{
+    Agreed, Answer, ListenerTls, LoginFailures, Opening, PorchPlace, Stream, common_name,
+};
 
 /// Bytes asked of the socket at once.
 const READ_BYTES: usize = 1024;
@@ -107,7 +109,13 @@ impl Drop for Counted {
 
 /// Greets one client. Every wait in it is bounded: the client's words by the login timeout, the
 /// settings by the pool's wait.
-pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: SocketAddr) {
+pub(super) async fn greet(
+    reception: Arc<Reception>,
+    client: Stream,
+    peer: SocketAddr,
+    place: PorchPlace,
+) {
+    let mut place = Some(place);
     let _counted = Counted::new(&reception.metrics.clients_greeting);
     let mut talk = Talk { client: Some(client), received: BytesMut::new(), end_point: None };
     let draining = async {
@@ -119,57 +127,73 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Socke
     } else {
         tokio::select! {
             biased;
-            welcomed = welcome(&reception, &mut talk, peer) => welcomed,
+            welcomed = welcome(&reception, &mut talk, peer, &mut place) => welcomed,
             end = draining => Err(end),
         }
     };
     match welcomed {
-        Ok(welcome) => {
-            reception.metrics.logins.inc();
-            reception.metrics.lines.tell(Happening::Connected, format_args!("{peer}"));
-            let Welcome { seat, cancel } = welcome;
-            let Talk { client: Some(client), received, .. } = talk else { return };
-            let leftover = received.to_vec();
-            let drain = reception.drain.clone();
-            match seat {
-                Seat::Shared { pool, settings } => {
-                    let ends = (peer, client.ends().map(|(_, local)| local));
-                    cancel.card().introduce(ends, &settings, pool.connector().seats());
-                    let drain = drain.guard();
-                    let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
-                    tokio::spawn(Running::new(parts));
-                }
-                Seat::Own(own) => {
-                    tokio::spawn(own.pass(client, leftover, cancel, drain));
-                }
-                Seat::Console(desk) => {
-                    tokio::spawn(desk.pass(client, leftover, cancel, (peer, drain)));
-                }
-            }
+        Ok(welcome) => begin(&reception, talk, peer, welcome),
+        Err(end) => send_away(&reception, talk, peer, (end, place)).await,
+    }
+}
+
+/// The client's session, in a task of its own.
+fn begin(reception: &Reception, talk: Talk, peer: SocketAddr, welcome: Welcome) {
+    reception.metrics.logins.inc();
+    reception.metrics.lines.tell(Happening::Connected, format_args!("{peer}"));
+    let Welcome { seat, cancel } = welcome;
+    let Talk { client: Some(client), received, .. } = talk else { return };
+    let leftover = received.to_vec();
+    let drain = reception.drain.clone();
+    match seat {
+        Seat::Shared { pool, settings } => {
+            let ends = (peer, client.ends().map(|(_, local)| local));
+            cancel.card().introduce(ends, &settings, pool.connector().seats());
+            let drain = drain.guard();
+            let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
+            tokio::spawn(Running::new(parts));
         }
-        Err(End::Quiet(why)) => tracing::debug!(%peer, why, "a greeting ended"),
-        Err(End::Handshake(error)) => {
+        Seat::Own(own) => {
+            tokio::spawn(own.pass(client, leftover, cancel, drain));
+        }
+        Seat::Console(desk) => {
+            tokio::spawn(desk.pass(client, leftover, cancel, (peer, drain)));
+        }
+    }
+}
+
+/// Counts a client that doesn't come in, and tells it why.
+async fn send_away(
+    reception: &Reception,
+    mut talk: Talk,
+    peer: SocketAddr,
+    (end, mut place): (End, Option<PorchPlace>),
+) {
+    match end {
+        End::Quiet(why) => tracing::debug!(%peer, why, "a greeting ended"),
+        End::Handshake(error) => {
             reception.metrics.login_failures.inc();
             let lines = &reception.metrics.lines;
             lines.tell(Happening::Refused, format_args!("{peer}: no TLS: {error}"));
         }
-        Err(End::Told(fields)) => {
-            note_refused(&reception, peer, &fields);
+        End::Told(fields) => {
+            note_refused(reception, peer, &fields);
             talk.refuse(&fields).await;
         }
-        Err(End::Unproved(fields)) => {
-            note_refused(&reception, peer, &fields);
+        End::Unproved(fields) => {
+            note_refused(reception, peer, &fields);
             if let Answer::Later(delay) = reception.failures.note(peer.ip()) {
                 reception.metrics.logins_delayed.inc();
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
                     () = talk.until_gone() => {}
+                    () = PorchPlace::crowded_out(&mut place) => {}
                     () = reception.drain.started() => {}
                 }
             }
             talk.refuse(&fields).await;
         }
-        Err(End::NoServer(fields) | End::Leaving(fields)) => {
+        End::NoServer(fields) | End::Leaving(fields) => {
             reception.metrics.login_failures.inc();
             let ErrorFields { code, message, .. } = fields.as_ref();
             tracing::debug!(%peer, code, message, "refused a client");
@@ -239,18 +263,39 @@ impl Seat {
     }
 }
 
-async fn welcome(reception: &Reception, talk: &mut Talk, peer: SocketAddr) -> Result<Welcome, End> {
-    let words = admit(reception, talk, peer);
-    let (startup, keys) = match tokio::time::timeout(reception.login_timeout(), words).await {
-        Ok(admitted) => admitted?,
-        Err(_elapsed) => {
-            return Err(ErrorFields::fatal("57014", "canceling authentication due to timeout")
-                .hint(
-                    "Send the startup packet and the password at once, or raise the login timeout.",
-                )
-                .into());
+/// [`admit`], as long as there is time and room for it.
+async fn let_in(
+    reception: &Reception,
+    talk: &mut Talk,
+    peer: SocketAddr,
+    place: &mut Option<PorchPlace>,
+) -> Result<(Startup, Option<ScramKeys>), End> {
+    tokio::select! {
+        biased;
+        admitted = admit(reception, talk, peer) => admitted,
+        () = PorchPlace::crowded_out(place) => {
+            reception.metrics.logins_crowded_out.inc();
+            Err(ErrorFields::fatal("53300", "too many clients that have not logged in")
+                .hint("Send the startup packet and the password at once, or raise postgres.login_limit.")
+                .into())
         }
-    };
+        () = tokio::time::sleep(reception.login_timeout()) => {
+            Err(ErrorFields::fatal("57014", "canceling authentication due to timeout")
+                .hint("Send the startup packet and the password at once, or raise the login timeout.")
+                .into())
+        }
+    }
+}
+
+async fn welcome(
+    reception: &Reception,
+    talk: &mut Talk,
+    peer: SocketAddr,
+    place: &mut Option<PorchPlace>,
+) -> Result<Welcome, End> {
+    let (startup, keys) = let_in(reception, talk, peer, place).await?;
+    // It is a stranger no more.
+    place.take();
     let random = random()?;
     if let Some(desk) = reception.console.desk(&reception.routes, &startup, peer.ip())? {
         let registered = reception.cancels.register_beyond(CLIENTS_MOST, startup.keys, &random);

@@ -11,14 +11,17 @@ use tokio::time::Instant;
 
 use super::backend::Way;
 use super::census;
+use super::greeting::Main;
 use super::plan;
-use super::session::Session;
+use super::session::{Greeting, Session};
 use super::upstream::{Realm, Upstream};
 use super::view;
 use crate::config::{ChildCredentials, Current, NamespaceSettings, RedisSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
-use crate::net::{Listener, ListenerTls, LoginFailures, Opening, Stream, TlsError};
+use crate::net::{
+    Listener, ListenerTls, LoginFailures, Opening, Porch, PorchPlace, Stream, TlsError,
+};
 use crate::pool::Reachability;
 use crate::status::PoolStatus;
 
@@ -29,6 +32,7 @@ pub struct Service {
     clients: Arc<AtomicUsize>,
     settings: Current<RedisSettings>,
     encryption: Encryption,
+    porch: Arc<Porch>,
     drain: Drain,
 }
 
@@ -76,6 +80,7 @@ impl Service {
                 tls: settings.encryption.tls(None)?,
                 mode: settings.encryption.mode,
             },
+            porch: Porch::new(settings.limits.login_limit),
             drain,
         })
     }
@@ -101,6 +106,7 @@ impl Service {
                 words.extend(upstream.change(&settings, way));
             }
         }
+        self.porch.set_limit(settings.limits.login_limit);
         self.settings.set(settings);
         words.dedup();
         words
@@ -173,10 +179,16 @@ impl Service {
                 tokio::spawn(refuse(stream, words));
                 continue;
             }
+            // Where nobody needs to prove anything there are no strangers.
+            let stranger = match upstream.entrance().access().main {
+                Main::Password { .. } => Some(self.porch.enter().await),
+                Main::Open | Main::NoPassword => None,
+            };
             let visitor = Visitor {
                 stream,
                 peer,
                 place,
+                stranger,
                 upstream: Arc::clone(upstream),
                 deadline: Instant::now() + settings.login_timeout,
                 drain: self.drain.clone(),
@@ -244,6 +256,8 @@ struct Visitor {
     stream: Stream,
     peer: SocketAddr,
     place: Place,
+    /// Its place among those who are not logged in.
+    stranger: Option<PorchPlace>,
     upstream: Arc<Upstream>,
     /// Until when it must have shown the password.
     deadline: Instant,
@@ -258,16 +272,22 @@ impl Visitor {
             first = self.stream.opening() => first,
             // Whoever says nothing is as it is: the session knows how long it may.
             () = tokio::time::sleep_until(self.deadline) => Ok(Opening::Plain),
+            () = PorchPlace::crowded_out(&mut self.stranger) => Ok(Opening::Plain),
             () = self.drain.started() => Ok(Opening::Plain),
         };
         match (first, mode) {
             (Ok(Opening::Tls), _) => {
-                match tokio::time::timeout_at(self.deadline, tls.accept(self.stream)).await {
-                    Ok(Ok(encrypted)) => self.stream = encrypted.stream,
-                    Ok(Err(error)) => return self.upstream.note_no_tls(self.peer, &error),
-                    Err(_elapsed) => {
-                        return self.upstream.note_no_tls(self.peer, &"it takes too long");
+                let shaken = tokio::select! {
+                    shaken = tls.accept(self.stream) => shaken.map_err(|error| error.to_string()),
+                    () = tokio::time::sleep_until(self.deadline) => Err("it takes too long".to_owned()),
+                    () = PorchPlace::crowded_out(&mut self.stranger) => {
+                        self.upstream.metrics.logins_crowded_out.inc();
+                        Err("others need the room".to_owned())
                     }
+                };
+                match shaken {
+                    Ok(encrypted) => self.stream = encrypted.stream,
+                    Err(error) => return self.upstream.note_no_tls(self.peer, &error),
                 }
             }
             (Ok(Opening::Plain), TlsMode::Require) if matches!(self.stream, Stream::Tcp(_)) => {
@@ -281,8 +301,8 @@ impl Visitor {
     }
 
     fn enter(self) {
-        let Self { stream, place, upstream, deadline, drain, .. } = self;
-        let greeting = tokio::time::sleep_until(deadline);
+        let Self { stream, place, stranger, upstream, deadline, drain, .. } = self;
+        let greeting = Greeting { deadline: tokio::time::sleep_until(deadline), place: stranger };
         let session = Session::new(stream, upstream, drain.guard(), greeting);
         tokio::spawn(async move {
             session.await;

@@ -7,7 +7,7 @@
 
 mod client;
 mod counted;
-mod failures;
+mod entering;
 mod farewell;
 mod gate;
 mod information;
@@ -42,7 +42,7 @@ use super::wire::{
 };
 use crate::lifecycle::DrainGuard;
 use crate::metrics::Happening;
-use crate::net::Stream;
+use crate::net::{PorchPlace, Stream};
 use gate::{Form, Gate, Passed};
 use parked::Parked;
 use pinned::Slow;
@@ -100,9 +100,19 @@ pub struct Session {
     guard: DrainGuard,
     /// Until when the client must have shown the password.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Its place among those who have not.
+    porch: Option<Box<PorchPlace>>,
     /// Until when nothing more is said or carried, after one failed login too many.
     held: Option<Pin<Box<Sleep>>>,
     presence: Presence,
+}
+
+/// What a client that has not shown the password has.
+pub struct Greeting {
+    /// Until when it must have shown it.
+    pub deadline: Sleep,
+    /// Where it stands till then.
+    pub place: Option<PorchPlace>,
 }
 
 /// Which gauge counts the client.
@@ -206,15 +216,16 @@ impl Session {
         stream: Stream,
         upstream: Arc<Upstream>,
         guard: DrainGuard,
-        greeting: Sleep,
+        greeting: Greeting,
     ) -> Self {
         let entrance = upstream.entrance();
         let mut identity =
             Identity::new(upstream.next_id(), entrance.config().database, entrance.access());
         (identity.address, identity.local) = addresses(&stream);
-        let deadline = match identity.standing {
-            Standing::Stranger => Some(Box::pin(greeting)),
-            Standing::Known => None,
+        let Greeting { deadline, place } = greeting;
+        let (deadline, porch) = match identity.standing {
+            Standing::Stranger => (Some(Box::pin(deadline)), place.map(Box::new)),
+            Standing::Known => (None, None),
         };
         upstream.metrics.clients_idle.inc();
         let mailbox = Arc::new(Mailbox::new(Arc::clone(&upstream.backlog)));
@@ -243,6 +254,7 @@ impl Session {
             next_look: None,
             guard,
             deadline,
+            porch,
             held: None,
             presence: Presence::Idle,
         };
@@ -320,13 +332,7 @@ impl Session {
     }
 
     fn watch_clock(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        if self.identity.standing == Standing::Known {
-            self.deadline = None;
-        } else if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            return Err(End("the client did not authenticate in time"));
-        }
+        self.watch_login(cx)?;
         self.watch_reading(cx)?;
         if self.guard.poll_started(cx).is_ready() {
             if self.guard.poll_over(cx).is_ready() {

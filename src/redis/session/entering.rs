@@ -1,14 +1,41 @@
-//! Passwords that were wrong: what is done about many of them.
+//! Before the login: how long it may take, who makes room for others, and what is done about many wrong passwords.
 
 use std::future::Future as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::task::Context;
 
-use super::{Session, write_error};
+use super::{Closing, End, Session, write_error};
 use crate::metrics::Happening;
 use crate::net::Answer;
+use crate::redis::greeting::Standing;
+
+const CROWDED: &str = "ERR tidegate: too many clients that have not logged in; send AUTH at once, or raise redis.login_limit";
 
 impl Session {
+    /// Whether a client that is not logged in may stay.
+    pub(super) fn watch_login(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        if self.identity.standing == Standing::Known {
+            (self.deadline, self.porch) = (None, None);
+            return Ok(());
+        }
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Err(End("the client did not authenticate in time"));
+        }
+        if let Some(place) = &mut self.porch
+            && place.poll_crowded_out(cx).is_ready()
+        {
+            self.porch = None;
+            self.upstream.metrics.login_failures.inc();
+            self.upstream.metrics.logins_crowded_out.inc();
+            write_error(CROWDED, &mut self.out.bytes);
+            self.closing = Closing::AfterReplies;
+            cx.waker().wake_by_ref();
+        }
+        Ok(())
+    }
+
     /// Whether too many logins from the client's address have failed for this one to be looked at; then it is told so.
     pub(super) fn looks_away(&mut self) -> bool {
         let peer = self.peer();
