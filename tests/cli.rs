@@ -270,6 +270,29 @@ fn the_command_has_nothing_that_leads_past() {
     assert!(found("TIDEGATE_POSTGRES_POOL_SIZE=7"), "settings stay: {stdout}");
 }
 
+/// Others are handed on, as variables with plain settings are.
+#[test]
+fn a_file_with_a_secret_of_ours_is_not_handed_on() {
+    let listen = format!("127.0.0.1:{}", port());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let namespace = "[[redis.namespaces]]\nname = \"cache\"\n";
+    for (text, handed_on) in [
+        ("[postgres]\npool_size = 2".to_owned(), true),
+        (namespace.to_owned(), true),
+        (format!("{namespace}password = \"word\""), false),
+        (format!("[redis]\nnamespace = \"cache\"\n{namespace}"), false),
+        ("[push]\nremote_write_url = \"http://127.0.0.1:9/w\"".to_owned(), false),
+    ] {
+        std::fs::write(file.path(), &text).unwrap();
+        let redis = ("TIDEGATE_REDIS_LISTEN", &*listen);
+        let (status, stdout, stderr) =
+            output(&["run", "env"], &[REDIS, redis, ("TIDEGATE_CONFIG", path)]);
+        assert_eq!(status, Some(0), "{stderr}");
+        assert_eq!(stdout.contains(path), handed_on, "{text}: {stdout}");
+    }
+}
+
 #[test]
 fn one_tidegate_inside_another_goes_through_it() {
     let _alone = DEFAULT_PORTS.lock().unwrap_or_else(PoisonError::into_inner);

@@ -49,6 +49,13 @@ impl Wrapped {
         (user.to_owned(), rest.split_once('@').unwrap().0.to_owned())
     }
 
+    /// Where a URL that the command has leads.
+    fn port(&self, variable: &str) -> u16 {
+        let (_, place) = self.environment[variable].split_once('@').unwrap();
+        let (_, port) = place.split_once(':').unwrap();
+        port.split_once('/').unwrap().0.parse().unwrap()
+    }
+
     /// In which variables a text is to be read.
     fn holding(&self, text: &str) -> Vec<&str> {
         let encoded = utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
@@ -152,12 +159,29 @@ fn one_run_inside_another_has_the_outer_ones_credential() {
     let wrapped = Wrapped::start(Setup::new().postgres(&server), &inner);
     assert_eq!(wrapped.holding(PASSWORD), [""; 0]);
     let (user, own) = wrapped.credential("DATABASE_URL");
-    let port = wrapped.environment["DATABASE_URL"].split_once('@').unwrap().1;
-    let port = port.split_once(':').unwrap().1.split_once('/').unwrap().0.parse().unwrap();
+    let port = wrapped.port("DATABASE_URL");
     let mut client = support::pg::Connection::open(port, &Login::of(&user, &own, "app"));
     assert_eq!(client.one("select current_user"), "app");
     assert_ne!(port, wrapped.gate.postgres_port());
     assert!(!enters(&wrapped.gate, "app", &own), "each door has its own");
+}
+
+/// The outer one has bound the command to a namespace: the inner one must not bind it again.
+#[test]
+fn one_run_inside_another_adds_a_prefix_once() {
+    let (redis, home) = (Redis::with_password(), TempDir::new().unwrap());
+    let file = home.path().join("tidegate.toml");
+    fs::write(&file, "[[redis.namespaces]]\nname = \"cache\"\nmode = \"prefix\"").unwrap();
+    let setup = Setup::new().redis(&redis).config(&file).env("TIDEGATE_REDIS_NAMESPACE", "cache");
+    let free = ["env", "-u", "TIDEGATE_REDIS_LISTEN", "-u", "TIDEGATE_ADMIN_LISTEN"];
+    let inner = [&free[..], &[env!("CARGO_BIN_EXE_tidegate"), "run", "--"]].concat();
+    let wrapped = Wrapped::start(setup, &inner);
+    let port = wrapped.port("REDIS_URL");
+    assert_ne!(port, wrapped.gate.redis_port());
+    let mut client = support::resp::Connection::open(port);
+    assert_eq!(client.command(&["AUTH", &wrapped.credential("REDIS_URL").1]).text(), "OK");
+    assert_eq!(client.command(&["SET", "k", "v"]).text(), "OK");
+    assert_eq!(redis.direct().command(&["KEYS", "*"]).words(), ["cache:k"]);
 }
 
 /// The password changes, and then the user; the command goes on with what it was given.

@@ -38,6 +38,9 @@ pub(super) const OTHER_VARIABLES: [&str; 5] = [
 pub(super) const OURS_ALONE: [&str; 2] =
     ["TIDEGATE_PUSH_REMOTE_WRITE_URL", "TIDEGATE_PUSH_REMOTE_WRITE_TOKEN"];
 
+/// Those that it is not to have, besides, where the file is for us alone: the file's, and the one that names something in it.
+pub(super) const OURS_WITH_THE_FILE: [&str; 2] = ["TIDEGATE_CONFIG", "TIDEGATE_REDIS_NAMESPACE"];
+
 /// The settings of one `[[redis.namespaces]]`.
 pub(super) const NAMESPACE_KEYS: &[&str] = &[
     "name",

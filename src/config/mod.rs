@@ -65,6 +65,8 @@ pub struct Loaded {
     /// What deserves a word in the log.
     pub warnings: Vec<String>,
     sources: Sources,
+    /// Variables that another tidegate in the wrapped command is not to be set by, or that lead to a secret of ours.
+    ours_alone: Vec<&'static str>,
 }
 
 /// All that settings are read from.
@@ -99,7 +101,8 @@ impl Loaded {
     #[must_use]
     pub fn hidden_variables(&self) -> Vec<String> {
         let sources = self.variables.iter().flat_map(|known| sources::other_sources(&known.name));
-        sources.chain(keys::OURS_ALONE.map(str::to_owned)).collect()
+        let ours = keys::OURS_ALONE.iter().chain(&self.ours_alone);
+        sources.chain(ours.map(|name| (*name).to_owned())).collect()
     }
 
     /// Variables that the wrapped command inherits and that hold a password which its URLs don't: by their names.
@@ -170,6 +173,7 @@ pub fn load(
         })?;
         written.take_file(&path.display().to_string(), &text)?;
     }
+    let secret = written.is_secret();
     written.take_environment(environment)?;
     for (path, text) in flags {
         written.take_flag(path, text);
@@ -177,6 +181,9 @@ pub fn load(
     let mut resolved = resolve::resolve(&written, environment)?;
     resolved.settings.check_roots()?;
     let pooled = resolve::pooled_names(&written);
+    // Whom we have bound to a namespace, a second tidegate would bind again, and a prefix would come twice.
+    let bound = written.entry("redis.namespace").is_some();
+    let ours_alone = if secret || bound { keys::OURS_WITH_THE_FILE.to_vec() } else { Vec::new() };
     resolved.warnings.extend(written::unknown_variables(environment, &pooled));
     let watched = watched::watched(file.as_deref(), &written, environment, &resolved.settings);
     Ok(Loaded {
@@ -186,6 +193,7 @@ pub fn load(
         watched,
         warnings: resolved.warnings,
         sources,
+        ours_alone,
     })
 }
 
