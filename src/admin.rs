@@ -344,6 +344,44 @@ mod tests {
         }
     }
 
+    /// Nothing can be changed here, whatever is asked.
+    #[tokio::test]
+    async fn it_is_for_reading_alone() {
+        let port = port(AdminLimits::default()).await;
+        for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PURGE"] {
+            for path in ["/", "/status.json", "/metrics", "/healthz", "/readyz", "/nothing"] {
+                let answer = get(&port, method, path).await;
+                let refused = ["405", "404", "400"];
+                let code = answer.split(' ').nth(1).unwrap_or_default();
+                assert!(refused.contains(&code), "{method} {path}: {answer}");
+            }
+        }
+    }
+
+    /// However much of it comes: nobody reads it.
+    #[tokio::test]
+    async fn a_body_is_not_waited_for_and_a_long_header_not_kept() {
+        let port = port(AdminLimits::default()).await;
+        for body in ["content-length: 1000000000000", "transfer-encoding: chunked"] {
+            let request = format!("POST /metrics HTTP/1.1\r\nhost: localhost\r\n{body}\r\n\r\n");
+            let answer = ask(&port, &request).await;
+            assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+        }
+        for request in [
+            format!("GET /healthz HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(20_000)),
+            format!("GET /{} HTTP/1.1\r\n\r\n", "y".repeat(20_000)),
+        ] {
+            let mut client = TcpStream::connect(port.addr).await.unwrap();
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            // What was sent and not read may end it with a reset.
+            let _reset = client.read_to_end(&mut answer).await;
+            let answer = String::from_utf8_lossy(&answer);
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+        }
+        assert!(get(&port, "GET", "/healthz").await.starts_with("HTTP/1.1 200"));
+    }
+
     #[tokio::test]
     async fn readiness_names_each_pool() {
         let port = port(AdminLimits::default()).await;

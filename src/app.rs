@@ -21,7 +21,7 @@ use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
-use crate::config::{ConfigError, FirstPasswords, Loaded, PasswordOrigin, Settings};
+use crate::config::{ChildCredentials, ConfigError, Loaded, PasswordOrigin, Settings};
 use crate::lifecycle::{Drain, DrainTrigger, Newcomers, StopRequest};
 use crate::net::SocketFile;
 use crate::postgres::service::Service;
@@ -186,17 +186,16 @@ async fn open(
     let sockets = &loaded.settings.sockets;
     let control = sockets.control.as_deref().filter(|_| *work == Work::Serve);
     let predecessor = takeover::predecessor(control, &mut passed).await?;
-    // The command's environment doesn't change any more.
-    let (taken, first_passwords) = match work {
-        Work::Run(_) => (Taken::Next, FirstPasswords::Stay),
-        Work::Serve | Work::Check => (Taken::Refuse, FirstPasswords::Expire),
+    let (taken, child) = match work {
+        Work::Run(_) => (Taken::Next, ChildCredentials::made(loaded)?),
+        Work::Serve | Work::Check => (Taken::Refuse, ChildCredentials::default()),
     };
     let bound = listeners::bind(loaded, taken, &mut passed).await?;
     let control = control.map(|path| Control::open(path, &mut passed, &bound)).transpose()?;
-    let (variables, socket_files) = (bound.local_urls(loaded)?, bound.socket_files());
+    let (variables, socket_files) = (bound.local_urls(loaded, &child)?, bound.socket_files());
     let hears = life.signals.hears(Signal::HUP);
     let hangup = if hears { Hangup::Reloads } else { Hangup::Ignored };
-    let reloading = Reloading { log, hangup, first_passwords, herald: life.herald.clone() };
+    let reloading = Reloading { log, hangup, child, herald: life.herald.clone() };
     let (elsewhere, foreign) = mpsc::channel(FOREIGN_CANCELS);
     let elsewhere = predecessor.as_ref().map(|_| elsewhere);
     let outward = Outward { stop: life.stop.clone(), elsewhere };
@@ -302,6 +301,12 @@ fn start(
 ) -> anyhow::Result<Supervised> {
     if variables.is_empty() {
         tracing::warn!("nothing to pool: neither DATABASE_URL nor REDIS_URL is set");
+    }
+    for variable in loaded.left_passwords() {
+        tracing::info!(
+            variable,
+            "holds a pooled server's password, and the command inherits it: unset it, or have it pooled, too"
+        );
     }
     // What the service manager says is for us, who are what it started.
     let managers = herald::VARIABLES.map(str::to_owned);

@@ -72,6 +72,18 @@ fn pid(child: &Child) -> Pid {
 }
 
 /// Waits for the child's first line on standard output.
+/// With `OWN` for each credential that was made for the command.
+fn without_credentials(text: &str) -> String {
+    let mut parts: Vec<String> = text.split('@').map(str::to_owned).collect();
+    let last = parts.len() - 1;
+    for part in &mut parts[..last] {
+        let (before, credential) = part.rsplit_once(':').unwrap();
+        assert!(credential.len() == 32 && credential.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        *part = format!("{before}:OWN");
+    }
+    parts.join("@")
+}
+
 fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
     let mut byte = [0];
@@ -94,10 +106,10 @@ fn the_command_sees_rewritten_urls_and_its_own_streams() {
     let (status, stdout, stderr) = text(finish(child));
     assert_eq!(status, Some(0));
     assert_eq!(
-        stdout,
+        without_credentials(&stdout),
         format!(
-            "in\npostgres://u:hunter2@127.0.0.1:{postgres}/app?sslmode=disable \
-             redis://:hunter2@127.0.0.1:{redis}/1 pg\n"
+            "in\npostgres://u:OWN@127.0.0.1:{postgres}/app?sslmode=disable \
+             redis://:OWN@127.0.0.1:{redis}/1 pg\n"
         )
     );
     assert_eq!(stderr, "err\n", "the log is off and the command's standard error its own");
@@ -205,7 +217,8 @@ fn run_takes_another_port_when_the_default_is_taken_and_serve_says_so() {
     let (status, stdout, stderr) =
         text(finish(run.env_remove("TIDEGATE_POSTGRES_LISTEN").spawn().unwrap()));
     assert_eq!(status, Some(0), "{stderr}");
-    let port = stdout.trim().strip_prefix("postgres://u:hunter2@127.0.0.1:").unwrap();
+    let stdout = without_credentials(&stdout);
+    let port = stdout.trim().strip_prefix("postgres://u:OWN@127.0.0.1:").unwrap();
     let port: u16 = port.split_once('/').unwrap().0.parse().unwrap();
     assert!(port > 6432 && port < 32_768, "{stdout}");
     let mut serve = tidegate(&["serve"], &[DB]);
@@ -230,7 +243,8 @@ fn an_upstream_that_is_ourselves_is_refused() {
     let real = [&variables[..], &[("TIDEGATE_DATABASE_URL", DB.1)]].concat();
     let (status, stdout, _) = output(&["run", "sh", "-c", "echo $DATABASE_URL"], &real);
     assert_eq!(status, Some(0));
-    assert!(stdout.starts_with(&format!("postgres://u:hunter2@{listen}/app")), "{stdout}");
+    let stdout = without_credentials(&stdout);
+    assert!(stdout.starts_with(&format!("postgres://u:OWN@{listen}/app")), "{stdout}");
 }
 
 /// The servers' own URLs, under whatever names, and what only tidegate is to know.
@@ -249,10 +263,34 @@ fn the_command_has_nothing_that_leads_past() {
     ];
     let (status, stdout, stderr) = output(&["run", "env"], &variables);
     assert_eq!(status, Some(0), "{stderr}");
+    let stdout = without_credentials(&stdout);
     let found = |wanted: &str| stdout.lines().any(|line| line.starts_with(wanted));
-    assert!(!stdout.contains("past"), "{stdout}");
-    assert!(found(&format!("DATABASE_URL=postgres://u:hunter2@{listen}/app")), "{stdout}");
+    assert!(!stdout.contains("past") && !stdout.contains("hunter2"), "{stdout}");
+    assert!(found(&format!("DATABASE_URL=postgres://u:OWN@{listen}/app")), "{stdout}");
     assert!(found("TIDEGATE_POSTGRES_POOL_SIZE=7"), "settings stay: {stdout}");
+}
+
+/// Others are handed on, as variables with plain settings are.
+#[test]
+fn a_file_with_a_secret_of_ours_is_not_handed_on() {
+    let listen = format!("127.0.0.1:{}", port());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let namespace = "[[redis.namespaces]]\nname = \"cache\"\n";
+    for (text, handed_on) in [
+        ("[postgres]\npool_size = 2".to_owned(), true),
+        (namespace.to_owned(), true),
+        (format!("{namespace}password = \"word\""), false),
+        (format!("[redis]\nnamespace = \"cache\"\n{namespace}"), false),
+        ("[push]\nremote_write_url = \"http://127.0.0.1:9/w\"".to_owned(), false),
+    ] {
+        std::fs::write(file.path(), &text).unwrap();
+        let redis = ("TIDEGATE_REDIS_LISTEN", &*listen);
+        let (status, stdout, stderr) =
+            output(&["run", "env"], &[REDIS, redis, ("TIDEGATE_CONFIG", path)]);
+        assert_eq!(status, Some(0), "{stderr}");
+        assert_eq!(stdout.contains(path), handed_on, "{text}: {stdout}");
+    }
 }
 
 #[test]

@@ -191,12 +191,13 @@ fn the_command_is_told_when_tidegate_dies() {
 #[test]
 #[ignore = "the command of others"]
 fn a_crowd() {
-    let port = local_port();
+    let (port, own) = local_door();
     let pids: BTreeSet<String> = std::thread::scope(|scope| {
+        let own = &own;
         let clients: Vec<_> = (0..12)
             .map(|_| {
                 scope.spawn(move || {
-                    let mut client = Connection::open(port, &Login::app());
+                    let mut client = Connection::open(port, own);
                     let sql = "select pg_backend_pid() from pg_sleep(0.02)";
                     (0..10).map(|_| client.one(sql)).collect::<Vec<_>>()
                 })
@@ -207,10 +208,13 @@ fn a_crowd() {
     println!("crowd at {port} served by {} ", pids.len());
 }
 
-fn local_port() -> u16 {
+/// Where the command's URL leads, and what it comes in with.
+fn local_door() -> (u16, Login) {
     let url = std::env::var("DATABASE_URL").unwrap();
-    let place = url.split_once('@').unwrap().1.split_once('/').unwrap().0;
-    place.strip_prefix("127.0.0.1:").expect("rewritten").parse().unwrap()
+    let (info, place) = url.split_once('@').unwrap();
+    let place = place.split_once('/').unwrap().0;
+    let port = place.strip_prefix("127.0.0.1:").expect("rewritten").parse().unwrap();
+    (port, Login { password: info.rsplit_once(':').unwrap().1.to_owned(), ..Login::app() })
 }
 
 /// The words that run [`a_crowd`].

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate::config::{
-    Auth, FirstPasswords, Host, RedisListener, RedisSettings, RedisTls, RedisUpstream, Secret,
+    Auth, ChildCredentials, Host, RedisListener, RedisSettings, RedisTls, RedisUpstream, Secret,
 };
 use tidegate::lifecycle::{Drain, DrainTrigger};
 use tidegate::metrics::Metrics;
@@ -123,7 +123,9 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let metrics = Metrics::new().unwrap();
         let (trigger, drain) = Drain::new();
-        let service = Service::new(&settings, &metrics, drain, FirstPasswords::Expire).unwrap();
+        let service =
+            Service::new(&settings, &metrics, drain, &ChildCredentials::default(), &Arc::default())
+                .unwrap();
         tokio::spawn(async move { service.serve(0, listener).await });
         Self { address, metrics, _trigger: trigger }
     }

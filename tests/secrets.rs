@@ -5,18 +5,21 @@ mod support;
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use support::authority::{Authority, Issued};
+use support::eventually;
 use support::metrics::get;
 use support::pg::Login;
 use support::postgres::Postgres;
 use support::redis::{PASSWORD as REDIS_PASSWORD, Redis};
 use support::resp::Value;
 use support::tidegate::{Setup, Tidegate, clean_command};
-use support::{eventually, ports};
 use tempfile::TempDir;
 
 /// Where a URL needs it percent-encoded.
@@ -32,18 +35,45 @@ fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
-/// All ways to write what must not be seen.
-fn secrets(verifiers: &[String]) -> Vec<String> {
+/// All ways to write what must not be seen; `own` are the command's credentials, and `key` is the listener's.
+fn secrets(own: &[String], key: &str, verifiers: &[String]) -> Vec<String> {
     let words = [FIRST, SECOND, READER, NAMESPACE, TOKEN, MISTYPED, REDIS_PASSWORD];
-    let forms = words.iter().flat_map(|word| {
-        [(*word).to_owned(), encoded(word), BASE64_STANDARD.encode(word), hexadecimal(word)]
+    let words = words.iter().copied().chain(own.iter().map(String::as_str));
+    let forms = words.flat_map(|word| {
+        [word.to_owned(), encoded(word), BASE64_STANDARD.encode(word), hexadecimal(word)]
     });
     // RFC 5803: SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>
     let keys = verifiers.iter().flat_map(|verifier| {
         let keys = verifier.rsplit('$').next().unwrap();
         keys.split(':').map(str::to_owned).collect::<Vec<_>>()
     });
-    forms.chain(keys).collect()
+    let lines = key.lines().filter(|line| !line.starts_with("-----")).map(str::to_owned);
+    forms.chain(keys).chain(lines).collect()
+}
+
+/// Takes remote write, after it has hung up once, and once shown what it was sent, as some pages of errors do.
+fn taker() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            let mut request = vec![0; 4_096];
+            let read = stream.read(&mut request).unwrap_or(0);
+            let head = String::from_utf8_lossy(&request[..read]).into_owned();
+            let (status, body) = match number {
+                0 => continue,
+                1 => ("400 Bad Request", head.split("\r\n\r\n").next().unwrap_or_default()),
+                _ => ("204 No Content", ""),
+            };
+            let length = body.len();
+            let _gone =
+                write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}");
+            // What is left unread would reset the connection before the answer is heard.
+            let _rest = io::copy(&mut stream, &mut io::sink());
+        }
+    });
+    port
 }
 
 fn hexadecimal(word: &str) -> String {
@@ -60,6 +90,7 @@ struct Stage {
     postgres: Postgres,
     redis: Redis,
     verifiers: Vec<String>,
+    listener: Issued,
 }
 
 impl Stage {
@@ -78,9 +109,12 @@ impl Stage {
             postgres,
             redis,
             verifiers: verifiers.into(),
+            listener: Authority::new().server(),
         };
         stage.url(FIRST);
         stage.write("tidegate.toml", &settings(""));
+        stage.write("cert", &stage.listener.certificate);
+        stage.write("key", &stage.listener.key);
         stage.write("users", &format!("\"reader\" \"{READER}\"\n"));
         stage
     }
@@ -97,8 +131,12 @@ impl Stage {
         self.write("url", &self.postgres.url_with("vault", &encoded(password), "app"));
     }
 
+    /// Around a command that writes down what it comes in with, and stays.
     fn setup(&self) -> Setup {
+        let script = "echo \"$DATABASE_URL $REDIS_URL\" >\"$0.new\"; mv \"$0.new\" \"$0\"; \
+            while kill -0 $PPID; do sleep 0.05; done";
         Setup::new()
+            .arguments(&["run", "--", "sh", "-c", script, &self.path("given")])
             .database_url_file(Path::new(&self.path("url")))
             .redis(&self.redis)
             .wait_ms(500)
@@ -107,10 +145,19 @@ impl Stage {
             .env("TIDEGATE_POSTGRES_ANY", "1")
             .env("TIDEGATE_POSTGRES_USERS_FILE", &self.path("users"))
             .env("TIDEGATE_POSTGRES_CONSOLE_USERS", "reader")
-            .env("TIDEGATE_PUSH_REMOTE_WRITE_URL", &format!("http://127.0.0.1:{}/w", ports::free()))
+            .env("TIDEGATE_PUSH_REMOTE_WRITE_URL", &format!("http://127.0.0.1:{}/w", taker()))
+            .env("TIDEGATE_TLS_CERT", &self.path("cert"))
+            .env("TIDEGATE_TLS_KEY", &self.path("key"))
             .env("TIDEGATE_PUSH_REMOTE_WRITE_TOKEN", TOKEN)
             .env("TIDEGATE_PUSH_REMOTE_WRITE_EVERY_MS", "1000")
     }
+}
+
+/// The credentials that the command was given.
+fn own_credentials(stage: &Stage) -> Vec<String> {
+    let given = eventually("the command runs", || fs::read_to_string(stage.path("given")).ok());
+    let urls = given.split_whitespace().map(|url| url.rsplit_once('@').unwrap().0);
+    urls.map(|info| info.rsplit_once(':').unwrap().1.to_owned()).collect()
 }
 
 fn settings(more: &str) -> String {
@@ -138,8 +185,10 @@ fn visit(gate: &Tidegate, login: &Login) -> String {
     }
 }
 
-fn visits(gate: &Tidegate, seen: &mut String) {
+fn visits(gate: &Tidegate, own: &[String], seen: &mut String) {
     for (user, password) in [
+        ("vault", &*own[0]),
+        ("vault", &own[1]),
         ("vault", FIRST),
         ("vault", SECOND),
         ("vault", MISTYPED),
@@ -151,6 +200,8 @@ fn visits(gate: &Tidegate, seen: &mut String) {
     }
     for words in [
         &["AUTH", REDIS_PASSWORD][..],
+        &["AUTH", &own[1]],
+        &["AUTH", &own[0]],
         &["AUTH", MISTYPED],
         &["AUTH", "jobs", NAMESPACE],
         &["AUTH", "jobs", MISTYPED],
@@ -214,12 +265,14 @@ fn nothing_that_is_shown_holds_a_secret() {
     let mut stage = Stage::new();
     let mut seen = String::new();
     let gate = stage.setup().start();
-    visits(&gate, &mut seen);
+    let own = own_credentials(&stage);
+    assert!(own.len() == 2 && own[0] != FIRST && own[1] != REDIS_PASSWORD);
+    visits(&gate, &own, &mut seen);
     look(&gate, &mut seen);
     // The password changes here first, and then at the server.
     stage.url(SECOND);
     reload(&gate, &mut seen);
-    visits(&gate, &mut seen);
+    visits(&gate, &own, &mut seen);
     let alter = format!("alter role vault password '{SECOND}'");
     stage.postgres.superuser().query(&alter).expect_no_error();
     // What is wrong changes nothing, and is told.
@@ -230,21 +283,41 @@ fn nothing_that_is_shown_holds_a_secret() {
     reload(&gate, &mut seen);
     stage.write("users", &format!("\"reader\" {READER}\n"));
     reload(&gate, &mut seen);
+    stage.write("users", &format!("\"reader\" \"{READER}\"\n"));
+    stage.url(SECOND);
+    for half in [2, 3] {
+        let (key, length) = (&stage.listener.key, stage.listener.key.len());
+        stage.write("key", &key[..length * (half - 1) / half]);
+        reload(&gate, &mut seen);
+    }
     eventually("a push has failed", || gate.output().contains("could not be sent").then_some(()));
+    for outcome in ["refused", "taken"] {
+        eventually(outcome, || {
+            let count = gate.page().sum("tidegate_push_total", &[("outcome", outcome)]);
+            (count > 0.0).then_some(())
+        });
+    }
     stage.postgres.stop();
     stage.redis.stop();
-    visits(&gate, &mut seen);
+    visits(&gate, &own, &mut seen);
     look(&gate, &mut seen);
     checks(&stage, &mut seen);
     seen.push_str(&gate.output());
 
     // What the secrets belong to is there: it is the right place to look.
-    for known in
-        ["vault", "reader", "jobs", "remote write", "28P01", "WRONGPASS", "division by zero"]
-    {
+    for known in [
+        "vault",
+        "reader",
+        "jobs",
+        "remote write",
+        "28P01",
+        "WRONGPASS",
+        "division by zero",
+        "cannot take the private key",
+    ] {
         assert!(seen.contains(known), "{known}");
     }
-    let secrets = secrets(&stage.verifiers);
+    let secrets = secrets(&own, &stage.listener.key, &stage.verifiers);
     assert_eq!(found(&seen, &secrets), [""; 0]);
     seen.push_str(&encoded(FIRST));
     assert_eq!(found(&seen, &secrets), [encoded(FIRST)], "this would have been seen");

@@ -13,7 +13,9 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value;
-use tidegate::config::{Environment, Host, Loaded, PostgresUpstream, SslMode, TlsMode, load};
+use tidegate::config::{
+    ChildCredentials, Environment, Host, Loaded, PostgresUpstream, SslMode, TlsMode, load,
+};
 
 use support::postgres::{PASSWORD, Postgres};
 use support::programs;
@@ -299,7 +301,9 @@ fn ask_others(texts: &[String]) -> Vec<Value> {
 fn assert_readable_by_others(texts: &[String]) {
     let listen: SocketAddr = LISTEN.parse().unwrap();
     let loaded: Vec<Loaded> = texts.iter().map(|text| loaded(text).unwrap()).collect();
-    let local = |loaded: &Loaded| loaded.variables[0].local_url(listen, TlsMode::On);
+    let local = |loaded: &Loaded| {
+        loaded.variables[0].local_url(listen, TlsMode::On, &ChildCredentials::default())
+    };
     let rewritten: Vec<String> = loaded.iter().map(local).collect();
     // Options of other libraries are theirs, and libpq refuses them in any case.
     let foreign = |loaded: &Loaded| {
@@ -476,7 +480,7 @@ proptest! {
             prop_assert_eq!(by_us(&text), Ok(parts.reading()));
             // And again out of what the command gets.
             let loaded = loaded(&text).unwrap();
-            let local = loaded.variables[0].local_url(LISTEN.parse().unwrap(), TlsMode::On);
+            let local = loaded.variables[0].local_url(LISTEN.parse().unwrap(), TlsMode::On, &ChildCredentials::default());
             let hosts = vec![("127.0.0.1".to_owned(), String::new(), 6432)];
             prop_assert_eq!(by_us(&local), Ok(Reading { hosts, ..parts.reading() }));
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use anyhow::Context as _;
 
 use super::passed::{Keeper, Kind, Passed, PassedSocket};
-use crate::config::{Auth, ConfigError, Loaded, PooledVariable, Protocol};
+use crate::config::{Auth, ChildCredentials, ConfigError, Loaded, PooledVariable, Protocol};
 use crate::net::{self, Address, Listener, SocketFile};
 
 /// What to do when a port that nobody asked for by number is taken.
@@ -217,7 +217,11 @@ impl Bound {
     /// The pooled variables with their values for the wrapped command.
     ///
     /// Fails when an upstream is one of our own listeners: every connection would call for another.
-    pub(super) fn local_urls(&self, loaded: &Loaded) -> anyhow::Result<Vec<(String, String)>> {
+    pub(super) fn local_urls(
+        &self,
+        loaded: &Loaded,
+        child: &ChildCredentials,
+    ) -> anyhow::Result<Vec<(String, String)>> {
         let mut urls = Vec::new();
         let addresses = self.addresses();
         for variable in &loaded.variables {
@@ -229,8 +233,8 @@ impl Bound {
                 Protocol::Redis => &self.redis,
             };
             if let Some(listener) = side.get(variable.listener) {
-                let url =
-                    variable.local_url(listener.local_addr()?, loaded.tls_of(variable.protocol()));
+                let tls = loaded.tls_of(variable.protocol());
+                let url = variable.local_url(listener.local_addr()?, tls, child);
                 urls.push((variable.name.clone(), url));
             }
         }

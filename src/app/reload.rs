@@ -14,7 +14,7 @@ use super::logging::LogSwitch;
 use crate::config::{Loaded, needs_restart};
 use crate::lifecycle::{Drain, ReloadAnswer};
 use crate::metrics::{Metrics, Reload};
-use crate::net::{Address, Tls};
+use crate::net::{Address, LoginFailures, Tls};
 use crate::{postgres, redis};
 
 /// Longest time to read the settings: a file may lie where reading hangs.
@@ -30,6 +30,7 @@ pub(super) struct Reloader {
     pub(super) push: Option<Tls>,
     /// Where we listen: no URL may lead there.
     pub(super) addresses: Vec<Address>,
+    pub(super) failures: Arc<LoginFailures>,
     pub(super) log: LogSwitch,
     pub(super) herald: Herald,
     pub(super) metrics: Arc<Metrics>,
@@ -163,6 +164,7 @@ impl Reloader {
         if let Some((service, change)) = redis {
             words.extend(service.apply(change));
         }
+        self.failures.set_limit(settings.login_failures_per_minute);
         self.log.set(settings.log.level);
         Ok(words)
     }

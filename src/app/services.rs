@@ -11,9 +11,10 @@ use super::logging::LogSwitch;
 use super::reload::{Hangup, Reloader};
 use super::watch::Tower;
 use crate::admin;
-use crate::config::{AdminSettings, FirstPasswords, Loaded};
+use crate::config::{AdminSettings, ChildCredentials, Loaded};
 use crate::lifecycle::{Drain, ReloadAnswer, ReloadRequest, StopRequest};
 use crate::metrics::Metrics;
+use crate::net::LoginFailures;
 use crate::postgres::cancel::ForeignCancel;
 use crate::postgres::service::Ties;
 use crate::push;
@@ -24,7 +25,7 @@ use crate::{postgres, redis};
 pub(super) struct Reloading {
     pub(super) log: LogSwitch,
     pub(super) hangup: Hangup,
-    pub(super) first_passwords: FirstPasswords,
+    pub(super) child: ChildCredentials,
     pub(super) herald: Herald,
 }
 
@@ -60,14 +61,16 @@ pub(super) fn build(
     reloading: Reloading,
 ) -> anyhow::Result<Built> {
     let settings = &loaded.settings;
-    let Reloading { log, hangup, first_passwords, herald } = reloading;
+    let Reloading { log, hangup, child, herald } = reloading;
     let (reload, asked) = ReloadRequest::new();
     let addresses = bound.addresses();
     let metrics = Metrics::new().context("cannot set up the metrics")?;
+    let failures = LoginFailures::new(settings.login_failures_per_minute);
     let postgres = match &settings.postgres {
         Some(settings) => {
             let Outward { stop, elsewhere } = outward;
-            let ties = Ties { stop, reload: Some(reload), first_passwords, elsewhere };
+            let (child, failures) = (child.clone(), Arc::clone(&failures));
+            let ties = Ties { stop, reload: Some(reload), child, failures, elsewhere };
             let drain = drain.clone();
             Some(Arc::new(postgres::service::Service::new(settings, &metrics, drain, ties)?))
         }
@@ -76,7 +79,8 @@ pub(super) fn build(
     let redis = match &settings.redis {
         Some(settings) => {
             let drain = drain.clone();
-            let service = redis::service::Service::new(settings, &metrics, drain, first_passwords);
+            let service =
+                redis::service::Service::new(settings, &metrics, drain, &child, &failures);
             Some(Arc::new(service?))
         }
         None => None,
@@ -91,6 +95,7 @@ pub(super) fn build(
         redis: redis.clone(),
         push,
         addresses,
+        failures,
         log,
         herald,
         metrics: Arc::clone(&metrics),

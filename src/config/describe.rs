@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::variable::Origin;
 use super::{
-    Access, Auth, Host, ListenerEncryption, Loaded, PoolMode, Protocol, PushSettings, RedisTls,
-    SslMode, TlsMode,
+    Access, Auth, ChildCredentials, Host, ListenerEncryption, Loaded, PoolMode, Protocol,
+    PushSettings, RedisTls, SslMode, TlsMode,
 };
 use crate::redis::namespace::Mode;
 
@@ -32,8 +32,9 @@ fn write_all(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
     write_sockets(text, loaded)?;
     for variable in &loaded.variables {
         if let Some(listen) = loaded.listen_of(variable) {
+            let tls = loaded.tls_of(variable.protocol());
             let masked =
-                mask_password(&variable.local_url(listen, loaded.tls_of(variable.protocol())));
+                mask_password(&variable.local_url(listen, tls, &ChildCredentials::default()));
             writeln!(text, "rewrite   {}={masked}", variable.name)?;
         }
     }

@@ -38,6 +38,9 @@ pub(super) const OTHER_VARIABLES: [&str; 5] = [
 pub(super) const OURS_ALONE: [&str; 2] =
     ["TIDEGATE_PUSH_REMOTE_WRITE_URL", "TIDEGATE_PUSH_REMOTE_WRITE_TOKEN"];
 
+/// Those that it is not to have, besides, where the file is for us alone: the file's, and the one that names something in it.
+pub(super) const OURS_WITH_THE_FILE: [&str; 2] = ["TIDEGATE_CONFIG", "TIDEGATE_REDIS_NAMESPACE"];
+
 /// The settings of one `[[redis.namespaces]]`.
 pub(super) const NAMESPACE_KEYS: &[&str] = &[
     "name",
@@ -61,6 +64,8 @@ pub(super) const KEYS: &[Key] = &[
     everywhere("workers", "TIDEGATE_WORKERS", "workers"),
     in_file("drain_ms"),
     in_file("child_grace_ms"),
+    in_environment("child_credentials", "TIDEGATE_CHILD_CREDENTIALS"),
+    in_file("login_failures_per_minute"),
     in_file("reload_check_ms"),
     in_file("password_overlap_ms"),
     in_environment("control_socket", "TIDEGATE_CONTROL_SOCKET"),
@@ -117,6 +122,7 @@ pub(super) const KEYS: &[Key] = &[
     in_file("postgres.server_lifetime_ms"),
     in_file("postgres.server_idle_ms"),
     in_file("postgres.login_timeout_ms"),
+    in_file("postgres.login_limit"),
     in_file("postgres.client_limit"),
     in_file("postgres.startup_bytes"),
     in_file("postgres.login_frame_bytes"),
@@ -163,6 +169,7 @@ pub(super) const KEYS: &[Key] = &[
     in_file("redis.server_lifetime_ms"),
     in_file("redis.server_idle_ms"),
     in_file("redis.login_timeout_ms"),
+    in_file("redis.login_limit"),
     in_file("redis.client_limit"),
     in_file("redis.login_frame_bytes"),
     in_file("redis.understood_frame_bytes"),

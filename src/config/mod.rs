@@ -2,6 +2,7 @@
 //! means (`resolve`). Flags win over the environment, which wins over the file, which wins over the
 //! defaults.
 
+mod child;
 mod conninfo;
 mod current;
 mod describe;
@@ -34,6 +35,7 @@ mod written;
 use std::path::{Path, PathBuf};
 
 pub use crate::net::Host;
+pub use child::{ChildCredentials, ChildPassword};
 pub use current::Current;
 pub use describe::describe;
 pub use error::ConfigError;
@@ -74,6 +76,8 @@ pub struct Loaded {
     /// What deserves a word in the log.
     pub warnings: Vec<String>,
     sources: Sources,
+    /// Variables that another tidegate in the wrapped command is not to be set by, or that lead to a secret of ours.
+    ours_alone: Vec<&'static str>,
 }
 
 /// All that settings are read from.
@@ -110,7 +114,23 @@ impl Loaded {
         let sources = self.variables.iter().flat_map(|known| sources::other_sources(&known.name));
         let pools_postgres = self.settings.postgres.is_some();
         let misleading = MISLEADING.into_iter().filter(|_| pools_postgres).map(str::to_owned);
-        sources.chain(misleading).chain(keys::OURS_ALONE.map(str::to_owned)).collect()
+        let ours = keys::OURS_ALONE.iter().chain(&self.ours_alone);
+        sources.chain(misleading).chain(ours.map(|name| (*name).to_owned())).collect()
+    }
+
+    /// Variables that the wrapped command inherits and that hold a password which its URLs don't: by their names.
+    #[must_use]
+    pub fn left_passwords(&self) -> Vec<&str> {
+        let hidden = self.hidden_variables();
+        let passwords: Vec<_> =
+            self.variables.iter().filter_map(PooledVariable::password).collect();
+        let holds = |text: &str| passwords.iter().any(|password| password.is_told_by(text));
+        let environment = self.sources.environment.iter();
+        let inherited = environment.filter(|(name, _)| {
+            !hidden.contains(name) && !self.variables.iter().any(|known| known.name == **name)
+        });
+        let holding = inherited.filter(|(_, value)| value.as_deref().is_some_and(holds));
+        holding.map(|(name, _)| name.as_str()).collect()
     }
 
     /// The encryption of the listeners of one side.
@@ -166,6 +186,7 @@ pub fn load(
         })?;
         written.take_file(&path.display().to_string(), &text)?;
     }
+    let secret = written.is_secret();
     written.take_environment(environment)?;
     for (path, text) in flags {
         written.take_flag(path, text);
@@ -173,6 +194,9 @@ pub fn load(
     let mut resolved = resolve::resolve(&written, environment)?;
     resolved.settings.check_roots()?;
     let pooled = resolve::pooled_names(&written);
+    // Whom we have bound to a namespace, a second tidegate would bind again, and a prefix would come twice.
+    let bound = written.entry("redis.namespace").is_some();
+    let ours_alone = if secret || bound { keys::OURS_WITH_THE_FILE.to_vec() } else { Vec::new() };
     resolved.warnings.extend(written::unknown_variables(environment, &pooled));
     let watched = watched::watched(file.as_deref(), &written, environment, &resolved);
     Ok(Loaded {
@@ -182,6 +206,7 @@ pub fn load(
         watched,
         warnings: resolved.warnings,
         sources,
+        ours_alone,
     })
 }
 

@@ -209,13 +209,11 @@ fn password(
     Ok((Secret::new(secret), PasswordOrigin::Written))
 }
 
-/// One that nobody has to keep: the wrapped command finds it in its variable.
+/// The wrapped command finds it in its variable.
 fn random(source: &str) -> Result<Secret, ConfigError> {
-    let mut bytes = [0_u8; 16];
-    getrandom::fill(&mut bytes).map_err(|error| {
+    Secret::random().map_err(|error| {
         ConfigError::new(source, format!("no password could be made: {error}; give one"))
-    })?;
-    Ok(Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+    })
 }
 
 fn scripts(namespace: &WrittenNamespace) -> Result<ScriptRule, ConfigError> {

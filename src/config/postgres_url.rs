@@ -8,7 +8,9 @@ use super::local::local_host;
 use super::postgres_options::{self, is_ours, is_tls_option};
 use super::tls::PostgresTls;
 use super::written::Environment;
-use super::{Access, Hosts, PostgresUpstream, SslMode, TargetSession, TlsMode, passfile, service};
+use super::{
+    Access, Hosts, PostgresUpstream, Secret, SslMode, TargetSession, TlsMode, passfile, service,
+};
 use crate::net::Pins;
 
 /// A parsed URL and the upstream it stands for.
@@ -76,9 +78,9 @@ impl PostgresUrl {
         Ok(Self { conninfo, upstream, warnings, files, environment_insists, taken_back })
     }
 
-    /// The URL for the wrapped command: the same user, password, database and options, our address,
-    /// and no TLS asked of a listener on the same machine unless it insists.
-    pub(super) fn local(&self, listen: SocketAddr, tls: TlsMode) -> String {
+    /// The URL for the wrapped command: the same user, database and options, the same password or its own credential, our
+    /// address, and no TLS asked of a listener on the same machine unless it insists.
+    pub(super) fn local(&self, listen: SocketAddr, tls: TlsMode, own: Option<&Secret>) -> String {
         let asked_for_tls = self.conninfo.written().iter().any(|(key, _)| is_tls_option(key));
         let option = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         let mut written = vec![
@@ -87,7 +89,7 @@ impl PostgresUrl {
             option("port", &listen.port().to_string()),
             option("dbname", &self.upstream.database),
         ];
-        let password = self.upstream.password.as_ref();
+        let password = own.or(self.upstream.password.as_ref());
         written.extend(password.map(|secret| option("password", secret.expose())));
         written.extend(self.upstream.options.iter().cloned());
         if tls == TlsMode::Require {

@@ -74,9 +74,13 @@ impl RedisUrl {
     }
 
     /// The URL for the wrapped command: Redis at our address, plain unless the listener insists on TLS, with the same
-    /// user, password, database number and options; those about TLS go, but for whether to verify if there is any.
-    pub(super) fn local(&self, listen: SocketAddr, tls: TlsMode) -> String {
+    /// user, database number and options, and the same password or its own credential; options about TLS go, but for whether to
+    /// verify if there is any.
+    pub(super) fn local(&self, listen: SocketAddr, tls: TlsMode, own: Option<&Secret>) -> String {
         let mut uri = self.uri.clone();
+        if let Some(own) = own {
+            uri.password = Some(own.expose().to_owned());
+        }
         let scheme = if tls == TlsMode::Require { "rediss" } else { "redis" };
         scheme.clone_into(&mut uri.scheme);
         uri.host = Some(local_host(listen));

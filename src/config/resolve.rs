@@ -17,8 +17,8 @@ use super::tls;
 use super::users::UsersFile;
 use super::written::{Entry, Environment, Written};
 use super::{
-    Access, AdminSettings, Auth, ConfigError, ConsoleUsers, LogFormat, LogLevel, LogSettings,
-    Passing, PoolMode, PoolModeRule, PoolModes, PooledUrl, PooledVariable, Portions,
+    Access, AdminSettings, Auth, ChildPassword, ConfigError, ConsoleUsers, LogFormat, LogLevel,
+    LogSettings, Passing, PoolMode, PoolModeRule, PoolModes, PooledUrl, PooledVariable, Portions,
     PostgresLimits, PostgresListener, PostgresSettings, Probe, RedisLimits, RedisListener,
     RedisSettings, RedisTls, Settings, UserSecret, Users,
 };
@@ -71,6 +71,16 @@ pub(super) fn resolve(
         drain: written.millis("drain_ms", default.drain, 0..=HOUR_MS)?,
         handover: written.millis("handover_ms", default.handover, HOUR)?,
         child_grace: written.millis("child_grace_ms", default.child_grace, 0..=HOUR_MS)?,
+        child_password: written.choice(
+            "child_credentials",
+            default.child_password,
+            &[("own", ChildPassword::Own), ("url", ChildPassword::OfUrl)],
+        )?,
+        login_failures_per_minute: written.count(
+            "login_failures_per_minute",
+            default.login_failures_per_minute,
+            0..=MILLION,
+        )?,
         reload_check: written.millis("reload_check_ms", default.reload_check, HOUR)?,
     };
     check_addresses(&settings)?;
@@ -154,9 +164,9 @@ fn postgres(
         let secret =
             url.upstream.password.is_some() || settings.users.get(&url.upstream.user).is_some();
         check_password(secret, settings.auth, listen, &text.source)?;
-        let index = place_postgres(&mut listeners, &url, settings.any, (listen, explicit))
+        let place = place_postgres(&mut listeners, &url, settings.any, (listen, explicit))
             .ok_or_else(|| ConfigError::new(&text.source, "no port is left for a listener"))?;
-        variables.push(PooledVariable::new(name, index, PooledUrl::Postgres(Box::new(url))));
+        variables.push(PooledVariable::new(name, place, PooledUrl::Postgres(Box::new(url))));
     }
     let served = !listeners.is_empty();
     let settings = PostgresSettings { listeners, ..settings };
@@ -322,20 +332,21 @@ fn users(written: &Written, warnings: &mut Vec<String>) -> Result<Arc<Users>, Co
     Ok(Arc::new(file.users))
 }
 
-/// The listener that may lead to `url` without two upstreams being confused; a new one on the next
-/// port if none may. `None` when ports run out.
+/// The listener that may lead to `url` without two upstreams being confused, a new one on the next
+/// port if none may; and the name of its pool. `None` when ports run out.
 fn place_postgres(
     listeners: &mut Vec<PostgresListener>,
     url: &PostgresUrl,
     any: bool,
     (listen, explicit): (SocketAddr, bool),
-) -> Option<usize> {
+) -> Option<(usize, String)> {
     let upstream = &url.upstream;
     for (index, listener) in listeners.iter_mut().enumerate() {
         let mut known = listener.upstreams.iter();
         // The same server under another name: one pool.
-        if known.any(|known| **known == renamed_postgres(upstream, &known.name)) {
-            return Some(index);
+        if let Some(known) = known.find(|known| ***known == renamed_postgres(upstream, &known.name))
+        {
+            return Some((index, known.name.clone()));
         }
         let mut known = listener.upstreams.iter();
         let confused = known.any(|known| {
@@ -345,7 +356,7 @@ fn place_postgres(
         });
         if !confused {
             listener.upstreams.push(Arc::new(upstream.clone()));
-            return Some(index);
+            return Some((index, upstream.name.clone()));
         }
     }
     let (listen, explicit) = following(listen, explicit, listeners.len())?;
@@ -354,7 +365,7 @@ fn place_postgres(
         explicit,
         upstreams: vec![Arc::new(upstream.clone())],
     });
-    Some(listeners.len() - 1)
+    Some((listeners.len() - 1, upstream.name.clone()))
 }
 
 fn renamed_postgres(upstream: &super::PostgresUpstream, name: &str) -> super::PostgresUpstream {
@@ -368,6 +379,7 @@ fn postgres_limits(written: &Written) -> Result<PostgresLimits, ConfigError> {
     let time = |path: &str, default| written.millis(path, default, 0..=MONTH_MS);
     Ok(PostgresLimits {
         client_limit: count("client_limit", default.client_limit, 1..=MILLION)?,
+        login_limit: count("login_limit", default.login_limit, 1..=MILLION)?,
         startup_bytes: count("startup_bytes", default.startup_bytes, 256..=MILLION)?,
         login_frame_bytes: count("login_frame_bytes", default.login_frame_bytes, 1_024..=MILLION)?,
         understood_frame_bytes: count(
@@ -477,7 +489,8 @@ fn redis(
                 listeners.len() - 1
             }
         };
-        variables.push(PooledVariable::new(name, index, PooledUrl::Redis(Box::new(url))));
+        let pool = listeners[index].upstream.name.clone();
+        variables.push(PooledVariable::new(name, (index, pool), PooledUrl::Redis(Box::new(url))));
     }
     namespaces::resolve(written, environment, settings.auth, &mut listeners, variables, warnings)?;
     let served = !listeners.is_empty();
@@ -513,6 +526,7 @@ fn redis_limits(written: &Written) -> Result<RedisLimits, ConfigError> {
     let count = |key: &str, default, range| written.count(&format!("redis.{key}"), default, range);
     Ok(RedisLimits {
         client_limit: count("client_limit", default.client_limit, 1..=MILLION)?,
+        login_limit: count("login_limit", default.login_limit, 1..=MILLION)?,
         login_frame_bytes: count("login_frame_bytes", default.login_frame_bytes, 1_024..=MILLION)?,
         understood_frame_bytes: count(
             "understood_frame_bytes",

@@ -56,6 +56,7 @@ fn whole(running: &Settings, wanted: &Settings) -> Vec<&'static str> {
         ("socket_mode", running.sockets.mode == wanted.sockets.mode),
         ("postgres.socket_dir", running.sockets.postgres_dir == wanted.sockets.postgres_dir),
         ("redis.socket", running.sockets.redis == wanted.sockets.redis),
+        ("child_credentials", running.child_password == wanted.child_password),
         ("log.format", running.log.format == wanted.log.format),
         ("admin.listen", admin.listen == new_admin.listen),
         ("admin.client_limit", admin.client_limit == new_admin.client_limit),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Host, Hosts, Secret, SocketSettings, Users};
+use super::{ChildPassword, Host, Hosts, Secret, SocketSettings, Users};
 use crate::net::{
     Certificate, Handshake, Identity, ListenerTls, ListenerTlsSettings, Pins, TlsError,
     TlsSettings, Vigilance,
@@ -37,6 +37,10 @@ pub struct Settings {
     pub handover: Duration,
     /// Longest time `run` serves the wrapped command after SIGTERM was passed on; the drain follows.
     pub child_grace: Duration,
+    /// Which password the wrapped command's URLs have.
+    pub child_password: ChildPassword,
+    /// Most failed logins from one address within a minute; nought: no limit.
+    pub login_failures_per_minute: usize,
     /// How often the files that settings are read from are looked at; nought: never.
     pub reload_check: Duration,
 }
@@ -361,6 +365,8 @@ impl Default for Portions {
 pub struct PostgresLimits {
     /// Most clients at once, all listeners together.
     pub client_limit: usize,
+    /// Most clients that are not logged in.
+    pub login_limit: usize,
     /// Most connections to one server that may be pinned to sessions at once; 0: all but one.
     pub pinned_limit: usize,
     /// Longest startup packet.
@@ -541,6 +547,8 @@ pub struct RedisSettings {
 pub struct RedisLimits {
     /// Most clients at once, all listeners together.
     pub client_limit: usize,
+    /// Most clients that are not logged in.
+    pub login_limit: usize,
     /// Longest frame before a client is authenticated.
     pub login_frame_bytes: usize,
     /// Longest frame that must be understood whole.
@@ -658,6 +666,8 @@ impl Default for Settings {
             drain: Duration::from_secs(4),
             handover: Duration::from_secs(1),
             child_grace: Duration::from_secs(25),
+            child_password: ChildPassword::default(),
+            login_failures_per_minute: 60,
             reload_check: Duration::from_secs(5),
         }
     }
@@ -723,6 +733,7 @@ impl Default for PostgresLimits {
     fn default() -> Self {
         Self {
             client_limit: 10_000,
+            login_limit: 2_000,
             pinned_limit: 0,
             startup_bytes: 10_000,
             login_frame_bytes: 10_000,
@@ -773,6 +784,7 @@ impl Default for RedisLimits {
     fn default() -> Self {
         Self {
             client_limit: 10_000,
+            login_limit: 2_000,
             login_frame_bytes: 16 * 1024,
             understood_frame_bytes: 1024 * 1024,
             frame_bytes: 512 * 1024 * 1024,

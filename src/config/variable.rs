@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::postgres_url::PostgresUrl;
 use super::redis_url::RedisUrl;
-use super::{Secret, TlsMode};
+use super::{ChildCredentials, Secret, TlsMode};
 use crate::net::Address;
 
 /// Which of the two sides a variable belongs to.
@@ -24,6 +24,8 @@ pub struct PooledVariable {
     pub name: String,
     /// Which listener of its protocol leads to its upstream.
     pub listener: usize,
+    /// Its upstream's pool: another variable may have named the same server first.
+    pub(super) pool: String,
     /// Whose name it is.
     pub(super) origin: Origin,
     url: PooledUrl,
@@ -49,15 +51,17 @@ pub enum PooledUrl {
 }
 
 impl PooledVariable {
-    pub(super) fn new(name: String, listener: usize, url: PooledUrl) -> Self {
-        Self { name, listener, origin: Origin::Environment, url }
+    /// One whose URL leads to `pool` by way of the listener of that number.
+    pub(super) fn new(name: String, (listener, pool): (usize, String), url: PooledUrl) -> Self {
+        Self { name, listener, pool, origin: Origin::Environment, url }
     }
 
     /// A variable more, for clients of a namespace of this one's upstream.
     pub(super) fn of_namespace(&self, name: String, user: &str, password: &Secret) -> Option<Self> {
         let PooledUrl::Redis(url) = &self.url else { return None };
         let url = PooledUrl::Redis(Box::new(url.of_user(user, password)));
-        Some(Self { name, listener: self.listener, origin: Origin::Namespace, url })
+        let (listener, pool) = (self.listener, self.pool.clone());
+        Some(Self { name, listener, pool, origin: Origin::Namespace, url })
     }
 
     /// Which side it belongs to.
@@ -69,13 +73,22 @@ impl PooledVariable {
         }
     }
 
-    /// The value for the wrapped command: the upstream's URL, leading to our listener at `listen` with this encryption.
-    /// Holds the password.
+    /// The value for the wrapped command: the upstream's URL, leading to our listener at `listen` with this encryption, and with
+    /// the command's own credential in place of the password, if it has one.
     #[must_use]
-    pub fn local_url(&self, listen: SocketAddr, tls: TlsMode) -> String {
+    pub fn local_url(&self, listen: SocketAddr, tls: TlsMode, child: &ChildCredentials) -> String {
+        let own = child.of(&self.pool).filter(|_| self.origin == Origin::Environment);
         match &self.url {
-            PooledUrl::Postgres(url) => url.local(listen, tls),
-            PooledUrl::Redis(url) => url.local(listen, tls),
+            PooledUrl::Postgres(url) => url.local(listen, tls, own),
+            PooledUrl::Redis(url) => url.local(listen, tls, own),
+        }
+    }
+
+    /// The password of its URL.
+    pub(super) fn password(&self) -> Option<&Secret> {
+        match &self.url {
+            PooledUrl::Postgres(url) => url.upstream.password.as_ref(),
+            PooledUrl::Redis(url) => url.upstream.password.as_ref(),
         }
     }
 

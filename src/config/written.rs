@@ -117,6 +117,13 @@ impl Written {
         Ok(())
     }
 
+    /// Whether what was written until now holds a secret that is ours alone.
+    pub(super) fn is_secret(&self) -> bool {
+        let push = ["push.remote_write_url", "push.remote_write_token"];
+        push.iter().any(|path| self.entry(path).is_some())
+            || self.namespaces.iter().any(|one| one.entry("password").is_some())
+    }
+
     /// Every `[[redis.namespaces]]`, in order.
     pub(super) fn namespaces(&self) -> &[WrittenNamespace] {
         &self.namespaces

@@ -25,6 +25,7 @@ pub(super) const TRANSACTIONS: &str =
 pub(super) const REQUESTS: &str = "Queries (Postgres) or commands (Redis) received from clients.";
 pub(super) const BYTES: &str = "Bytes carried, by peer (client or server) and direction (received or sent, as tidegate sees it).";
 pub(super) const LOGINS: &str = "Clients that logged in.";
+pub(super) const LOGINS_LIMITED: &str = "Logins that were slowed down or cut short, by outcome: after too many failed ones from an address delayed (a wrong password, told later), refused (no password was looked at); and crowded_out, to make room for others before they had logged in.";
 pub(super) const LOGIN_FAILURES: &str = "Clients turned away at login: wrong password, unknown user or database, malformed or too slow greeting.";
 pub(super) const ABORTED: &str =
     "Clients that went away in the middle of a transaction or with replies still owed.";

@@ -73,6 +73,12 @@ pub struct PoolMetrics {
     pub logins: IntCounter,
     /// Clients turned away before they were logged in.
     pub login_failures: IntCounter,
+    /// Failed logins that are answered later, being too many.
+    pub logins_delayed: IntCounter,
+    /// Logins refused without a look at the password, after too many failed ones.
+    pub logins_refused: IntCounter,
+    /// Clients that made room for others before they had logged in.
+    pub logins_crowded_out: IntCounter,
     /// Clients that left in the middle of an exchange.
     pub clients_aborted: IntCounter,
     /// Statements that waited for leave to pin a connection.
@@ -120,6 +126,22 @@ struct Labelled {
     plan_limit: IntGaugeVec,
 }
 
+impl Labelled {
+    fn of(families: &Families, protocol: Protocol, pool: &str) -> Self {
+        Self {
+            protocol,
+            pool: pool.to_owned(),
+            pins: families.pins.clone(),
+            connect_errors: families.connect_errors.clone(),
+            server_closed: families.server_closed.clone(),
+            rejections: families.rejections.clone(),
+            timeouts: families.timeouts.clone(),
+            plan_used: families.plan_used.clone(),
+            plan_limit: families.plan_limit.clone(),
+        }
+    }
+}
+
 impl PoolMetrics {
     pub(super) fn resolve(
         families: &Families,
@@ -136,6 +158,9 @@ impl PoolMetrics {
             families.bytes.with_label_values(&[labels[0], labels[1], peer, direction])
         };
         families.begin(labels);
+        let limited = |outcome: &str| {
+            families.logins_limited.with_label_values(&[labels[0], labels[1], outcome])
+        };
         let elements =
             |outcome: &str| families.elements.with_label_values(&[labels[0], labels[1], outcome]);
         Self {
@@ -169,6 +194,9 @@ impl PoolMetrics {
             bytes_sent_server: bytes("server", "sent"),
             logins: families.logins.with_label_values(&labels),
             login_failures: families.login_failures.with_label_values(&labels),
+            logins_delayed: limited("delayed"),
+            logins_refused: limited("refused"),
+            logins_crowded_out: limited("crowded_out"),
             clients_aborted: families.clients_aborted.with_label_values(&labels),
             pin_waits: families.pin_waits.with_label_values(&labels),
             pin_timeouts: families.pin_timeouts.with_label_values(&labels),
@@ -185,17 +213,7 @@ impl PoolMetrics {
             lines: Lines::new(pool),
             limits: Mutex::default(),
             plans: Mutex::default(),
-            labelled: Labelled {
-                protocol,
-                pool: pool.to_owned(),
-                pins: families.pins.clone(),
-                connect_errors: families.connect_errors.clone(),
-                server_closed: families.server_closed.clone(),
-                rejections: families.rejections.clone(),
-                timeouts: families.timeouts.clone(),
-                plan_used: families.plan_used.clone(),
-                plan_limit: families.plan_limit.clone(),
-            },
+            labelled: Labelled::of(families, protocol, pool),
         }
     }
 

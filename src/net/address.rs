@@ -1,7 +1,7 @@
 //! Where a listener is, and where its clients come from: an address of the network, or a file.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,6 +22,12 @@ impl Address {
             Self::Tcp(address) => Some(*address),
             Self::Unix(_) => None,
         }
+    }
+
+    /// Its IP address; over a unix socket the loopback's: only this machine's processes have either.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.tcp().map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
     }
 
     /// Whether only this machine's processes have it.

@@ -3,7 +3,9 @@
 mod address;
 mod buffer;
 mod connect;
+mod failures;
 mod listener;
+mod porch;
 mod socket_file;
 mod stream;
 mod tls;
@@ -11,7 +13,9 @@ mod tls;
 pub use address::Address;
 pub use buffer::{READ_BUFFER_BYTES, with_read_buffer};
 pub use connect::{Host, Keepalive, Spot, Vigilance, addresses, connect, connect_to};
+pub use failures::{Answer, LoginFailures};
 pub use listener::{Listener, bind};
+pub use porch::{Porch, PorchPlace};
 pub use socket_file::{PATH_BYTES, SocketError, SocketFile, listen as listen_on_socket};
 pub use stream::{Opening, Stream};
 pub use tls::{

@@ -28,7 +28,9 @@ use super::settings::Settings;
 use crate::config::{ClientCertificate, Current, PostgresSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Happening, PoolMetrics, Reason};
-use crate::net::{Address, Agreed, ListenerTls, Opening, Stream, common_name};
+use crate::net::{
+    Address, Agreed, Answer, ListenerTls, LoginFailures, Opening, PorchPlace, Stream, common_name,
+};
 
 /// Bytes asked of the socket at once.
 const READ_BYTES: usize = 1024;
@@ -47,6 +49,7 @@ pub(super) struct Reception {
     pub(super) tls_mode: TlsMode,
     pub(super) client_certificate: ClientCertificate,
     pub(super) cancels: Arc<CancelRegistry>,
+    pub(super) failures: Arc<LoginFailures>,
     pub(super) drain: Drain,
     /// Counts greetings, as nobody knows yet which pool they are for.
     pub(super) metrics: Arc<PoolMetrics>,
@@ -67,6 +70,8 @@ enum End {
     Handshake(io::Error),
     /// The client is told.
     Told(Box<ErrorFields>),
+    /// The client has not shown that it may come in, and is told.
+    Unproved(Box<ErrorFields>),
     /// With an error, for want of a server.
     NoServer(Box<ErrorFields>),
     /// To be told, and nobody's fault: we drain.
@@ -103,7 +108,13 @@ impl Drop for Counted {
 
 /// Greets one client. Every wait in it is bounded: the client's words by the login timeout, the
 /// settings by the pool's wait.
-pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Address) {
+pub(super) async fn greet(
+    reception: Arc<Reception>,
+    client: Stream,
+    peer: Address,
+    place: PorchPlace,
+) {
+    let mut place = Some(place);
     let _counted = Counted::new(&reception.metrics.clients_greeting);
     let mut talk = Talk { client: Some(client), received: BytesMut::new(), end_point: None };
     let draining = async {
@@ -115,54 +126,96 @@ pub(super) async fn greet(reception: Arc<Reception>, client: Stream, peer: Addre
     } else {
         tokio::select! {
             biased;
-            welcomed = welcome(&reception, &mut talk, &peer) => welcomed,
+            welcomed = welcome(&reception, &mut talk, &peer, &mut place) => welcomed,
             end = draining => Err(end),
         }
     };
     match welcomed {
-        Ok(welcome) => {
-            reception.metrics.logins.inc();
-            reception.metrics.lines.tell(Happening::Connected, format_args!("{peer}"));
-            let Welcome { seat, cancel } = welcome;
-            let Talk { client: Some(client), received, .. } = talk else { return };
-            let leftover = received.to_vec();
-            let drain = reception.drain.clone();
-            match seat {
-                Seat::Shared { pool, settings } => {
-                    let ends = (peer, client.local());
-                    cancel.card().introduce(ends, &settings, pool.connector().seats());
-                    let drain = drain.guard();
-                    let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
-                    tokio::spawn(Running::new(parts));
-                }
-                Seat::Own(own) => {
-                    tokio::spawn(own.pass(client, leftover, cancel, drain));
-                }
-                Seat::Console(desk) => {
-                    tokio::spawn(desk.pass(client, leftover, cancel, (peer, drain)));
-                }
-            }
+        Ok(welcome) => begin(&reception, talk, peer, welcome),
+        Err(end) => send_away(&reception, talk, &peer, (end, place)).await,
+    }
+}
+
+/// The client's session, in a task of its own.
+fn begin(reception: &Reception, talk: Talk, peer: Address, welcome: Welcome) {
+    reception.metrics.logins.inc();
+    reception.metrics.lines.tell(Happening::Connected, format_args!("{peer}"));
+    let Welcome { seat, cancel } = welcome;
+    let Talk { client: Some(client), received, .. } = talk else { return };
+    let leftover = received.to_vec();
+    let drain = reception.drain.clone();
+    match seat {
+        Seat::Shared { pool, settings } => {
+            let ends = (peer, client.local());
+            cancel.card().introduce(ends, &settings, pool.connector().seats());
+            let drain = drain.guard();
+            let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
+            tokio::spawn(Running::new(parts));
         }
-        Err(End::Quiet(why)) => tracing::debug!(%peer, why, "a greeting ended"),
-        Err(End::Handshake(error)) => {
+        Seat::Own(own) => {
+            tokio::spawn(own.pass(client, leftover, cancel, drain));
+        }
+        Seat::Console(desk) => {
+            tokio::spawn(desk.pass(client, leftover, cancel, (peer, drain)));
+        }
+    }
+}
+
+/// Counts a client that doesn't come in, and tells it why.
+async fn send_away(
+    reception: &Reception,
+    mut talk: Talk,
+    peer: &Address,
+    (end, mut place): (End, Option<PorchPlace>),
+) {
+    match end {
+        End::Quiet(why) => tracing::debug!(%peer, why, "a greeting ended"),
+        End::Handshake(error) => {
             reception.metrics.login_failures.inc();
             let lines = &reception.metrics.lines;
             lines.tell(Happening::Refused, format_args!("{peer}: no TLS: {error}"));
         }
-        Err(End::Told(fields)) => {
-            reception.metrics.login_failures.inc();
-            let ErrorFields { code, message, .. } = fields.as_ref();
-            let lines = &reception.metrics.lines;
-            lines.tell(Happening::Refused, format_args!("{peer}: {message} ({code})"));
+        End::Told(fields) => {
+            note_refused(reception, peer, &fields);
             talk.refuse(&fields).await;
         }
-        Err(End::NoServer(fields) | End::Leaving(fields)) => {
+        End::Unproved(fields) => {
+            note_refused(reception, peer, &fields);
+            if let Answer::Later(delay) = reception.failures.note(peer.ip()) {
+                reception.metrics.logins_delayed.inc();
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => {}
+                    () = talk.until_gone() => {}
+                    () = PorchPlace::crowded_out(&mut place) => {}
+                    () = reception.drain.started() => {}
+                }
+            }
+            talk.refuse(&fields).await;
+        }
+        End::NoServer(fields) | End::Leaving(fields) => {
             reception.metrics.login_failures.inc();
             let ErrorFields { code, message, .. } = fields.as_ref();
             tracing::debug!(%peer, code, message, "refused a client");
             talk.refuse(&fields).await;
         }
     }
+}
+
+fn note_refused(reception: &Reception, peer: &Address, fields: &ErrorFields) {
+    reception.metrics.login_failures.inc();
+    let ErrorFields { code, message, .. } = fields;
+    let lines = &reception.metrics.lines;
+    lines.tell(Happening::Refused, format_args!("{peer}: {message} ({code})"));
+}
+
+/// Too many logins from there have failed: nobody looks at this one.
+fn look_away(reception: &Reception, peer: &Address) -> Result<(), ErrorFields> {
+    let Some(left) = reception.failures.barred(peer.ip()) else { return Ok(()) };
+    reception.metrics.logins_refused.inc();
+    let message = format!("too many failed logins from {}", peer.ip());
+    Err(ErrorFields::fatal("28000", message)
+        .detail(format!("The next one is looked at in {} s.", left.as_secs() + 1))
+        .hint("Correct the password that is wrong, or raise login_failures_per_minute."))
 }
 
 fn leaving() -> ErrorFields {
@@ -209,18 +262,39 @@ impl Seat {
     }
 }
 
-async fn welcome(reception: &Reception, talk: &mut Talk, peer: &Address) -> Result<Welcome, End> {
-    let words = admit(reception, talk);
-    let (startup, keys) = match tokio::time::timeout(reception.login_timeout(), words).await {
-        Ok(admitted) => admitted?,
-        Err(_elapsed) => {
-            return Err(ErrorFields::fatal("57014", "canceling authentication due to timeout")
-                .hint(
-                    "Send the startup packet and the password at once, or raise the login timeout.",
-                )
-                .into());
+/// [`admit`], as long as there is time and room for it.
+async fn let_in(
+    reception: &Reception,
+    talk: &mut Talk,
+    peer: &Address,
+    place: &mut Option<PorchPlace>,
+) -> Result<(Startup, Option<ScramKeys>), End> {
+    tokio::select! {
+        biased;
+        admitted = admit(reception, talk, peer) => admitted,
+        () = PorchPlace::crowded_out(place) => {
+            reception.metrics.logins_crowded_out.inc();
+            Err(ErrorFields::fatal("53300", "too many clients that have not logged in")
+                .hint("Send the startup packet and the password at once, or raise postgres.login_limit.")
+                .into())
         }
-    };
+        () = tokio::time::sleep(reception.login_timeout()) => {
+            Err(ErrorFields::fatal("57014", "canceling authentication due to timeout")
+                .hint("Send the startup packet and the password at once, or raise the login timeout.")
+                .into())
+        }
+    }
+}
+
+async fn welcome(
+    reception: &Reception,
+    talk: &mut Talk,
+    peer: &Address,
+    place: &mut Option<PorchPlace>,
+) -> Result<Welcome, End> {
+    let (startup, keys) = let_in(reception, talk, peer, place).await?;
+    // It is a stranger no more.
+    place.take();
     let random = random()?;
     if let Some(desk) = reception.console.desk(&reception.routes, &startup, peer)? {
         let registered = reception.cancels.register_beyond(CLIENTS_MOST, startup.keys, &random);
@@ -305,6 +379,7 @@ async fn seat(
 async fn admit(
     reception: &Reception,
     talk: &mut Talk,
+    peer: &Address,
 ) -> Result<(Startup, Option<ScramKeys>), End> {
     let startup = match talk.first_words(reception).await? {
         First::Startup(startup) => startup,
@@ -319,6 +394,7 @@ async fn admit(
         talk.send(negotiation).await?;
     }
     let user = &startup.user;
+    look_away(reception, peer)?;
     if vouched(reception, talk, user)? == Vouched::Yes {
         talk.send(&authentication_ok()).await?;
         return Ok((startup, None));
@@ -347,15 +423,16 @@ enum Vouched {
 }
 
 /// Looks at whose certificate the client has shown. That it leads to the root, TLS has seen to.
-fn vouched(reception: &Reception, talk: &Talk, user: &str) -> Result<Vouched, ErrorFields> {
+fn vouched(reception: &Reception, talk: &Talk, user: &str) -> Result<Vouched, End> {
     let wanted = reception.client_certificate;
     let Some(certificate) = talk.client.as_ref().and_then(Stream::peer_certificate) else {
         return Ok(Vouched::No);
     };
     if wanted != ClientCertificate::Any && common_name(certificate).as_deref() != Some(user) {
         let message = format!("certificate authentication failed for user \"{user}\"");
-        return Err(ErrorFields::fatal("28000", message)
-            .hint("The common name (CN) of the client's certificate must be the user's name."));
+        let fields = ErrorFields::fatal("28000", message)
+            .hint("The common name (CN) of the client's certificate must be the user's name.");
+        return Err(End::Unproved(Box::new(fields)));
     }
     let instead = wanted == ClientCertificate::InsteadOfPassword;
     Ok(if instead { Vouched::Yes } else { Vouched::No })
@@ -403,14 +480,14 @@ async fn prove(
     Ok(keys)
 }
 
-fn scram_failure(error: &ScramError, user: &str) -> ErrorFields {
+fn scram_failure(error: &ScramError, user: &str) -> End {
     match error {
         ScramError::WrongPassword => {
             let message = format!("password authentication failed for user \"{user}\"");
-            ErrorFields::fatal("28P01", message)
+            End::Unproved(Box::new(ErrorFields::fatal("28P01", message)))
         }
         ScramError::Malformed(_) | ScramError::Unsupported(_) => {
-            ErrorFields::fatal("08P01", error.to_string())
+            ErrorFields::fatal("08P01", error.to_string()).into()
         }
     }
 }

@@ -17,7 +17,7 @@ use super::message::ErrorFields;
 use super::orders::{Entry, Place};
 use super::scram::ScramKeys;
 use crate::config::{
-    Auth, Current, FirstPasswords, PostgresListener, PostgresSettings, PostgresUpstream,
+    Auth, ChildCredentials, Current, PostgresListener, PostgresSettings, PostgresUpstream,
     UserSecret, Users,
 };
 use crate::net::TlsError;
@@ -116,8 +116,8 @@ impl Routes {
             made: Mutex::default(),
             lookups: Lookups::new(),
         });
-        let keeping = *foundry.keeping();
-        let fixed = dials.into_iter().map(|dial| Fixed::new(dial, &foundry, keeping.first));
+        let child = &foundry.keeping().child;
+        let fixed = dials.into_iter().map(|dial| Fixed::new(dial, &foundry, child));
         let ways = Ways { fixed: fixed.collect(), users: known(&settings.users) };
         let (left, auth) = (Mutex::default(), settings.auth);
         Ok(Self { ways: Current::new(ways), any, left, auth, foundry })
@@ -165,7 +165,7 @@ impl Routes {
     }
 
     /// What this user must prove; `None` if nobody knows its password. The password of the named
-    /// database counts, and another of the user's if there is no such database: whether there is one
+    /// database counts, and any of the user's if there is no such database: whether there is one
     /// is for those who know a password.
     #[must_use]
     pub fn proof(&self, user: &str, database: &str) -> Option<Proof> {
@@ -176,8 +176,10 @@ impl Routes {
         let ways = self.ways.get();
         let seed = &self.foundry.keeping().seed;
         let mine = || ways.names().map(|(name, _)| name).filter(|name| name.user == user);
-        let exact = mine().find(|name| name.database == database);
-        let by_url = exact.or_else(|| mine().next()).map(|name| name.passwords.proof(seed));
+        let by_url = match mine().find(|name| name.database == database) {
+            Some(exact) => Some(exact.passwords.proof(seed)),
+            None => mine().map(|name| name.passwords.proof(seed)).reduce(Proof::or),
+        };
         // The users file is for whom the URLs have no password for.
         let by_file = || ways.users.get(user).map(|passwords| passwords.proof(seed));
         match by_url {
@@ -279,9 +281,9 @@ impl Routes {
 }
 
 impl Fixed {
-    fn new(dial: Dial, foundry: &Foundry, first: FirstPasswords) -> Self {
+    fn new(dial: Dial, foundry: &Foundry, child: &ChildCredentials) -> Self {
         let upstream = dial.upstream();
-        let name = Name::new(upstream, first);
+        let name = Name::new(upstream, child);
         let (title, budget) = (upstream.name.clone(), foundry.budget(upstream));
         let idle_min = foundry.settings().get().portions.idle_min;
         let pool = foundry.pool(title, dial, budget, idle_min);
@@ -290,9 +292,9 @@ impl Fixed {
 }
 
 impl Name {
-    fn new(upstream: &PostgresUpstream, first: FirstPasswords) -> Self {
+    fn new(upstream: &PostgresUpstream, child: &ChildCredentials) -> Self {
         let (user, database) = (upstream.user.clone(), upstream.database.clone());
-        let passwords = Passwords::of_url(&user, upstream.password.as_ref(), first);
+        let passwords = Passwords::of_url(upstream, child);
         Self { user, database, passwords, until: None }
     }
 
@@ -346,9 +348,7 @@ impl Made {
 }
 
 fn known(users: &Users) -> HashMap<String, Passwords, RandomState> {
-    let known = |secret: &UserSecret, name: &str| {
-        Passwords::new(name, Some(secret.clone()), FirstPasswords::Expire)
-    };
+    let known = |secret: &UserSecret, name: &str| Passwords::new(name, Some(secret.clone()));
     users.iter().map(|(name, secret)| (name.to_owned(), known(secret, name))).collect()
 }
 

@@ -131,6 +131,7 @@ impl Verifier {
         let alike = self.salt == other.salt && self.iterations == other.iterations;
         if alike && self.standing == Standing::Genuine && other.standing == Standing::Genuine {
             self.also.push(other.keys);
+            self.also.extend(&other.also);
         }
         self
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::backend::PgPool;
@@ -20,18 +20,14 @@ use super::plan;
 use super::routes::{Foundry, Keeping, Routes};
 use super::view;
 use crate::config::{
-    Auth, FirstPasswords, POSTGRES_PROTOCOL, PostgresLimits, PostgresListener, PostgresSettings,
+    Auth, ChildCredentials, POSTGRES_PROTOCOL, PostgresListener, PostgresSettings,
     PostgresUpstream, postgres_without_restart,
 };
 use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
 use crate::metrics::{Metrics, Protocol};
-use crate::net::{Listener, ListenerTls, TlsError};
+use crate::net::{Listener, ListenerTls, LoginFailures, Porch, TlsError};
 use crate::pool::Reachability;
 use crate::status::{ClientStatus, PoolStatus};
-
-/// Clients that may be in their greeting beyond the client limit, so that a full house can still
-/// say that it is full, and cancel requests get through.
-const GREETINGS_BEYOND_LIMIT: usize = 100;
 
 /// How often to look whether servers are to be asked for their limits by now.
 const PLAN_OFF: Duration = Duration::from_secs(5);
@@ -42,7 +38,7 @@ pub struct Service {
     console: Arc<Console>,
     foundry: Foundry,
     cancels: Arc<CancelRegistry>,
-    greetings: Arc<Semaphore>,
+    porch: Arc<Porch>,
     tls: Option<ListenerTls>,
     drain: Drain,
 }
@@ -54,8 +50,10 @@ pub struct Ties {
     pub stop: Option<StopRequest>,
     /// How it may have the settings read again.
     pub reload: Option<ReloadRequest>,
-    /// What becomes of the passwords that clients begin with when others replace them.
-    pub first_passwords: FirstPasswords,
+    /// What the wrapped command comes in with.
+    pub child: ChildCredentials,
+    /// Whose logins have failed.
+    pub failures: Arc<LoginFailures>,
     /// Where cancel requests go for sessions that are not here, if anywhere.
     pub elsewhere: Option<mpsc::Sender<ForeignCancel>>,
 }
@@ -85,12 +83,12 @@ impl Service {
         ties: Ties,
     ) -> anyhow::Result<Self> {
         let limits = &settings.limits;
-        let greetings = Arc::new(Semaphore::new(greetings_most(limits)));
+        let porch = Porch::new(limits.login_limit);
         let mut mock_seed = [0; 32];
         getrandom::fill(&mut mock_seed).context("the system has no random numbers")?;
-        let Ties { stop, reload, first_passwords, elsewhere } = ties;
+        let Ties { stop, reload, child, failures, elsewhere } = ties;
         let cancels = CancelRegistry::before(limits.client_limit, elsewhere);
-        let keeping = Keeping { seed: mock_seed, first: first_passwords };
+        let keeping = Keeping { seed: mock_seed, child };
         let foundry = Foundry::new(settings, metrics, drain.clone(), keeping);
         let tls = settings.encryption.tls(Some(POSTGRES_PROTOCOL))?;
         let mut routes = Vec::with_capacity(settings.listeners.len());
@@ -119,13 +117,14 @@ impl Service {
                 tls_mode: settings.encryption.mode,
                 client_certificate: settings.client_certificate,
                 cancels: Arc::clone(&cancels),
+                failures: Arc::clone(&failures),
                 drain: drain.clone(),
                 metrics: metrics.pool(Protocol::Postgres, &first.name),
                 mock_seed,
             });
             listeners.push(Hall { reception });
         }
-        Ok(Self { listeners, console, foundry, cancels, greetings, tls, drain })
+        Ok(Self { listeners, console, foundry, cancels, porch, tls, drain })
     }
 
     /// Gets ready to take other settings; nothing changes yet. What a running process can't change stays as it is: see
@@ -146,11 +145,7 @@ impl Service {
     /// Takes them. Clients that are logged in stay. What deserves a word in the log. Call it inside the runtime.
     pub fn apply(&self, change: Change) -> Vec<String> {
         let Change { settings, dials } = change;
-        let before = greetings_most(&self.foundry.settings().get().limits);
-        let now = greetings_most(&settings.limits);
-        self.greetings.add_permits(now.saturating_sub(before));
-        // Those that are in use just now are forgotten by nobody: a few greetings more than allowed.
-        self.greetings.forget_permits(before.saturating_sub(now));
+        self.porch.set_limit(settings.limits.login_limit);
         self.cancels.set_limit(settings.limits.client_limit);
         self.foundry.change(settings);
         for (hall, dials) in self.listeners.iter().zip(dials) {
@@ -176,7 +171,7 @@ impl Service {
         let drain = self.drain.clone();
         let console = (listener_index == 0).then(|| Arc::clone(&self.console));
         let hall = self.listeners.get(listener_index).map(|hall| Arc::clone(&hall.reception));
-        let (foundry, greetings) = (self.foundry.clone(), Arc::clone(&self.greetings));
+        let (foundry, porch) = (self.foundry.clone(), Arc::clone(&self.porch));
         async move {
             let Some(reception) = hall else { return };
             reception.routes.fixed().iter().for_each(|pool| foundry.spawn_reaper(pool));
@@ -199,17 +194,12 @@ impl Service {
                         return;
                     }
                 };
-                // Never waited for: slow greeters must not keep a cancel request out.
-                let Ok(permit) = Arc::clone(&greetings).try_acquire_owned() else {
-                    tracing::warn!(%peer, "too many clients in their greeting; closed one");
-                    reception.metrics.login_failures.inc();
-                    continue;
+                let place = tokio::select! {
+                    biased;
+                    () = drain.listeners_close() => return,
+                    place = porch.enter() => place,
                 };
-                let reception = Arc::clone(&reception);
-                tokio::spawn(async move {
-                    greet(reception, client, peer).await;
-                    drop(permit);
-                });
+                tokio::spawn(greet(Arc::clone(&reception), client, peer, place));
             }
         }
     }
@@ -295,11 +285,6 @@ async fn watch_plans(reception: Arc<Reception>, drain: Drain) {
             }
         }
     }
-}
-
-/// Most clients in their greeting.
-fn greetings_most(limits: &PostgresLimits) -> usize {
-    limits.client_limit.saturating_add(GREETINGS_BEYOND_LIMIT).min(Semaphore::MAX_PERMITS)
 }
 
 /// What would let strangers in is refused here, whatever the configuration has let through.

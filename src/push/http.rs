@@ -18,6 +18,10 @@ use crate::net::{self, Host, Stream, Tls, TlsError};
 
 /// Most bytes that are read of what a refusal says.
 const WORDS_BYTES: usize = 256;
+/// Shorter words of a path are names.
+const KEY_LEAST: usize = 16;
+/// Nobody says so many characters of a secret by chance.
+const BEGINNING: usize = 8;
 /// Most bytes of the answer's head.
 const HEAD_BYTES: usize = 16 * 1024;
 
@@ -29,6 +33,8 @@ pub(super) struct Endpoint {
     tls: Option<Tls>,
     path: hyper::Uri,
     headers: HeaderMap,
+    /// How each word of it that may be a secret begins.
+    secrets: Vec<String>,
 }
 
 /// What was heard.
@@ -66,7 +72,8 @@ impl Endpoint {
             headers.insert(AUTHORIZATION, value);
         }
         let path = hyper::Uri::try_from(target.path.expose()).unwrap_or_default();
-        Ok(Self { host, name: target.host.clone(), port: target.port, tls, path, headers })
+        let (name, port, secrets) = (target.host.clone(), target.port, beginnings(target));
+        Ok(Self { host, name, port, tls, path, headers, secrets })
     }
 
     pub(super) fn tls(&self) -> Option<Tls> {
@@ -81,7 +88,12 @@ impl Endpoint {
         let (mut sender, connection) = handshake.await?;
         let exchange = async {
             let response = sender.send_request(self.request(body)).await?;
-            Ok(Answer::of(response).await)
+            let mut answer = Answer::of(response).await;
+            // Some say again what they were sent.
+            if self.secrets.iter().any(|secret| answer.words.contains(secret)) {
+                answer.words.clear();
+            }
+            Ok(answer)
         };
         // The connection moves the bytes; it may end, with the answer read, before the exchange has looked at it.
         let carried = async {
@@ -121,6 +133,14 @@ fn fixed_headers() -> HeaderMap {
     // The next sending is far away: nobody should keep this for us.
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     headers
+}
+
+/// Of the credentials, and of what is long enough in path and query to be a key. The beginning: a text may be cut off in it.
+fn beginnings(target: &RemoteWrite) -> Vec<String> {
+    let credentials = target.authorization.iter().filter_map(|all| all.expose().rsplit(' ').next());
+    let keys = target.path.expose().split(['/', '?', '&', '=']);
+    let keys = keys.filter(|word| word.len() >= KEY_LEAST);
+    credentials.chain(keys).map(|word| word.chars().take(BEGINNING).collect()).collect()
 }
 
 impl Answer {
@@ -177,7 +197,7 @@ mod tests {
             host: "127.0.0.1".to_owned(),
             port,
             path: Secret::new("/api/v1/write?key=k"),
-            authorization: Some(Secret::new("Bearer t0ken")),
+            authorization: Some(Secret::new("Bearer t0ken-of-mine")),
             tls: None,
         };
         let endpoint = Endpoint::new(&target).unwrap();
@@ -203,10 +223,22 @@ mod tests {
             "content-type: application/x-protobuf",
             "content-encoding: snappy",
             "x-prometheus-remote-write-version: 0.1.0",
-            "authorization: bearer t0ken",
+            "authorization: bearer t0ken-of-mine",
             "content-length: 4",
         ] {
             assert!(asked.contains(&format!("\r\n{header}")), "{header}: {asked}");
+        }
+    }
+
+    /// Whatever its status: a proxy's page of errors may show the request.
+    #[tokio::test]
+    async fn an_answer_that_repeats_the_credentials_is_not_told() {
+        for (said, told) in
+            [("who is t0ken-of-mine?", ""), ("t0k", "t0k"), ("bad write", "bad write")]
+        {
+            let head = format!("HTTP/1.1 400 No\r\nContent-Length: {}\r\n\r\n", said.len());
+            let (answer, _) = exchange(&format!("{head}{said}")).await;
+            assert_eq!(answer.unwrap().words, told);
         }
     }
 

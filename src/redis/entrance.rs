@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::greeting::{Access, Door, FormerKey, Main};
 use crate::config::{
-    Auth, Current, FirstPasswords, NamespaceSettings, RedisListener, RedisUpstream,
+    Auth, ChildCredentials, Current, FirstPasswords, NamespaceSettings, RedisListener,
+    RedisUpstream,
 };
 
 /// Replaced passwords that still open, at most.
@@ -21,7 +22,7 @@ pub struct Entrance {
     doors: Arc<[Door]>,
     first_namespace: Option<usize>,
     first_password: FirstPasswords,
-    /// What the URL gave before.
+    /// What opens besides: the wrapped command's own credential, and what the URL gave before.
     former: Vec<FormerKey>,
     /// Until when each of them opens; `None`: as long as the process lives.
     until: Vec<Option<Instant>>,
@@ -29,15 +30,19 @@ pub struct Entrance {
 
 impl Entrance {
     /// As it is at the start.
-    pub(super) fn new(listener: &RedisListener, auth: Auth, first: FirstPasswords) -> Self {
+    pub(super) fn new(listener: &RedisListener, auth: Auth, child: &ChildCredentials) -> Self {
+        let upstream = &listener.upstream;
+        let user = || upstream.user.as_deref().map(Into::into);
+        let own = child.of(&upstream.name);
+        let own = own.map(|own| FormerKey { user: user(), password: own.expose().into() });
         Self {
             config: Arc::clone(&listener.upstream),
             auth,
             doors: listener.namespaces.iter().map(door).collect(),
             first_namespace: listener.first_namespace,
-            first_password: first,
-            former: Vec::new(),
-            until: Vec::new(),
+            first_password: child.first,
+            until: own.iter().map(|_| None).collect(),
+            former: own.into_iter().collect(),
         }
     }
 
@@ -100,7 +105,7 @@ impl Entrance {
 pub(super) fn now(entrance: &Current<Entrance>) -> Arc<Entrance> {
     let known = entrance.get();
     // Mostly there are none: then the clock is not read.
-    if known.until.is_empty() {
+    if known.until.iter().all(Option::is_none) {
         return known;
     }
     let now = Instant::now();

@@ -115,12 +115,12 @@ pub enum Main<'a> {
         user: Option<&'a str>,
         /// The URL's password.
         password: &'a str,
-        /// What it was before, lately.
+        /// The wrapped command's own, and what it was before, lately.
         former: &'a [FormerKey],
     },
 }
 
-/// A user and a password that the upstream URL gave before.
+/// A user and a password that open besides: the wrapped command's own, or what the upstream URL gave before.
 #[derive(Clone, PartialEq, Eq)]
 pub struct FormerKey {
     /// The user.

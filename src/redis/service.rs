@@ -10,14 +10,17 @@ use tokio::time::Instant;
 
 use super::backend::Way;
 use super::census;
+use super::greeting::Main;
 use super::plan;
-use super::session::Session;
+use super::session::{Greeting, Session};
 use super::upstream::{Realm, Upstream};
 use super::view;
-use crate::config::{Current, FirstPasswords, NamespaceSettings, RedisSettings, TlsMode};
+use crate::config::{ChildCredentials, Current, NamespaceSettings, RedisSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
-use crate::net::{Address, Listener, ListenerTls, Opening, Stream, TlsError};
+use crate::net::{
+    Address, Listener, ListenerTls, LoginFailures, Opening, Porch, PorchPlace, Stream, TlsError,
+};
 use crate::pool::Reachability;
 use crate::status::PoolStatus;
 
@@ -28,6 +31,7 @@ pub struct Service {
     clients: Arc<AtomicUsize>,
     settings: Current<RedisSettings>,
     encryption: Encryption,
+    porch: Arc<Porch>,
     drain: Drain,
 }
 
@@ -54,7 +58,8 @@ impl Service {
         settings: &RedisSettings,
         metrics: &Arc<Metrics>,
         drain: Drain,
-        first: FirstPasswords,
+        child: &ChildCredentials,
+        failures: &Arc<LoginFailures>,
     ) -> Result<Self, anyhow::Error> {
         let upstreams = settings.listeners.iter().map(|listener| {
             let name = &listener.upstream.name;
@@ -63,7 +68,8 @@ impl Service {
             };
             let realms = listener.namespaces.iter().map(realm).collect();
             let metrics = metrics.pool(Protocol::Redis, name);
-            Upstream::new(settings, listener, metrics, realms, first).map(Arc::new)
+            let ties = (child, Arc::clone(failures));
+            Upstream::new(settings, listener, metrics, realms, ties).map(Arc::new)
         });
         Ok(Self {
             upstreams: upstreams.collect::<Result<_, _>>()?,
@@ -73,6 +79,7 @@ impl Service {
                 tls: settings.encryption.tls(None)?,
                 mode: settings.encryption.mode,
             },
+            porch: Porch::new(settings.limits.login_limit),
             drain,
         })
     }
@@ -98,6 +105,7 @@ impl Service {
                 words.extend(upstream.change(&settings, way));
             }
         }
+        self.porch.set_limit(settings.limits.login_limit);
         self.settings.set(settings);
         words.dedup();
         words
@@ -170,10 +178,16 @@ impl Service {
                 tokio::spawn(refuse(stream, words));
                 continue;
             }
+            // Where nobody needs to prove anything there are no strangers.
+            let stranger = match upstream.entrance().access().main {
+                Main::Password { .. } => Some(self.porch.enter().await),
+                Main::Open | Main::NoPassword => None,
+            };
             let visitor = Visitor {
                 stream,
                 peer,
                 place,
+                stranger,
                 upstream: Arc::clone(upstream),
                 deadline: Instant::now() + settings.login_timeout,
                 drain: self.drain.clone(),
@@ -241,6 +255,8 @@ struct Visitor {
     stream: Stream,
     peer: Address,
     place: Place,
+    /// Its place among those who are not logged in.
+    stranger: Option<PorchPlace>,
     upstream: Arc<Upstream>,
     /// Until when it must have shown the password.
     deadline: Instant,
@@ -255,6 +271,7 @@ impl Visitor {
             first = self.stream.opening() => first,
             // Whoever says nothing is as it is: the session knows how long it may.
             () = tokio::time::sleep_until(self.deadline) => Ok(Opening::Plain),
+            () = PorchPlace::crowded_out(&mut self.stranger) => Ok(Opening::Plain),
             () = self.drain.started() => Ok(Opening::Plain),
         };
         match (first, mode) {
@@ -263,12 +280,17 @@ impl Visitor {
                 return refuse(self.stream, NO_TLS_HERE.to_owned()).await;
             }
             (Ok(Opening::Tls), _) => {
-                match tokio::time::timeout_at(self.deadline, tls.accept(self.stream)).await {
-                    Ok(Ok(encrypted)) => self.stream = encrypted.stream,
-                    Ok(Err(error)) => return self.upstream.note_no_tls(&self.peer, &error),
-                    Err(_elapsed) => {
-                        return self.upstream.note_no_tls(&self.peer, &"it takes too long");
+                let shaken = tokio::select! {
+                    shaken = tls.accept(self.stream) => shaken.map_err(|error| error.to_string()),
+                    () = tokio::time::sleep_until(self.deadline) => Err("it takes too long".to_owned()),
+                    () = PorchPlace::crowded_out(&mut self.stranger) => {
+                        self.upstream.metrics.logins_crowded_out.inc();
+                        Err("others need the room".to_owned())
                     }
+                };
+                match shaken {
+                    Ok(encrypted) => self.stream = encrypted.stream,
+                    Err(error) => return self.upstream.note_no_tls(&self.peer, &error),
                 }
             }
             (Ok(Opening::Plain), TlsMode::Require) if matches!(self.stream, Stream::Tcp(_)) => {
@@ -282,8 +304,8 @@ impl Visitor {
     }
 
     fn enter(self) {
-        let Self { stream, place, upstream, deadline, drain, .. } = self;
-        let greeting = tokio::time::sleep_until(deadline);
+        let Self { stream, place, stranger, upstream, deadline, drain, .. } = self;
+        let greeting = Greeting { deadline: tokio::time::sleep_until(deadline), place: stranger };
         let session = Session::new(stream, upstream, drain.guard(), greeting);
         tokio::spawn(async move {
             session.await;

@@ -7,6 +7,7 @@
 
 mod client;
 mod counted;
+mod entering;
 mod farewell;
 mod gate;
 mod information;
@@ -41,7 +42,7 @@ use super::wire::{
 };
 use crate::lifecycle::DrainGuard;
 use crate::metrics::Happening;
-use crate::net::{Address, Stream};
+use crate::net::{Address, PorchPlace, Stream};
 use gate::{Form, Gate, Passed};
 use parked::Parked;
 use pinned::Slow;
@@ -99,7 +100,19 @@ pub struct Session {
     guard: DrainGuard,
     /// Until when the client must have shown the password.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Its place among those who have not.
+    porch: Option<Box<PorchPlace>>,
+    /// Until when nothing more is said or carried, after one failed login too many.
+    held: Option<Pin<Box<Sleep>>>,
     presence: Presence,
+}
+
+/// What a client that has not shown the password has.
+pub struct Greeting {
+    /// Until when it must have shown it.
+    pub deadline: Sleep,
+    /// Where it stands till then.
+    pub place: Option<PorchPlace>,
 }
 
 /// Which gauge counts the client.
@@ -203,15 +216,16 @@ impl Session {
         stream: Stream,
         upstream: Arc<Upstream>,
         guard: DrainGuard,
-        greeting: Sleep,
+        greeting: Greeting,
     ) -> Self {
         let entrance = upstream.entrance();
         let mut identity =
             Identity::new(upstream.next_id(), entrance.config().database, entrance.access());
         (identity.address, identity.local) = addresses(&stream);
-        let deadline = match identity.standing {
-            Standing::Stranger => Some(Box::pin(greeting)),
-            Standing::Known => None,
+        let Greeting { deadline, place } = greeting;
+        let (deadline, porch) = match identity.standing {
+            Standing::Stranger => (Some(Box::pin(deadline)), place.map(Box::new)),
+            Standing::Known => (None, None),
         };
         upstream.metrics.clients_idle.inc();
         let mailbox = Arc::new(Mailbox::new(Arc::clone(&upstream.backlog)));
@@ -240,6 +254,8 @@ impl Session {
             next_look: None,
             guard,
             deadline,
+            porch,
+            held: None,
             presence: Presence::Idle,
         };
         session.enter_namespace(0);
@@ -283,6 +299,10 @@ impl Session {
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        if self.is_held(cx) {
+            self.watch_clock(cx)?;
+            return Ok(Moved::No);
+        }
         let mut moved = self.flush(cx)?;
         moved |= self.read_letters(cx)?;
         moved |= match &self.state {
@@ -312,13 +332,7 @@ impl Session {
     }
 
     fn watch_clock(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        if self.identity.standing == Standing::Known {
-            self.deadline = None;
-        } else if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            return Err(End("the client did not authenticate in time"));
-        }
+        self.watch_login(cx)?;
         self.watch_reading(cx)?;
         if self.guard.poll_started(cx).is_ready() {
             if self.guard.poll_over(cx).is_ready() {
@@ -689,6 +703,9 @@ impl Session {
     }
 
     fn answer(&mut self, cx: &mut Context<'_>, word: Word, words: &[&[u8]]) -> Special {
+        if self.held.is_some() {
+            return Special::Blocked;
+        }
         let facts = self.upstream.facts.get();
         if word == Word::Hello && facts.is_none() {
             self.hold(cx, Purpose::Facts);
@@ -724,14 +741,15 @@ impl Session {
             write_error(TOO_LATE, &mut self.out.bytes);
             return Effect::Nothing;
         }
+        if proves(word, words) && self.looks_away() {
+            return Effect::Nothing;
+        }
         let out = &mut self.out.bytes;
         let from = out.len();
         let entrance = upstream.entrance();
         let effect = self.identity.answer(word, words, entrance.access(), facts, out);
         if out[from..].starts_with(b"-WRONGPASS") {
-            upstream.metrics.login_failures.inc();
-            let detail = format_args!("client {}: a wrong user or password", self.identity.id);
-            upstream.metrics.lines.tell(Happening::Refused, detail);
+            self.note_wrong_password();
         }
         if standing == Standing::Stranger && self.identity.standing == Standing::Known {
             upstream.metrics.logins.inc();
@@ -756,11 +774,10 @@ impl Session {
 
     /// Whether the command may bring the client into another namespace while something of this one's lasts.
     fn changes_user_too_late(&self, word: Word, words: &[&[u8]]) -> bool {
-        let proves = word == Word::Auth || (word == Word::Hello && words.len() > 2);
         let lasts = self.subscribed.is_some()
             || self.queue.is_some()
             || matches!(self.state, State::Pinned(..));
-        proves && lasts && !self.upstream.realms.is_empty()
+        proves(word, words) && lasts && !self.upstream.realms.is_empty()
     }
 
     pub(super) fn break_protocol(&mut self, error: RequestError) {
@@ -774,6 +791,11 @@ impl Session {
         self.upstream.facts.note_database(self.identity.db);
         self.note_client();
     }
+}
+
+/// Whether the command brings a password.
+fn proves(word: Word, words: &[&[u8]]) -> bool {
+    word == Word::Auth || (word == Word::Hello && words.len() > 2)
 }
 
 /// What there is to be done about a command that goes over a lane.

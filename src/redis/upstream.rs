@@ -21,11 +21,11 @@ use super::namespace::sandbox::Sandbox;
 use super::pubsub::Hub;
 use super::scripts::Scripts;
 use crate::config::{
-    Current, FirstPasswords, NamespaceSettings, RedisLimits, RedisListener, RedisSettings,
+    ChildCredentials, Current, NamespaceSettings, RedisLimits, RedisListener, RedisSettings,
     RedisUpstream,
 };
 use crate::metrics::{Happening, NamespaceMetrics, PoolMetrics};
-use crate::net::{Address, TlsError};
+use crate::net::{Address, LoginFailures, TlsError};
 use crate::pool::{Budget, Pool, PoolSettings};
 
 /// One lane for so many connections.
@@ -125,6 +125,8 @@ impl Realm {
 pub struct Upstream {
     name: String,
     entrance: Current<Entrance>,
+    /// Whose logins have failed.
+    pub failures: Arc<LoginFailures>,
     /// Its namespaces, by their numbers.
     pub realms: Vec<Arc<Realm>>,
     lanes: Vec<Arc<Lane>>,
@@ -166,7 +168,7 @@ impl Upstream {
         listener: &RedisListener,
         metrics: Arc<PoolMetrics>,
         realms: Vec<Arc<Realm>>,
-        first: FirstPasswords,
+        (child, failures): (&ChildCredentials, Arc<LoginFailures>),
     ) -> Result<Self, TlsError> {
         let config = &listener.upstream;
         let facts = Arc::new(FactsCell::default());
@@ -208,7 +210,7 @@ impl Upstream {
         });
         Ok(Self {
             name: config.name.clone(),
-            entrance: Current::new(Entrance::new(listener, settings.auth, first)),
+            entrance: Current::new(Entrance::new(listener, settings.auth, child)),
             realms,
             lanes,
             spare,
@@ -223,6 +225,7 @@ impl Upstream {
             backlog,
             limits: settings.limits.clone(),
             metrics,
+            failures,
             next_id: AtomicU64::new(1),
         })
     }

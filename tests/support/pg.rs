@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
@@ -176,7 +176,11 @@ impl Connection {
     }
 
     pub fn try_open(port: u16, login: &Login) -> Result<Self, Refusal> {
-        let mut connection = Self::knock(port)?;
+        Self::try_open_at((Ipv4Addr::LOCALHOST, port).into(), login)
+    }
+
+    pub fn try_open_at(address: SocketAddr, login: &Login) -> Result<Self, Refusal> {
+        let mut connection = Self::knock_at(address)?;
         connection.send(&startup(VERSION_3_0, login));
         connection.greet(login)?;
         Ok(connection)
@@ -184,7 +188,11 @@ impl Connection {
 
     /// A connection on which nothing has been said yet.
     pub fn knock(port: u16) -> Result<Self, Refusal> {
-        let stream = TcpStream::connect(("127.0.0.1", port)).map_err(|error| silence(&error))?;
+        Self::knock_at((Ipv4Addr::LOCALHOST, port).into())
+    }
+
+    pub fn knock_at(address: SocketAddr) -> Result<Self, Refusal> {
+        let stream = TcpStream::connect(address).map_err(|error| silence(&error))?;
         stream.set_nodelay(true).expect("a socket option");
         stream.set_read_timeout(Some(DEADLINE)).expect("a socket option");
         stream.set_write_timeout(Some(DEADLINE)).expect("a socket option");

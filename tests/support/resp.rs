@@ -1,7 +1,7 @@
 //! A Redis client that shows each reply as it came: RESP2 and RESP3.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 
 use super::DEADLINE;
 
@@ -64,7 +64,11 @@ impl Connection {
     }
 
     pub fn try_open(port: u16) -> Option<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        Self::try_open_at((Ipv4Addr::LOCALHOST, port).into())
+    }
+
+    pub fn try_open_at(address: SocketAddr) -> Option<Self> {
+        let stream = TcpStream::connect(address).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
         stream.set_write_timeout(Some(DEADLINE)).ok()?;
         stream.set_nodelay(true).ok()?;

@@ -21,6 +21,7 @@ pub struct Setup {
     postgres: Option<u16>,
     redis: Option<u16>,
     admin: Option<u16>,
+    host: &'static str,
 }
 
 impl Setup {
@@ -31,6 +32,7 @@ impl Setup {
             postgres: None,
             redis: None,
             admin: None,
+            host: "127.0.0.1",
         }
     }
 
@@ -38,6 +40,12 @@ impl Setup {
     pub fn in_place_of(mut self, before: &Tidegate) -> Self {
         (self.postgres, self.redis) = (before.postgres, before.redis);
         self.admin = Some(before.admin);
+        self
+    }
+
+    /// Clients may come from elsewhere.
+    pub fn on_all_addresses(mut self) -> Self {
+        self.host = "0.0.0.0";
         self
     }
 
@@ -118,7 +126,7 @@ impl Setup {
         command.env("TIDEGATE_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
         for (name, port) in [("POSTGRES", self.postgres), ("REDIS", self.redis)] {
             if let Some(port) = port {
-                command.env(format!("TIDEGATE_{name}_LISTEN"), format!("127.0.0.1:{port}"));
+                command.env(format!("TIDEGATE_{name}_LISTEN"), format!("{}:{port}", self.host));
             }
         }
         let process = Process::start(command, Signal::KILL);

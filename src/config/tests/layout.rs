@@ -98,6 +98,52 @@ fn only_the_first_listener_s_port_is_somebody_s_wish() {
 }
 
 #[test]
+fn nothing_listens_beyond_the_loopback_unless_it_is_told() {
+    let names = [("TIDEGATE_POSTGRES_URLS", "A B"), ("A", "postgres://u:p@h/d")];
+    let settings = from_environment(&[&names[..], &[("B", "postgres://u:p@g/d"), REDIS]].concat());
+    let settings = settings.unwrap().settings;
+    let postgres = settings.postgres.iter().flat_map(|side| &side.listeners);
+    let redis = settings.redis.iter().flat_map(|side| &side.listeners);
+    let addresses = postgres.map(|known| known.listen).chain(redis.map(|known| known.listen));
+    let addresses: Vec<_> = addresses.chain([settings.admin.listen]).collect();
+    assert_eq!(addresses.len(), 4);
+    assert!(addresses.iter().all(|address| address.ip().is_loopback()), "{addresses:?}");
+}
+
+/// Of who comes from elsewhere a password is asked.
+#[test]
+fn who_listens_elsewhere_asks_for_a_password() {
+    let open = [
+        ("TIDEGATE_POSTGRES_LISTEN", DB, ("DATABASE_URL", "postgres://u@h/d")),
+        ("TIDEGATE_REDIS_LISTEN", REDIS, ("REDIS_URL", "redis://h")),
+    ];
+    for (listen, closed, open) in open {
+        let auth = (&*listen.replace("LISTEN", "AUTH"), "trust");
+        for (address, refused) in [
+            ("127.0.0.1:7000", false),
+            ("127.9.9.9:7000", false),
+            ("[::1]:7000", false),
+            ("0.0.0.0:7000", true),
+            ("[::]:7000", true),
+            ("10.0.0.7:7000", true),
+            ("[::ffff:10.0.0.7]:7000", true),
+            ("[fe80::1]:7000", true),
+        ] {
+            let address = (listen, address);
+            assert!(from_environment(&[address, closed]).is_ok(), "{address:?}");
+            let trusting = from_environment(&[address, closed, auth]);
+            assert_eq!(trusting.is_err(), refused, "{address:?} {auth:?}");
+            let without = from_environment(&[address, open]);
+            assert_eq!(without.is_err(), refused, "{address:?} {open:?}");
+            for error in [trusting.err(), without.err()].into_iter().flatten() {
+                let error = error.to_string();
+                assert!(error.contains("127.0.0.1") && error.contains("password"), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn listeners_never_share_an_address() {
     let error = from_environment(&[
         ("TIDEGATE_POSTGRES_URLS", "A B"),

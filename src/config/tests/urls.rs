@@ -143,7 +143,7 @@ fn the_command_gets_its_url_with_our_address() {
         ),
         ("postgres:///d?host=/tmp&user=u&password=p", "postgres://u:p@127.0.0.1:6432/d"),
     ] {
-        let local = postgres(url, &[]).unwrap().local(LISTEN.parse().unwrap(), TlsMode::On);
+        let local = postgres(url, &[]).unwrap().local(LISTEN.parse().unwrap(), TlsMode::On, None);
         assert_eq!(local, expected, "{url}");
         // And it means the same to us: one round trip changes nothing more.
         let again = postgres(&local, &[]).unwrap();
@@ -152,12 +152,12 @@ fn the_command_gets_its_url_with_our_address() {
         assert_eq!(again.upstream.options, postgres(url, &[]).unwrap().upstream.options);
     }
     let insists = postgres("postgres://u:p@h/d", &[("PGSSLMODE", "require")]).unwrap();
-    let local = insists.local("[::]:7".parse().unwrap(), TlsMode::On);
+    let local = insists.local("[::]:7".parse().unwrap(), TlsMode::On, None);
     assert_eq!(local, "postgres://u:p@[::1]:7/d?sslmode=disable");
     let variables =
         [("PGSSLMODE", "require"), ("PGSSLNEGOTIATION", "direct"), ("PGCHANNELBINDING", "require")];
     let insists = postgres("postgres://u:p@h/d?application_name=x", &variables).unwrap();
-    let local = |tls| insists.local(LISTEN.parse().unwrap(), tls);
+    let local = |tls| insists.local(LISTEN.parse().unwrap(), tls, None);
     let base = "postgres://u:p@127.0.0.1:6432/d?application_name=x";
     let taken_back = "sslmode=disable&sslnegotiation=postgres&channel_binding=disable";
     assert_eq!(local(TlsMode::On), format!("{base}&{taken_back}"));
@@ -296,7 +296,7 @@ fn no_option_of_libpq_is_dropped_without_a_word() {
         let Ok(url) = postgres(&format!("postgres://u:p@h/d?{option}"), &[]) else {
             return Fate::Refused;
         };
-        let passed = url.local(LISTEN.parse().unwrap(), TlsMode::On).contains(option);
+        let passed = url.local(LISTEN.parse().unwrap(), TlsMode::On, None).contains(option);
         let options = plain.upstream.options.clone();
         let applied = PostgresUpstream { options, ..url.upstream.clone() } != plain.upstream;
         match (applied, passed) {
@@ -331,7 +331,7 @@ fn a_service_and_a_password_file_count_where_the_url_says_nothing() {
     let environment = [("HOME", home)];
     let url = postgres("postgres:///d?service=s", &environment).unwrap();
     assert_eq!(meaning(&url), "a 5432,b 5432 v q d Require");
-    let local = url.local(LISTEN.parse().unwrap(), TlsMode::On);
+    let local = url.local(LISTEN.parse().unwrap(), TlsMode::On, None);
     assert_eq!(local, "postgres://v:q@127.0.0.1:6432/d?application_name=n&sslmode=disable");
     assert_eq!(url.files, [at(".pg_service.conf"), at(".pgpass")]);
     let with_variable = [("HOME", home), ("PGSERVICE", "s")];
@@ -426,7 +426,7 @@ fn a_redis_url_leads_to_us_without_tls() {
         ),
     ] {
         assert_eq!(
-            redis(url).unwrap().local(LISTEN.parse().unwrap(), TlsMode::On),
+            redis(url).unwrap().local(LISTEN.parse().unwrap(), TlsMode::On, None),
             expected,
             "{url}"
         );
@@ -435,7 +435,7 @@ fn a_redis_url_leads_to_us_without_tls() {
     let url = redis(url).unwrap();
     let identity = Identity { certificate: "/c".into(), key: "/k".into() };
     assert_eq!(url.upstream.identity, Some(identity));
-    let local = url.local(LISTEN.parse().unwrap(), TlsMode::Require);
+    let local = url.local(LISTEN.parse().unwrap(), TlsMode::Require, None);
     assert_eq!(local, "rediss://u:p@127.0.0.1:6432/3?ssl_cert_reqs=none&timeout=1");
 }
 

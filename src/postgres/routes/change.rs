@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::passwords::Passwords;
 use super::{Fixed, Name, Routes, Ways};
-use crate::config::{FirstPasswords, PostgresUpstream, UserSecret, Users};
+use crate::config::{ChildCredentials, PostgresUpstream, UserSecret, Users};
 use crate::postgres::backend::PgPool;
 use crate::postgres::connect::Dial;
 
@@ -61,7 +61,7 @@ impl Routes {
         let upstream = dial.upstream();
         let mut known = before.fixed.iter();
         let Some(known) = known.find(|known| known.is_of(upstream)) else {
-            let new = Fixed::new(dial, &self.foundry, FirstPasswords::Expire);
+            let new = Fixed::new(dial, &self.foundry, &ChildCredentials::default());
             self.foundry.spawn_reaper(&new.pool);
             return new;
         };
@@ -81,7 +81,7 @@ impl Routes {
             let secret = Some(secret.clone());
             let passwords = match before.users.get(name) {
                 Some(known) => known.replaced(secret, overlap, &seed),
-                None => Passwords::new(name, secret, FirstPasswords::Expire),
+                None => Passwords::new(name, secret),
             };
             (name.to_owned(), passwords)
         });
@@ -135,8 +135,9 @@ impl Fixed {
             Name { passwords: passwords.replaced(secret, overlap, seed), ..self.name.clone() }
         } else {
             let until = (!passwords.stays()).then(|| now + overlap);
-            former.push(Name { until, ..self.name.clone() });
-            Name::new(upstream, FirstPasswords::Expire)
+            let passwords = passwords.left_to_command(overlap, seed);
+            former.push(Name { until, passwords, ..self.name.clone() });
+            Name::new(upstream, &ChildCredentials::default())
         };
         while former.len() > FORMER_MOST
             && let Some(oldest) = former.iter().position(|name| name.until.is_some())

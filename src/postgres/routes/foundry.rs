@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 
-use crate::config::{Current, FirstPasswords, Hosts, PostgresSettings, PostgresUpstream};
+use crate::config::{ChildCredentials, Current, Hosts, PostgresSettings, PostgresUpstream};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::pool::{Budget, Ceiling, Pool, PoolSettings, ReserveSettings};
@@ -33,11 +33,11 @@ pub(in crate::postgres) struct Foundry {
 }
 
 /// How clients' passwords are kept.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::postgres) struct Keeping {
     /// Random, for as long as the process lives.
     pub(in crate::postgres) seed: [u8; 32],
-    pub(in crate::postgres) first: FirstPasswords,
+    pub(in crate::postgres) child: ChildCredentials,
 }
 
 /// Each server's first budget is the one for new pools. The hosts of one URL are one server.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::{FirstPasswords, Secret, UserSecret};
+use crate::config::{ChildCredentials, FirstPasswords, PostgresUpstream, Secret, UserSecret};
 use crate::postgres::scram::Verifier;
 
 /// Replaced passwords of one user that still open, at most.
@@ -20,15 +20,46 @@ pub enum Proof {
     Password(Verifier),
 }
 
+impl Proof {
+    /// By what this one asks for, or by what the other does if both ask for a password.
+    pub(super) fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Password(one), Self::Password(other)) => Self::Password(one.accepting(&other)),
+            (one, _) => one,
+        }
+    }
+}
+
 /// The passwords of one user.
 #[derive(Clone)]
 pub(super) struct Passwords {
     user: String,
-    secret: Option<UserSecret>,
+    secret: Option<Known>,
+    /// The wrapped command's, which has it for as long as it lives.
+    own: Option<Known>,
     first: FirstPasswords,
+    former: Vec<Former>,
+}
+
+/// What is known of one password.
+#[derive(Clone)]
+struct Known {
+    secret: UserSecret,
     /// Made when the user comes first: a verifier takes a while.
     verifier: OnceLock<Verifier>,
-    former: Vec<Former>,
+}
+
+impl Known {
+    fn new(secret: UserSecret) -> Self {
+        Self { secret, verifier: OnceLock::new() }
+    }
+
+    fn verifier(&self, user: &str, seed: &[u8; 32]) -> &Verifier {
+        self.verifier.get_or_init(|| match &self.secret {
+            UserSecret::Clear(password) => Verifier::of(password.expose(), user, seed),
+            UserSecret::Verifier(verifier) => verifier.clone(),
+        })
+    }
 }
 
 /// A password that was replaced.
@@ -47,14 +78,16 @@ impl Former {
 
 impl Passwords {
     /// Of `user`; without a secret nobody needs to prove anything.
-    pub(super) fn new(user: &str, secret: Option<UserSecret>, first: FirstPasswords) -> Self {
-        let (user, verifier, former) = (user.to_owned(), OnceLock::new(), Vec::new());
-        Self { user, secret, first, verifier, former }
+    pub(super) fn new(user: &str, secret: Option<UserSecret>) -> Self {
+        let (user, secret) = (user.to_owned(), secret.map(Known::new));
+        Self { user, secret, own: None, first: FirstPasswords::Expire, former: Vec::new() }
     }
 
-    /// Those of a URL.
-    pub(super) fn of_url(user: &str, password: Option<&Secret>, first: FirstPasswords) -> Self {
-        Self::new(user, password.cloned().map(UserSecret::Clear), first)
+    /// Those of a URL, and what the wrapped command comes in with.
+    pub(super) fn of_url(upstream: &PostgresUpstream, child: &ChildCredentials) -> Self {
+        let secret = upstream.password.clone().map(UserSecret::Clear);
+        let own = child.of(&upstream.name).cloned().map(UserSecret::Clear).map(Known::new);
+        Self { own, first: child.first, ..Self::new(&upstream.user, secret) }
     }
 
     /// With another secret in the place of this one, which still opens for as long as `overlap`.
@@ -67,8 +100,9 @@ impl Passwords {
         let now = Instant::now();
         let mut former: Vec<_> =
             self.former.iter().filter(|former| former.opens(now)).cloned().collect();
-        let same = self.secret == secret;
-        if !same && let Some(verifier) = self.verifier(seed) {
+        let same = self.secret.as_ref().map(|known| &known.secret) == secret.as_ref();
+        if !same && let Some(known) = &self.secret {
+            let verifier = known.verifier(&self.user, seed);
             let until = match self.first {
                 FirstPasswords::Stay => None,
                 FirstPasswords::Expire => Some(now + overlap),
@@ -81,37 +115,38 @@ impl Passwords {
             former.remove(oldest);
         }
         let first = if same { self.first } else { FirstPasswords::Expire };
-        let verifier = if same { self.verifier.clone() } else { OnceLock::new() };
-        Self { user: self.user.clone(), secret, first, verifier, former }
+        let secret = if same { self.secret.clone() } else { secret.map(Known::new) };
+        Self { secret, first, former, ..self.clone() }
+    }
+
+    /// Those of a user whom the URL doesn't name any more: the wrapped command's own goes on to open.
+    pub(super) fn left_to_command(&self, overlap: Duration, seed: &[u8; 32]) -> Self {
+        let own = self.own.as_ref().map(|own| own.secret.clone());
+        own.map_or_else(|| self.clone(), |own| self.replaced(Some(own), overlap, seed))
     }
 
     /// What must be proved now.
     pub(super) fn proof(&self, seed: &[u8; 32]) -> Proof {
-        let Some(verifier) = self.verifier(seed) else { return Proof::Nothing };
+        let Some(known) = &self.secret else { return Proof::Nothing };
         let now = Instant::now();
+        let own = self.own.iter().map(|own| own.verifier(&self.user, seed));
         let former = self.former.iter().filter(|former| former.opens(now));
-        Proof::Password(former.fold(verifier.clone(), |all, one| all.accepting(&one.verifier)))
+        let others = own.chain(former.map(|former| &former.verifier));
+        let verifier = known.verifier(&self.user, seed).clone();
+        Proof::Password(others.fold(verifier, Verifier::accepting))
     }
 
-    /// Whether the wrapped command has the password.
+    /// Whether the wrapped command has one of them.
     pub(super) fn stays(&self) -> bool {
-        self.first == FirstPasswords::Stay
+        self.first == FirstPasswords::Stay || self.own.is_some()
     }
 
     /// The password, if it is known and not only its verifier.
     pub(super) fn password(&self) -> Option<&Secret> {
-        match self.secret.as_ref()? {
+        match &self.secret.as_ref()?.secret {
             UserSecret::Clear(password) => Some(password),
             UserSecret::Verifier(_) => None,
         }
-    }
-
-    fn verifier(&self, seed: &[u8; 32]) -> Option<&Verifier> {
-        let secret = self.secret.as_ref()?;
-        Some(self.verifier.get_or_init(|| match secret {
-            UserSecret::Clear(password) => Verifier::of(password.expose(), &self.user, seed),
-            UserSecret::Verifier(verifier) => verifier.clone(),
-        }))
     }
 }
 
@@ -140,7 +175,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_replaced_password_opens_for_a_while() {
-        let first = Passwords::new("ann", clear("one"), FirstPasswords::Expire);
+        let first = Passwords::new("ann", clear("one"));
         let second = first.replaced(clear("two"), OVERLAP, &SEED);
         let again = second.replaced(clear("two"), OVERLAP, &SEED);
         assert!(opens(&again, "one") && opens(&again, "two") && !opens(&again, "three"));
@@ -155,12 +190,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_the_command_was_given_opens_for_as_long_as_it_lives() {
-        let mut passwords = Passwords::new("ann", clear("given"), FirstPasswords::Stay);
+        let own = Some(Known::new(UserSecret::Clear(Secret::new("own"))));
+        let first = FirstPasswords::Stay;
+        let mut passwords = Passwords { own, first, ..Passwords::new("ann", clear("given")) };
         for number in 0..20 {
             passwords = passwords.replaced(clear(&number.to_string()), OVERLAP, &SEED);
         }
         assert!(passwords.former.len() <= FORMER_MOST);
         tokio::time::advance(OVERLAP * 1_000).await;
         assert!(opens(&passwords, "given") && opens(&passwords, "19") && !opens(&passwords, "18"));
+        assert!(opens(&passwords, "own") && passwords.stays());
     }
 }

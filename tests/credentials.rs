@@ -1,0 +1,224 @@
+//! The wrapped command comes in with a credential of its own, and never sees the servers' passwords.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use rustix::process::Signal;
+use support::eventually;
+use support::pg::Login;
+use support::postgres::Postgres;
+use support::redis::{PASSWORD as REDIS_PASSWORD, Redis};
+use support::tidegate::{Setup, Tidegate};
+use tempfile::TempDir;
+
+const PASSWORD: &str = "app-secret";
+
+/// A command that writes its environment down and stays.
+struct Wrapped {
+    gate: Tidegate,
+    environment: BTreeMap<String, String>,
+    _home: TempDir,
+}
+
+impl Wrapped {
+    fn start(setup: Setup, before: &[&str]) -> Self {
+        let home = TempDir::new().unwrap();
+        let written = home.path().join("environment");
+        // HUP is the command's, too.
+        let script = "trap '' HUP; env -0 >\"$0.new\"; mv \"$0.new\" \"$0\"; \
+            while kill -0 $PPID; do sleep 0.05; done";
+        let command = ["sh", "-c", script, written.to_str().unwrap()];
+        let words = [&["run", "--"], before, &command].concat();
+        let gate = setup.arguments(&words).start();
+        let text = eventually("the command has begun", || fs::read_to_string(&written).ok());
+        let pairs = text.split_terminator('\0').filter_map(|pair| pair.split_once('='));
+        let environment = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Self { gate, environment, _home: home }
+    }
+
+    /// The user and the password of a URL that the command has.
+    fn credential(&self, variable: &str) -> (String, String) {
+        let url = &self.environment[variable];
+        let (_, rest) = url.split_once("://").unwrap();
+        let (user, rest) = rest.split_once(':').unwrap();
+        (user.to_owned(), rest.split_once('@').unwrap().0.to_owned())
+    }
+
+    /// Where a URL that the command has leads.
+    fn port(&self, variable: &str) -> u16 {
+        let (_, place) = self.environment[variable].split_once('@').unwrap();
+        let (_, port) = place.split_once(':').unwrap();
+        port.split_once('/').unwrap().0.parse().unwrap()
+    }
+
+    /// In which variables a text is to be read.
+    fn holding(&self, text: &str) -> Vec<&str> {
+        let encoded = utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let holds = |value: &str| value.contains(text) || value.contains(&encoded);
+        let found = self.environment.iter().filter(|(_, value)| holds(value));
+        found.map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+fn enters(gate: &Tidegate, user: &str, password: &str) -> bool {
+    match gate.try_client(&Login::of(user, password, "app")) {
+        Ok(mut client) => client.one("select 1") == "1",
+        Err(refusal) => {
+            assert_eq!(refusal.code, "28P01", "{refusal:?}");
+            false
+        }
+    }
+}
+
+fn enters_redis(gate: &Tidegate, words: &[&str]) -> bool {
+    let mut client = gate.redis_client();
+    let answer = client.command(&[&["AUTH"], words].concat());
+    assert_eq!(answer.text() == "OK", client.command(&["PING"]).text() == "PONG");
+    answer.text() == "OK"
+}
+
+/// Written down for a process that begins with it.
+fn setup() -> (Postgres, Redis, Setup) {
+    let (postgres, redis) = (Postgres::start(), Redis::with_password());
+    let setup = Setup::new().postgres(&postgres).redis(&redis);
+    (postgres, redis, setup)
+}
+
+#[test]
+fn the_command_has_a_credential_of_its_own_and_not_the_password() {
+    let (_postgres, _redis, setup) = setup();
+    let wrapped = Wrapped::start(setup, &[]);
+    for secret in [PASSWORD, REDIS_PASSWORD] {
+        assert_eq!(wrapped.holding(secret), [""; 0]);
+    }
+    let gate = &wrapped.gate;
+    let (user, own) = wrapped.credential("DATABASE_URL");
+    assert!(own.len() >= 32 && own.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{own}");
+    assert_eq!(user, "app");
+    assert!(enters(gate, "app", &own) && enters(gate, "app", PASSWORD));
+    assert!(!enters(gate, "app", "mistyped") && !enters(gate, "postgres", &own));
+    let (_, of_redis) = wrapped.credential("REDIS_URL");
+    assert_ne!(own, of_redis, "one opens one");
+    assert!(!enters(gate, "app", &of_redis) && !enters_redis(gate, &[&own]));
+    for word in [&*of_redis, REDIS_PASSWORD] {
+        assert!(enters_redis(gate, &[word]) && enters_redis(gate, &["default", word]));
+        assert!(!enters_redis(gate, &["somebody", word]));
+    }
+    assert!(!gate.output().contains(&own) && !gate.output().contains(&of_redis));
+}
+
+#[test]
+fn each_start_makes_another() {
+    let server = Postgres::start();
+    let own = || Wrapped::start(Setup::new().postgres(&server), &[]).credential("DATABASE_URL").1;
+    assert_ne!(own(), own());
+}
+
+#[test]
+fn who_needs_the_password_gets_it() {
+    let (_postgres, _redis, setup) = setup();
+    let wrapped = Wrapped::start(setup.env("TIDEGATE_CHILD_CREDENTIALS", "url"), &[]);
+    assert_eq!(wrapped.credential("DATABASE_URL").1, PASSWORD);
+    assert_eq!(wrapped.credential("REDIS_URL").1, REDIS_PASSWORD);
+    assert_eq!(wrapped.holding(PASSWORD), ["DATABASE_URL"]);
+}
+
+/// What leads nowhere else is not taken away, but told.
+#[test]
+fn other_variables_with_the_password_are_named() {
+    let server = Postgres::start();
+    let setup = Setup::new().postgres(&server).env("HEROKU_POSTGRESQL_JADE_URL", &server.url());
+    let wrapped = Wrapped::start(setup.env("PGPASSWORD", PASSWORD), &[]);
+    assert_eq!(wrapped.holding(PASSWORD), ["HEROKU_POSTGRESQL_JADE_URL", "PGPASSWORD"]);
+    for variable in wrapped.holding(PASSWORD) {
+        let named = wrapped.gate.output().contains(&format!("variable={variable}"));
+        assert!(named, "{}", wrapped.gate.output());
+    }
+}
+
+#[test]
+fn without_a_password_there_is_nothing_to_hide() {
+    let server = Postgres::start();
+    let url = server.url_with("trusted", "", "app").replace("trusted:@", "trusted@");
+    server.superuser().query("create role trusted login").expect_no_error();
+    let wrapped = Wrapped::start(Setup::new().database_url(&url), &[]);
+    assert!(wrapped.environment["DATABASE_URL"].starts_with("postgres://trusted@127.0.0.1:"));
+}
+
+#[test]
+fn one_run_inside_another_has_the_outer_ones_credential() {
+    let server = Postgres::start();
+    // The inner one takes other ports than the outer one was given.
+    let free = ["env", "-u", "TIDEGATE_POSTGRES_LISTEN", "-u", "TIDEGATE_ADMIN_LISTEN"];
+    let inner = [&free[..], &[env!("CARGO_BIN_EXE_tidegate"), "run", "--"]].concat();
+    let wrapped = Wrapped::start(Setup::new().postgres(&server), &inner);
+    assert_eq!(wrapped.holding(PASSWORD), [""; 0]);
+    let (user, own) = wrapped.credential("DATABASE_URL");
+    let port = wrapped.port("DATABASE_URL");
+    let mut client = support::pg::Connection::open(port, &Login::of(&user, &own, "app"));
+    assert_eq!(client.one("select current_user"), "app");
+    assert_ne!(port, wrapped.gate.postgres_port());
+    assert!(!enters(&wrapped.gate, "app", &own), "each door has its own");
+}
+
+/// The outer one has bound the command to a namespace: the inner one must not bind it again.
+#[test]
+fn one_run_inside_another_adds_a_prefix_once() {
+    let (redis, home) = (Redis::with_password(), TempDir::new().unwrap());
+    let file = home.path().join("tidegate.toml");
+    fs::write(&file, "[[redis.namespaces]]\nname = \"cache\"\nmode = \"prefix\"").unwrap();
+    let setup = Setup::new().redis(&redis).config(&file).env("TIDEGATE_REDIS_NAMESPACE", "cache");
+    let free = ["env", "-u", "TIDEGATE_REDIS_LISTEN", "-u", "TIDEGATE_ADMIN_LISTEN"];
+    let inner = [&free[..], &[env!("CARGO_BIN_EXE_tidegate"), "run", "--"]].concat();
+    let wrapped = Wrapped::start(setup, &inner);
+    let port = wrapped.port("REDIS_URL");
+    assert_ne!(port, wrapped.gate.redis_port());
+    let mut client = support::resp::Connection::open(port);
+    assert_eq!(client.command(&["AUTH", &wrapped.credential("REDIS_URL").1]).text(), "OK");
+    assert_eq!(client.command(&["SET", "k", "v"]).text(), "OK");
+    assert_eq!(redis.direct().command(&["KEYS", "*"]).words(), ["cache:k"]);
+}
+
+/// The password changes, and then the user; the command goes on with what it was given.
+#[test]
+fn what_the_command_has_outlives_every_rotation() {
+    let (server, redis, home) =
+        (Postgres::start(), Redis::with_password(), TempDir::new().unwrap());
+    let file = |name: &str| -> PathBuf { home.path().join(name) };
+    fs::write(file("url"), server.url()).unwrap();
+    fs::write(file("redis"), redis.url()).unwrap();
+    fs::write(file("tidegate.toml"), "reload_check_ms = 0\npassword_overlap_ms = 0").unwrap();
+    let setup = Setup::new().database_url_file(&file("url")).redis_url_file(&file("redis"));
+    let wrapped = Wrapped::start(setup.config(&file("tidegate.toml")), &[]);
+    let gate = &wrapped.gate;
+    assert_eq!(wrapped.holding(PASSWORD), [""; 0]);
+    let (own, of_redis) = (wrapped.credential("DATABASE_URL").1, wrapped.credential("REDIS_URL").1);
+    let reloaded = |count: f64| {
+        gate.signal(Signal::HUP);
+        eventually("it is taken", || {
+            let taken = gate.page().sum("tidegate_reloads_total", &[("outcome", "taken")]);
+            (taken == count).then_some(())
+        });
+    };
+    let (mut superuser, mut owner) = (server.superuser(), redis.direct());
+    for (number, word) in (1..).zip(["second", "third"]) {
+        superuser.query(&format!("alter role app password '{word}'")).expect_no_error();
+        fs::write(file("url"), server.url_with("app", word, "app")).unwrap();
+        owner.command(&["CONFIG", "SET", "requirepass", word]);
+        fs::write(file("redis"), redis.url().replace(REDIS_PASSWORD, word)).unwrap();
+        reloaded(f64::from(number));
+        assert!(enters(gate, "app", &own) && enters(gate, "app", word));
+        assert!(enters_redis(gate, &[&of_redis]) && enters_redis(gate, &[word]));
+    }
+    assert!(!enters(gate, "app", "second") && !enters_redis(gate, &["second"]));
+    superuser.query("create role app2 login password 'fourth' in role app").expect_no_error();
+    fs::write(file("url"), server.url_with("app2", "fourth", "app")).unwrap();
+    reloaded(3.0);
+    assert!(enters(gate, "app", &own) && enters(gate, "app2", "fourth"));
+    assert!(!enters(gate, "app2", &own) && !enters(gate, "app", "third"));
+}
