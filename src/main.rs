@@ -9,9 +9,14 @@ use tidegate::cli::{self, Cli, Command, Flags};
 use tidegate::config::{self, ConfigError, Loaded};
 use tidegate::supervisor;
 use tidegate::top::{self, AdminPort, Show};
+use tikv_jemallocator::Jemalloc;
 
 /// What a setting that cannot be taken, or a wrong command line, exits with.
 const EXIT_USAGE: u8 = 2;
+
+/// Exact size classes: an idle client costs two thirds of what it costs with the system's. How it is set: `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let Cli { command, flags } = Cli::parse();

@@ -222,10 +222,12 @@ impl PoolMetrics {
         let count = |waiters: usize| i64::try_from(waiters).unwrap_or(i64::MAX);
         self.queue_length.add(count(now) - count(before));
         let waiters = self.queue_length.get();
-        for peak in &self.queue_peaks {
-            peak.fetch_max(waiters, Ordering::Relaxed);
+        for peak in self.queue_peaks.iter().chain([&self.sample_peak]) {
+            // Mostly it is none, and a look costs less than a locked instruction.
+            if peak.load(Ordering::Relaxed) < waiters {
+                peak.fetch_max(waiters, Ordering::Relaxed);
+            }
         }
-        self.sample_peak.fetch_max(waiters, Ordering::Relaxed);
     }
 
     pub(super) fn begin_scrape(&self, reader: Reader) {

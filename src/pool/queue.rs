@@ -223,6 +223,10 @@ impl<C: Connect> State<C> {
 impl<C: Connect> Pool<C> {
     /// Tells the budget and the metrics who waits. Under the lock, after each change of queue, openers or opening.
     pub(super) fn publish(&self, state: &mut State<C>) {
+        if state.queue.is_empty() && state.counted == 0 {
+            // Nobody waits, and nobody did when this was told last: it is known.
+            return;
+        }
         let stamp = |slot: &Slot<C>| self.account.budget().stamp(slot.since);
         // While the gate is shut nobody has a claim to a connection.
         let first = state.queue.front().filter(|_| state.gate.is_open());

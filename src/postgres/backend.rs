@@ -339,8 +339,7 @@ impl PgConnect {
             combinations.known.retain(|_, settings| Arc::strong_count(settings) > 1);
         }
         let plan = combinations.plan(&asked);
-        let settings = Settings { plan, startup: None, asked: asked.clone(), reported };
-        let settings = Arc::new(settings);
+        let settings = Arc::new(Settings::new(plan, None, asked.clone(), reported));
         // Past the limit, with all in use, a combination serves its session and is not remembered.
         if combinations.known.len() < combinations.limit {
             combinations.known.insert(asked, Arc::clone(&settings));
@@ -361,12 +360,9 @@ impl PgConnect {
         if let Some(known) = combinations.derived.get(&key) {
             return Arc::clone(known);
         }
-        let settings = Arc::new(Settings {
-            plan: combinations.plan(&key.1),
-            startup: Some(Arc::clone(startup)),
-            asked: key.1.clone(),
-            reported: startup.reported.clone(),
-        });
+        let (plan, reported) = (combinations.plan(&key.1), startup.reported.clone());
+        let settings = Settings::new(plan, Some(Arc::clone(startup)), key.1.clone(), reported);
+        let settings = Arc::new(settings);
         if combinations.derived.len() >= combinations.limit {
             combinations.derived.retain(|_, settings| Arc::strong_count(settings) > 1);
         }

@@ -107,13 +107,21 @@ impl Card {
     /// Wants something of the session, and wakes it.
     pub fn want(&self, what: Wanted) {
         self.wanted.fetch_or(what.0, Release);
-        let waker = lock(&self.waker).take();
-        waker.into_iter().for_each(Waker::wake);
+        // It stays: the session keeps it here once and for all.
+        if let Some(waker) = &*lock(&self.waker) {
+            waker.wake_by_ref();
+        }
     }
 
-    /// Ready when something is wanted that was not taken yet. Wakes the task of the last call.
+    /// Whether something is wanted that was not taken yet. For a task that [`Card::poll_wanted`] wakes already.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.load(Acquire) != 0
+    }
+
+    /// Ready when something is wanted that was not taken yet. Wakes the task of the last call, from then on each time.
     pub fn poll_wanted(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.wanted.load(Acquire) != 0 {
+        if self.is_wanted() {
             return Poll::Ready(());
         }
         {
@@ -124,7 +132,7 @@ impl Card {
             }
         }
         // It may have come between the look and the keeping.
-        if self.wanted.load(Acquire) != 0 { Poll::Ready(()) } else { Poll::Pending }
+        if self.is_wanted() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Takes all that is wanted.

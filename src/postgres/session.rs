@@ -76,6 +76,14 @@ struct Session {
     /// Bytes still to come of a frame that is dropped.
     dropping: u32,
     pace: Pace,
+    hears: Hears,
+}
+
+/// Whether what is wanted of a session wakes it: from its first poll on, in one task as it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hears {
+    Nothing,
+    Words,
 }
 
 /// Where a session stands between two transactions.
@@ -268,6 +276,7 @@ impl Running {
             drain,
             dropping: 0,
             pace: Pace::InTurn,
+            hears: Hears::Nothing,
         }))
     }
 }
@@ -311,12 +320,18 @@ impl Phase {
 
 impl Session {
     fn run(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<End> {
-        if self.cancel.card().poll_wanted(cx).is_ready() {
+        if self.hears == Hears::Nothing {
+            // Ready: it is looked at now, and the next word may come before the task is known.
+            self.hears = match self.cancel.card().poll_wanted(cx) {
+                Poll::Ready(()) => Hears::Nothing,
+                Poll::Pending => Hears::Words,
+            };
+        }
+        if self.cancel.card().is_wanted() {
             if let Err(end) = self.heed(self.cancel.card().take_wanted()) {
                 return Poll::Ready(end);
             }
-            // The request took the waker with it.
-            if self.cancel.card().poll_wanted(cx).is_ready() {
+            if self.hears == Hears::Nothing {
                 cx.waker().wake_by_ref();
             }
         }

@@ -63,6 +63,8 @@ pub struct Settings {
     pub asked: Vec<(String, String)>,
     /// What the server reports of its settings (ParameterStatus) once these are in force.
     pub reported: Vec<(String, String)>,
+    /// How plain string literals read: asked for each statement.
+    quoting: Quoting,
 }
 
 /// Whether bytes of the client's may follow in the same write.
@@ -82,16 +84,28 @@ pub enum Applied {
 pub struct BadOption(pub String);
 
 impl Settings {
+    /// Of a session: for the fields see there.
+    #[must_use]
+    pub fn new(
+        plan: u64,
+        startup: Option<Arc<Self>>,
+        asked: Vec<(String, String)>,
+        reported: Vec<(String, String)>,
+    ) -> Self {
+        let mut both = asked.iter().chain(&reported);
+        let value = both.find(|(name, _)| name == "standard_conforming_strings");
+        let off = ["off", "false", "0", "no"];
+        let quoting = match value {
+            Some((_, value)) if off.contains(&value.as_str()) => Quoting::Backslash,
+            _ => Quoting::Standard,
+        };
+        Self { plan, startup, asked, reported, quoting }
+    }
+
     /// How plain string literals of this session read.
     #[must_use]
     pub fn quoting(&self) -> Quoting {
-        let mut both = self.asked.iter().chain(&self.reported);
-        let value = both.find(|(name, _)| name == "standard_conforming_strings");
-        if value.is_some_and(|(_, value)| matches!(value.as_str(), "off" | "false" | "0" | "no")) {
-            Quoting::Backslash
-        } else {
-            Quoting::Standard
-        }
+        self.quoting
     }
 
     /// Whether the client's texts are in UTF-8.

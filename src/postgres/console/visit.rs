@@ -114,7 +114,7 @@ impl Desk {
         let _guard = drain.guard();
         let seats = Seats::new(POOL, &self.user, &self.database);
         let asked = settings::normalize(&self.parameters).unwrap_or_default();
-        let settings = Settings { plan: 0, startup: None, asked, reported: Vec::new() };
+        let settings = Settings::new(0, None, asked, Vec::new());
         let ends = (peer, client.local());
         cancel.card().introduce(ends, &Arc::new(settings), &seats);
         let received = BytesMut::from(&leftover[..]);

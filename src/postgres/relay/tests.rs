@@ -87,7 +87,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let settings = Settings { plan: 1, startup: None, asked: Vec::new(), reported: Vec::new() };
+        let settings = Settings::new(1, None, Vec::new(), Vec::new());
         Self {
             line: Line::new(ServerStatements::new(1, 3), &[]),
             ledger: None,
@@ -371,7 +371,7 @@ fn a_failed_parse_is_forgotten() {
 fn settings_ride_ahead_and_their_answer_is_swallowed() {
     let mut bench = Bench::new();
     let asked = vec![("application_name".to_owned(), "a".to_owned())];
-    let settings = Arc::new(Settings { plan: 1, startup: None, asked, reported: Vec::new() });
+    let settings = Arc::new(Settings::new(1, None, asked, Vec::new()));
     let mut ahead = Vec::new();
     bench.line.begin(1, &settings, &bench.registry, Emptied::No, &mut ahead);
     assert_eq!(tags(&ahead), "Q");

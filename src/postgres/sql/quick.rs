@@ -69,29 +69,34 @@ pub(super) fn whole_word(bytes: &[u8]) -> Option<&[u8]> {
 /// only that it takes a closer look.
 pub(super) fn is_harmless(text: &[u8]) -> bool {
     let mut rest = text;
-    loop {
-        rest = &rest[dull(rest)..];
-        let taken = match rest {
-            [] => return true,
-            [b';' | b'.' | b'*', ..] => 1,
-            [b'-', next, ..] if *next != b'-' => 1,
-            [b'/', next, ..] if *next != b'*' => 1,
-            [b'$', next, ..] if next.is_ascii_digit() => 2,
-            [b'\'', body @ ..] => match memchr::memchr(b'\'', body) {
+    while let [byte, behind @ ..] = rest {
+        let taken = match (byte, behind) {
+            (b';' | b'.' | b'*', _) => 1,
+            _ if DULL[usize::from(*byte)] => 1,
+            (b'-', [next, ..]) if *next != b'-' => 1,
+            (b'/', [next, ..]) if *next != b'*' => 1,
+            (b'$', [next, ..]) if next.is_ascii_digit() => 2,
+            (b'\'', body) => match memchr::memchr(b'\'', body) {
                 Some(end) => end + 2,
                 None => return false,
             },
-            [b'"', body @ ..] => match memchr::memchr(b'"', body) {
+            (b'"', body) => match memchr::memchr(b'"', body) {
                 Some(end) if !may_matter(&body[..end]) => end + 2,
                 _ => return false,
             },
-            _ => match whole_word(rest) {
-                Some(word) if !may_matter(word) => word.len(),
-                _ => return false,
-            },
+            (b'-' | b'/' | b'$', _) => return false,
+            _ => {
+                let end = rest.iter().position(|byte| WORD[usize::from(*byte)] == 0);
+                let end = end.unwrap_or(rest.len());
+                if rest.get(end) == Some(&b'\'') || may_matter(&rest[..end]) {
+                    return false;
+                }
+                end
+            }
         };
         rest = &rest[taken..];
     }
+    true
 }
 
 /// The words that the lexer knows, but for those with one of the beginnings, and those that only triggers heed.
@@ -175,7 +180,9 @@ const fn mark(word: &[u8]) -> usize {
 pub(super) fn may_matter(word: &[u8]) -> bool {
     let begins =
         |known: &&[u8]| word.get(..known.len()).is_some_and(|b| b.eq_ignore_ascii_case(known));
-    word.len() > 1 && (MARKS[mark(word)] || BEGINNINGS.iter().any(begins))
+    let [first, _, ..] = word else { return false };
+    let may_begin = matches!(first, b'p' | b'P' | b'd' | b'D');
+    MARKS[mark(word)] || (may_begin && BEGINNINGS.iter().any(begins))
 }
 
 #[cfg(test)]
@@ -198,6 +205,11 @@ mod tests {
         for word in ["abalance", "where", "select", "from", "aid", "users", "order"] {
             assert!(!may_matter(word.as_bytes()), "{word}");
         }
+    }
+
+    #[test]
+    fn what_words_begin_with_is_looked_for_by_its_first_letter() {
+        assert!(BEGINNINGS.iter().all(|word| matches!(word[0], b'p' | b'd')));
     }
 
     #[test]
@@ -225,6 +237,8 @@ mod tests {
             &b"SELECT abalance FROM pgbench_accounts WHERE aid = 12345;"[..],
             br#"SELECT "a"."id", 'it''s' FROM "auth_user" AS "a" WHERE "a"."n" = $1 LIMIT 21"#,
             b"UPDATE t SET n = n - 1 / 2 WHERE k = 'x' RETURNING *;",
+            b"select a",
+            b"select 1",
             b"",
         ] {
             // SET is a word that matters, if only at the start of a statement.
@@ -239,6 +253,8 @@ mod tests {
             b"select e'\\''",
             b"select \"pg_temp\".x",
             b"select 'open",
+            b"select 1 -",
+            b"select x; set",
             b"set x = 1",
         ] {
             assert!(!is_harmless(text), "{}", String::from_utf8_lossy(text));
