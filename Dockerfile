@@ -4,6 +4,7 @@ FROM rust:1-bookworm AS build
 WORKDIR /build
 # Dependencies first: they change seldom, and their layer is kept while only the source changes.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked \
     && rm -rf src
