@@ -108,9 +108,12 @@ impl Loaded {
     /// Variables that the wrapped command inherits and that hold a password which its URLs don't: by their names.
     #[must_use]
     pub fn left_passwords(&self) -> Vec<&str> {
+        if self.settings.child_password == ChildPassword::OfUrl {
+            return Vec::new();
+        }
         let hidden = self.hidden_variables();
         let passwords: Vec<_> =
-            self.variables.iter().filter_map(PooledVariable::password).collect();
+            self.variables.iter().filter_map(PooledVariable::server_password).collect();
         let holds = |text: &str| passwords.iter().any(|password| password.is_told_by(text));
         let environment = self.sources.environment.iter();
         let inherited = environment.filter(|(name, _)| {
