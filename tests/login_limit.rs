@@ -132,6 +132,24 @@ fn own_address() -> Option<IpAddr> {
     (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
+/// Whoever begins many at once has no more guesses.
+#[test]
+fn passwords_that_come_at_once_are_no_more() {
+    let Some(address) = own_address() else {
+        eprintln!("skipped: this machine has no address but the loopback's");
+        return;
+    };
+    let stage = Stage::new(3, Setup::on_all_addresses);
+    let place = SocketAddr::new(address, stage.gate.postgres_port());
+    let guess = || Connection::try_open_at(place, &Login::of("app", "mistyped", "app"));
+    let codes: Vec<String> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..30).map(|_| scope.spawn(|| guess().err().unwrap().code)).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let of = |code: &str| codes.iter().filter(|known| *known == code).count();
+    assert_eq!((of("28P01"), of("28000")), (3, 27), "{codes:?}");
+}
+
 #[test]
 fn from_elsewhere_no_password_is_looked_at_until_the_minute_is_over() {
     let Some(address) = own_address() else {

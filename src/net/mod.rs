@@ -10,7 +10,7 @@ mod tls;
 
 pub use buffer::{READ_BUFFER_BYTES, with_read_buffer};
 pub use connect::{Host, connect};
-pub use failures::{Answer, LoginFailures};
+pub use failures::LoginFailures;
 pub use listener::{Listener, bind};
 pub use porch::{Porch, PorchPlace};
 pub use stream::{Opening, Stream};
