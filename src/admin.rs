@@ -85,15 +85,17 @@ pub struct Admin {
     pub drain: Drain,
 }
 
-/// Serves the admin port until the drain's deadline, or until the listening socket fails.
+/// Serves the admin port until the drain's deadline, until another process takes it over, or until the listening socket fails.
 pub async fn serve(listener: Listener, admin: Admin, limits: AdminLimits) {
     let drain = admin.drain.clone();
-    let mut end = std::pin::pin!(drain.deadline());
+    let (mut end, mut taken) =
+        (std::pin::pin!(drain.deadline()), std::pin::pin!(drain.handed_over()));
     let names = Names::of(listener.local_addr().ok());
     let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             () = &mut end => return,
+            () = &mut taken => return,
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {

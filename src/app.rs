@@ -2,27 +2,41 @@
 //! first listener to the last session.
 
 mod files;
+mod herald;
 mod listeners;
 mod logging;
+mod passed;
 mod reload;
 mod services;
+mod takeover;
 mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
 
 use crate::config::{ChildCredentials, ConfigError, Loaded, PasswordOrigin, Settings};
 use crate::lifecycle::{Drain, DrainTrigger, Newcomers, StopRequest};
+use crate::net::SocketFile;
+use crate::postgres::service::Service;
 use crate::supervisor::{self, Ended, News, Signals, StartError, Supervised};
 
+use herald::Herald;
 use listeners::Taken;
 use logging::LogSwitch;
+use passed::Passed;
 use reload::Hangup;
-use services::Reloading;
+use services::{Outward, Reloading};
+use takeover::{Control, Successor};
+
+/// Most cancel requests that may be on their way to the process before us; more are let go.
+const FOREIGN_CANCELS: usize = 64;
 
 /// What ends `serve`.
 const STOP: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::QUIT];
@@ -50,12 +64,16 @@ pub fn run(loaded: &Loaded, work: &Work) -> anyhow::Result<Ended> {
         return Ok(Ended::Code(0));
     }
     let log = logging::start(loaded.settings.log);
+    let manager = Manager {
+        herald: Herald::from_environment(),
+        passed: Passed::from_environment().context("cannot take the service manager's sockets")?,
+    };
     supervisor::close_memory();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     let runtime = runtime(loaded.settings.workers)?;
-    let ended = runtime.block_on(live(loaded, work, log));
+    let ended = runtime.block_on(live(loaded, work, log, manager));
     // A name look-up that hangs in its thread must not hold up the exit.
     runtime.shutdown_background();
     ended
@@ -77,63 +95,181 @@ fn runtime(workers: usize) -> io::Result<Runtime> {
     }
 }
 
-async fn live(loaded: &Loaded, work: &Work, log: LogSwitch) -> anyhow::Result<Ended> {
-    if *work == Work::Serve && loaded.variables.is_empty() {
-        let problem = "nothing to serve: neither DATABASE_URL nor REDIS_URL is set; set one, or \
-            name other variables in TIDEGATE_POSTGRES_URLS or TIDEGATE_REDIS_URLS";
-        return Err(ConfigError::new("serve", problem).into());
-    }
+/// What the service manager that started us wants and brings, if there is one.
+struct Manager {
+    herald: Herald,
+    passed: Passed,
+}
+
+/// What the process has from its first listener to its last session.
+struct Life {
+    signals: Signals,
+    trigger: DrainTrigger,
+    drain: Drain,
+    /// Under `run` the command decides when to stop.
+    stop: Option<StopRequest>,
+    herald: Herald,
+}
+
+/// All that serves.
+struct Opened {
+    /// For the wrapped command.
+    variables: Vec<(String, String)>,
+    socket_files: Vec<Weak<SocketFile>>,
+    control: Option<Control>,
+    postgres: Option<Arc<Service>>,
+    start: Start,
+}
+
+/// In whose place we serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    Afresh,
+    AfterPredecessor,
+}
+
+async fn live(
+    loaded: &Loaded,
+    work: &Work,
+    log: LogSwitch,
+    manager: Manager,
+) -> anyhow::Result<Ended> {
     if *work == Work::Serve {
-        warn_of_unknown_passwords(&loaded.settings);
+        check_serve(loaded)?;
     }
-    let (caught, taken, newcomers) = match work {
-        Work::Run(_) => (Signals::for_command(), Taken::Next, Newcomers::Refused),
-        Work::Serve | Work::Check => (Signals::new(), Taken::Refuse, Newcomers::LeftToOthers),
+    let (caught, newcomers) = match work {
+        Work::Run(_) => (Signals::for_command(), Newcomers::Refused),
+        Work::Serve | Work::Check => (Signals::new(), Newcomers::LeftToOthers),
     };
-    let mut signals = caught.context("cannot catch signals")?;
-    let bound = listeners::bind(loaded, taken).await?;
-    let child = match work {
-        Work::Run(_) => ChildCredentials::made(loaded)?,
-        Work::Serve | Work::Check => ChildCredentials::default(),
-    };
-    let variables = bound.local_urls(loaded, &child)?;
+    let Manager { herald, passed } = manager;
+    let signals = caught.context("cannot catch signals")?;
     let (trigger, drain) = Drain::new();
-    // Under `run` the command decides when to stop.
     let stop = (*work == Work::Serve).then(StopRequest::default);
-    let reloading = Reloading {
-        log,
-        hangup: if signals.hears(Signal::HUP) { Hangup::Reloads } else { Hangup::Ignored },
-        child,
-    };
-    services::start(loaded, bound, &drain, stop.clone(), reloading)?;
+    let mut life = Life { signals, trigger, drain, stop, herald };
+    let opened = open(loaded, work, log, passed, &life).await?;
+    let socket_files = opened.socket_files.clone();
     let ended = match work {
-        Work::Run(command) => wrap(loaded, command, &variables, &mut signals, &trigger).await?,
+        Work::Run(command) => {
+            let supervised = start(loaded, command, &opened.variables)?;
+            life.herald.ready();
+            wrap(loaded, supervised, &mut life).await
+        }
         Work::Serve | Work::Check => {
-            raise_file_limit();
-            tokio::select! {
-                signal = signals.any_of(&STOP) => {
-                    tracing::info!(signal = signal.as_raw(), "told to stop");
-                }
-                () = asked(stop) => tracing::info!("told to stop in the console"),
-            }
+            serve(loaded, &mut life, opened).await;
             Ended::Code(0)
         }
     };
-    trigger.start(loaded.settings.drain, newcomers);
-    let in_time = tokio::select! {
-        in_time = trigger.finished() => in_time,
-        // A platform may send SIGTERM twice, and means no haste; a person at a terminal does.
-        _signal = signals.any_of(&[Signal::INT]) => false,
+    finish(loaded.settings.drain, newcomers, life).await;
+    // Those that are still listened on: other threads may not come to it before the process ends.
+    socket_files.iter().filter_map(Weak::upgrade).for_each(|file| file.remove());
+    Ok(ended)
+}
+
+fn check_serve(loaded: &Loaded) -> Result<(), ConfigError> {
+    if loaded.variables.is_empty() {
+        let problem = "nothing to serve: neither DATABASE_URL nor REDIS_URL is set; set one, or \
+            name other variables in TIDEGATE_POSTGRES_URLS or TIDEGATE_REDIS_URLS";
+        return Err(ConfigError::new("serve", problem));
+    }
+    warn_of_unknown_passwords(&loaded.settings);
+    Ok(())
+}
+
+/// Opens the listeners, or takes them over, and lets clients in.
+async fn open(
+    loaded: &Loaded,
+    work: &Work,
+    log: LogSwitch,
+    mut passed: Passed,
+    life: &Life,
+) -> anyhow::Result<Opened> {
+    let sockets = &loaded.settings.sockets;
+    let control = sockets.control.as_deref().filter(|_| *work == Work::Serve);
+    let predecessor = takeover::predecessor(control, &mut passed).await?;
+    let (taken, child) = match work {
+        Work::Run(_) => (Taken::Next, ChildCredentials::made(loaded)?),
+        Work::Serve | Work::Check => (Taken::Refuse, ChildCredentials::default()),
     };
-    let cut_off = drain.cut_off();
+    let bound = listeners::bind(loaded, taken, &mut passed).await?;
+    let control = control.map(|path| Control::open(path, &mut passed, &bound)).transpose()?;
+    let (variables, socket_files) = (bound.local_urls(loaded, &child)?, bound.socket_files());
+    let hears = life.signals.hears(Signal::HUP);
+    let hangup = if hears { Hangup::Reloads } else { Hangup::Ignored };
+    let reloading = Reloading { log, hangup, child, herald: life.herald.clone() };
+    let (elsewhere, foreign) = mpsc::channel(FOREIGN_CANCELS);
+    let elsewhere = predecessor.as_ref().map(|_| elsewhere);
+    let outward = Outward { stop: life.stop.clone(), elsewhere };
+    let built = services::build(loaded, bound, &life.drain, outward, reloading)?;
+    // From here on nothing fails but the takeover itself.
+    let mut start = Start::Afresh;
+    if let Some(mut predecessor) = predecessor {
+        predecessor.relieve().await.context("the process before us has not handed over")?;
+        control.iter().for_each(|control| control.claim(sockets.mode));
+        tracing::info!(pid = predecessor.pid(), "taken over");
+        tokio::spawn(predecessor.pass_cancels(foreign));
+        start = Start::AfterPredecessor;
+    }
+    passed.discard();
+    Ok(Opened { variables, socket_files, control, postgres: built.open(), start })
+}
+
+/// Serves until told to stop, or until another process has taken over and had its time.
+async fn serve(loaded: &Loaded, life: &mut Life, opened: Opened) {
+    raise_file_limit();
+    match opened.start {
+        Start::Afresh => life.herald.ready(),
+        Start::AfterPredecessor => life.herald.ready_in_its_place(),
+    }
+    let Some(successor) = end_of_service(life, opened.control).await else {
+        life.herald.stopping();
+        return;
+    };
+    // The service goes on, in another process: the manager hears nothing of our end.
+    tracing::info!(pid = successor.pid(), "handed over: serving those who are here");
+    tokio::spawn(successor.pass_cancels(opened.postgres));
+    tokio::select! {
+        () = tokio::time::sleep(loaded.settings.handover) => {}
+        _hurry = life.signals.any_of(&STOP) => {}
+    }
+}
+
+/// Waits until we are told to stop, or another process has taken over: that one. The control socket goes with it.
+async fn end_of_service(life: &mut Life, mut control: Option<Control>) -> Option<Successor> {
+    let handed_over = async {
+        match &mut control {
+            Some(control) => control.handed_over(&life.trigger).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        signal = life.signals.any_of(&STOP) => {
+            tracing::info!(signal = signal.as_raw(), "told to stop");
+            None
+        }
+        () = asked(life.stop.clone()) => {
+            tracing::info!("told to stop in the console");
+            None
+        }
+        successor = handed_over => Some(successor),
+    }
+}
+
+/// Drains.
+async fn finish(grace: Duration, newcomers: Newcomers, mut life: Life) {
+    life.trigger.start(grace, newcomers);
+    let in_time = tokio::select! {
+        in_time = life.trigger.finished() => in_time,
+        // A platform may send SIGTERM twice, and means no haste; a person at a terminal does.
+        _signal = life.signals.any_of(&[Signal::INT]) => false,
+    };
+    let cut_off = life.drain.cut_off();
     if !in_time || cut_off > 0 {
-        let sessions = cut_off.max(drain.live());
+        let sessions = cut_off.max(life.drain.live());
         tracing::warn!(
             sessions,
             "stopped with sessions unfinished: raise drain_ms to give them longer"
         );
     }
-    Ok(ended)
 }
 
 /// Waits until somebody asks to stop, if anybody may.
@@ -157,14 +293,12 @@ fn warn_of_unknown_passwords(settings: &Settings) {
     }
 }
 
-/// Starts the command, lives as long as it does; how it ended.
-async fn wrap(
+/// Starts the command.
+fn start(
     loaded: &Loaded,
     command: &[OsString],
     variables: &[(String, String)],
-    signals: &mut Signals,
-    trigger: &DrainTrigger,
-) -> anyhow::Result<Ended> {
+) -> anyhow::Result<Supervised> {
     if variables.is_empty() {
         tracing::warn!("nothing to pool: neither DATABASE_URL nor REDIS_URL is set");
     }
@@ -174,11 +308,20 @@ async fn wrap(
             "holds a pooled server's password, and the command inherits it: unset it, or have it pooled, too"
         );
     }
-    let mut supervised = Supervised::start(command, variables, &loaded.hidden_variables())?;
+    // What the service manager says is for us, who are what it started.
+    let managers = herald::VARIABLES.map(str::to_owned);
+    let hidden: Vec<_> = loaded.hidden_variables().into_iter().chain(managers).collect();
+    let supervised = Supervised::start(command, variables, &hidden)?;
     // After the start: the command's own limit stays what it was.
     raise_file_limit();
+    tracing::info!(pid = supervised.pid(), pooled = variables.len(), "command started");
+    Ok(supervised)
+}
+
+/// Lives as long as the command does; how it ended.
+async fn wrap(loaded: &Loaded, mut supervised: Supervised, life: &mut Life) -> Ended {
+    let Life { signals, trigger, herald, .. } = life;
     let pid = supervised.pid();
-    tracing::info!(pid, pooled = variables.len(), "command started");
     let settings = &loaded.settings;
     let ended = supervised.wait(signals, settings.child_grace, |news| match news {
         News::Told => {
@@ -186,6 +329,7 @@ async fn wrap(
                 pid,
                 "the command was told to end: it is served until it has, and no server connection stays idle"
             );
+            herald.stopping();
             trigger.give_notice();
         }
         News::Overdue => {
@@ -205,7 +349,8 @@ async fn wrap(
         Ended::Code(code) => tracing::info!(pid, code, "command ended"),
         Ended::Signal(signal) => tracing::info!(pid, signal, "command ended by a signal"),
     }
-    Ok(ended)
+    herald.stopping();
+    ended
 }
 
 /// Each client is a file descriptor: takes all the system allows.

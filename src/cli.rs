@@ -120,6 +120,9 @@ pub struct Flags {
     /// [default: DATABASE_URL]
     #[arg(long, global = true, value_name = "NAMES")]
     postgres_urls: Option<String>,
+    /// Names of those whose servers are only read: followers [env: TIDEGATE_POSTGRES_READ_ONLY_URLS]
+    #[arg(long, global = true, value_name = "NAMES")]
+    postgres_read_only_urls: Option<String>,
     /// Where Postgres clients connect [env: TIDEGATE_POSTGRES_LISTEN] [default: 127.0.0.1:6432]
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
     postgres_listen: Option<String>,
@@ -190,6 +193,7 @@ impl Flags {
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let all = [
             ("postgres.urls", &self.postgres_urls),
+            ("postgres.read_only_urls", &self.postgres_read_only_urls),
             ("postgres.listen", &self.postgres_listen),
             ("postgres.pool_size", &self.postgres_pool_size),
             ("postgres.wait_ms", &self.postgres_wait_ms),

@@ -143,7 +143,14 @@ impl Drain {
     pub async fn noticed(&self) {
         let mut notices = self.shared.notice.subscribe();
         // Cannot fail: the sender lives in `shared`.
-        let _unfailing = notices.wait_for(|notice| *notice == Notice::Given).await;
+        let _unfailing = notices.wait_for(|notice| *notice != Notice::NotGiven).await;
+    }
+
+    /// Waits until another process has taken the listeners over, if ever. Cancel safe.
+    pub async fn handed_over(&self) {
+        let mut notices = self.shared.notice.subscribe();
+        // Cannot fail: the sender lives in `shared`.
+        let _unfailing = notices.wait_for(|notice| *notice == Notice::HandedOver).await;
     }
 
     /// Waits until the drain starts. Cancel safe.
@@ -153,9 +160,15 @@ impl Drain {
 
     /// Waits until the listeners are to be closed, if ever. Cancel safe.
     pub async fn listeners_close(&self) {
-        let end = self.shared.wait_for_end().await;
-        if end.newcomers == Newcomers::Refused {
-            std::future::pending::<()>().await;
+        let left_to_others = async {
+            let end = self.shared.wait_for_end().await;
+            if end.newcomers == Newcomers::Refused {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = self.handed_over() => {}
+            () = left_to_others => {}
         }
     }
 
@@ -188,7 +201,18 @@ impl Drain {
 impl DrainTrigger {
     /// Says that the process will end, though not yet.
     pub fn give_notice(&self) {
-        self.shared.notice.send_replace(Notice::Given);
+        self.shared.notice.send_if_modified(|notice| {
+            let first = *notice == Notice::NotGiven;
+            if first {
+                *notice = Notice::Given;
+            }
+            first
+        });
+    }
+
+    /// Says so, and that another process accepts in our place from now on: the listeners are closed, and whoever is here is served.
+    pub fn hand_over(&self) {
+        self.shared.notice.send_replace(Notice::HandedOver);
     }
 
     /// Starts the drain. A second call may only bring the deadline nearer.
@@ -291,6 +315,8 @@ impl fmt::Debug for DrainGuard {
 enum Notice {
     NotGiven,
     Given,
+    /// With the listeners gone to another process.
+    HandedOver,
 }
 
 #[derive(Debug)]

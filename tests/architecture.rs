@@ -31,6 +31,7 @@ const FLOORS: &[(i32, &[&str])] = &[
             "postgres::backend",
             "postgres::bounds",
             "postgres::connect",
+            "postgres::hosts",
             "postgres::hub",
             "postgres::listen",
             "postgres::cancel",

@@ -334,7 +334,7 @@ fn a_wrong_setting_exits_with_2_and_its_name() {
         (&["serve", "--workers", "x"], DB, &["--workers", "\"x\""]),
         (&["--config", path, "check"], DB, &[path, "line 2", "did you mean postgres.pool_size?"]),
         (&["check"], ("TIDEGATE_CONFIG", path), &[path, "line 2"]),
-        (&["run", "true"], ("DATABASE_URL", "postgres://u:hunter2@a,b/d"), &["several hosts"]),
+        (&["run", "true"], ("DATABASE_URL", "postgres://u:hun@ter2@a/d"), &["raw @"]),
         (&["serve"], ("A", "b"), &["nothing to serve", "DATABASE_URL"]),
         (&["serve", "--wrokers", "2"], DB, &["--wrokers", "--workers"]),
         (&["sevre"], DB, &["serve"]),
@@ -350,7 +350,7 @@ fn a_wrong_setting_exits_with_2_and_its_name() {
         for part in parts {
             assert!(stderr.contains(part), "{arguments:?}: {stderr:?} lacks {part:?}");
         }
-        assert!(!stderr.contains("hunter2"), "{stderr}");
+        assert!(!stderr.contains("hun") && !stderr.contains("ter2"), "{stderr}");
     }
 }
 

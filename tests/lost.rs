@@ -35,8 +35,7 @@ fn end_backend(server: &Postgres, pid: &str) {
 /// Ends the backend that runs `pg_sleep` now.
 fn end_sleeper(server: &Postgres) {
     let mut boss = server.superuser();
-    let find = "select coalesce(max(pid), 0) from pg_stat_activity where state = 'active' \
-                and query like '%pg_sleep%' and pid <> pg_backend_pid()";
+    let find = "select coalesce(max(pid), 0) from pg_stat_activity where wait_event = 'PgSleep'";
     let pid = eventually("a backend sleeps", || Some(boss.one(find)).filter(|pid| pid != "0"));
     end_backend(server, &pid);
 }

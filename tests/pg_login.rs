@@ -15,10 +15,14 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use server::{Certificate, Server, free_port};
 use tempfile::NamedTempFile;
-use tidegate::config::{ChannelBinding, Host, PostgresUpstream, Secret, SslMode, SslNegotiation};
-use tidegate::net::Pins;
+use tidegate::config::{
+    Access, ChannelBinding, Host, Hosts, PostgresUpstream, Secret, SslMode, SslNegotiation,
+};
+use tidegate::net::{Handshake, Pins, Vigilance};
 use tidegate::pool::{ConnectError, Fault};
-use tidegate::postgres::connect::{Dial, Dialled, dial, send_cancel};
+use tidegate::postgres::connect::{Dial, Dialled, send_cancel};
+use tidegate::postgres::hosts::dial;
+use tidegate::postgres::login::Methods;
 use tidegate::postgres::message::{ErrorFields, next_frame, query};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -26,8 +30,13 @@ use tokio::net::TcpListener;
 fn upstream(port: u16, user: &str, password: Option<&str>) -> PostgresUpstream {
     PostgresUpstream {
         name: "DATABASE_URL".into(),
-        host: Host::Tcp("127.0.0.1".into()),
-        port,
+        hosts: Hosts::one(Host::Tcp("127.0.0.1".into()), port),
+        connect_timeout: None,
+        vigilance: Vigilance::default(),
+        required_peer: None,
+        methods: Methods::default(),
+        handshake: Handshake::default(),
+        access: Access::Write,
         user: user.into(),
         password: password.map(Secret::new),
         database: "postgres".into(),
@@ -143,7 +152,7 @@ async fn every_authentication_method_and_its_refusals() {
     assert_eq!(refusal(smuggler).await, (Fault::Rejected, "22021".into()));
 
     let socket = PostgresUpstream {
-        host: Host::Unix(server.socket_directory().to_owned()),
+        hosts: Hosts::one(Host::Unix(server.socket_directory().to_owned()), port),
         options: vec![
             ("options".into(), "-c statement_timeout=4321".into()),
             ("connect_timeout".into(), "3".into()),
@@ -177,7 +186,7 @@ async fn cancelling(port: u16) {
     let slow = "do $$ begin raise notice 'running'; perform pg_sleep(60); end $$";
     talk.say(slow).await;
     talk.next(b"N").await;
-    send_cancel(&prepared, &talk.dialled.key).await.unwrap();
+    send_cancel(&talk.dialled.reached, &talk.dialled.key).await.unwrap();
     let answer = tokio::time::timeout(Duration::from_secs(20), talk.next(b"E"));
     let (_, body) = answer.await.unwrap();
     assert_eq!(ErrorFields::parse(&body).code, "57014");
@@ -188,12 +197,14 @@ async fn servers_that_are_none() {
     let nobody = upstream(free_port(), "a", None);
     assert_eq!(refusal(nobody).await, (Fault::Unreachable, "io".into()));
     let nowhere = PostgresUpstream {
-        host: Host::Tcp("no.such.host.invalid".into()),
+        hosts: Hosts::one(Host::Tcp("no.such.host.invalid".into()), 1),
         ..upstream(1, "a", None)
     };
     assert_eq!(refusal(nowhere).await, (Fault::Unreachable, "dns".into()));
-    let no_socket =
-        PostgresUpstream { host: Host::Unix("/nonexistent".into()), ..upstream(1, "a", None) };
+    let no_socket = PostgresUpstream {
+        hosts: Hosts::one(Host::Unix("/nonexistent".into()), 1),
+        ..upstream(1, "a", None)
+    };
     assert_eq!(refusal(no_socket).await, (Fault::Unreachable, "io".into()));
 
     // Answers, and the code that the answer must lead to.
@@ -260,7 +271,7 @@ async fn every_sslmode() {
     ];
     for (sslmode, roots, host, expected) in modes {
         let upstream = PostgresUpstream {
-            host: Host::Tcp(host.into()),
+            hosts: Hosts::one(Host::Tcp(host.into()), server.port),
             sslmode,
             sslrootcert: roots.map(|file| PathBuf::from(file.path())),
             ..upstream(server.port, "secret", Some("pass"))

@@ -674,9 +674,12 @@ fn a_server_that_takes_no_writes_for_a_while_is_waited_for() {
     let mut direct = server.direct();
     let mut waiters = [gate.redis_client(), gate.redis_client()];
     waiters[0].send(&words("BLPOP a 0"));
-    waiting(&gate, 1);
-    waiters[1].send(&words("BLPOP b 0.3"));
-    waiting(&gate, 2);
+    blocked_on_server(&mut direct, 1);
+    waiters[1].send(&words("BLPOP b 1"));
+    // Both must wait before writes are refused: the call for one key has ended, the one for two has begun.
+    eventually("the call for one key ends", || {
+        direct.command(&["INFO", "commandstats"]).text().contains("unblock:calls=2,").then_some(())
+    });
     blocked_on_server(&mut direct, 1);
     direct.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     // The call is made anew without its key.

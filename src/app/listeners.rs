@@ -2,11 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 
 use anyhow::Context as _;
 
-use crate::config::{ChildCredentials, ConfigError, Loaded, PooledVariable, Protocol};
-use crate::net::{self, Listener};
+use super::passed::{Keeper, Kind, Passed, PassedSocket};
+use crate::config::{Auth, ChildCredentials, ConfigError, Loaded, PooledVariable, Protocol};
+use crate::net::{self, Address, Listener, SocketFile};
 
 /// What to do when a port that nobody asked for by number is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,29 +32,125 @@ pub(super) struct Bound {
     pub(super) redis: Vec<Listener>,
 }
 
-/// Binds every listener.
-pub(super) async fn bind(loaded: &Loaded, taken: Taken) -> anyhow::Result<Bound> {
+/// Binds every listener that was not passed to us.
+pub(super) async fn bind(
+    loaded: &Loaded,
+    taken: Taken,
+    passed: &mut Passed,
+) -> anyhow::Result<Bound> {
     let settings = &loaded.settings;
+    let postgres: Vec<_> = settings.postgres.iter().flat_map(|side| &side.listeners).collect();
+    let redis: Vec<_> = settings.redis.iter().flat_map(|side| &side.listeners).collect();
+    passed.name_by_order(postgres.len(), redis.len())?;
+    let admin = (settings.admin.listen, settings.admin.explicit);
     let mut bound = Bound {
-        admin: bind_one("admin", settings.admin.listen, settings.admin.explicit, taken).await?,
+        admin: bind_one("admin", admin, taken, passed).await?,
         postgres: Vec::new(),
         redis: Vec::new(),
     };
-    for listener in settings.postgres.iter().flat_map(|postgres| &postgres.listeners) {
-        bound.postgres.push(bind_one("postgres", listener.listen, listener.explicit, taken).await?);
+    for listener in postgres {
+        let place = (listener.listen, listener.explicit);
+        bound.postgres.push(bind_one("postgres", place, taken, passed).await?);
     }
-    for listener in settings.redis.iter().flat_map(|redis| &redis.listeners) {
-        bound.redis.push(bind_one("redis", listener.listen, listener.explicit, taken).await?);
+    for listener in redis {
+        let place = (listener.listen, listener.explicit);
+        bound.redis.push(bind_one("redis", place, taken, passed).await?);
     }
+    open_sockets(loaded, &mut bound, passed)?;
+    passed.refuse_rest()?;
+    check_reach(loaded, &bound)?;
     Ok(bound)
+}
+
+/// The unix sockets, beside the addresses that were bound.
+fn open_sockets(loaded: &Loaded, bound: &mut Bound, passed: &mut Passed) -> anyhow::Result<()> {
+    let sockets = &loaded.settings.sockets;
+    for listener in &mut bound.postgres {
+        let path = sockets.postgres(listener.local_addr()?.port());
+        open_socket(("postgres", "postgres.socket_dir"), listener, (path, sockets.mode), passed)?;
+    }
+    for (index, listener) in bound.redis.iter_mut().enumerate() {
+        let path = sockets.redis(index);
+        open_socket(("redis", "redis.socket"), listener, (path, sockets.mode), passed)?;
+    }
+    Ok(())
+}
+
+fn open_socket(
+    (section, setting): (&str, &str),
+    listener: &mut Listener,
+    (path, mode): (Option<PathBuf>, u32),
+    passed: &mut Passed,
+) -> anyhow::Result<()> {
+    if let Some(PassedSocket { socket: Kind::Unix(socket, path), keeper, .. }) =
+        passed.take_unix(section, path.as_deref())
+    {
+        let file = (keeper == Keeper::PredecessorAndFile).then(|| SocketFile::of_another(&path));
+        listener.take_socket(socket, &path, file)?;
+        tracing::info!(listener = section, path = %path.display(), "listening on a socket that was passed");
+        return Ok(());
+    }
+    let Some(path) = path else { return Ok(()) };
+    let shown = path.display();
+    listener
+        .open_socket(&path, mode)
+        .with_context(|| format!("cannot listen on the unix socket {shown} ({setting})"))?;
+    tracing::info!(listener = section, path = %shown, mode = format!("{mode:04o}"), "listening");
+    Ok(())
+}
+
+/// The settings were checked with the addresses that are written there; a socket that was passed may listen elsewhere.
+fn check_reach(loaded: &Loaded, bound: &Bound) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
+    let open = |listener: &Listener| {
+        let address = listener.local_addr().ok()?;
+        (!address.ip().to_canonical().is_loopback()).then_some(address)
+    };
+    for (side, listener) in settings.postgres.iter().flat_map(|side| {
+        side.listeners.iter().zip(&bound.postgres).map(move |(known, bound)| ((side, known), bound))
+    }) {
+        let (side, known) = side;
+        let nobody = |user: &str| side.users.get(user).is_none();
+        let mut upstreams = known.upstreams.iter();
+        let passwords = !upstreams.any(|one| one.password.is_none() && nobody(&one.user));
+        refuse_strangers("postgres", open(listener), side.auth, passwords)?;
+    }
+    for (side, listener) in settings.redis.iter().flat_map(|side| {
+        side.listeners.iter().zip(&bound.redis).map(move |(known, bound)| ((side, known), bound))
+    }) {
+        let (side, known) = side;
+        refuse_strangers("redis", open(listener), side.auth, known.upstream.password.is_some())?;
+    }
+    Ok(())
+}
+
+fn refuse_strangers(
+    section: &str,
+    open: Option<SocketAddr>,
+    auth: Auth,
+    passwords: bool,
+) -> Result<(), ConfigError> {
+    match open {
+        Some(address) if auth == Auth::Trust || !passwords => Err(ConfigError::new(
+            format!("{section}.listen"),
+            format!(
+                "{address} is no loopback address, and whoever reaches it could use the server: ask for passwords \
+                 (in the URL, and not auth = \"trust\"), or listen on 127.0.0.1"
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 async fn bind_one(
     section: &str,
-    listen: SocketAddr,
-    explicit: bool,
+    (listen, explicit): (SocketAddr, bool),
     taken: Taken,
+    passed: &mut Passed,
 ) -> anyhow::Result<Listener> {
+    if let Some(socket) = passed.take_tcp(section, listen) {
+        return Ok(announce(section, Listener::of(socket)?)?);
+    }
     let error = match net::bind(listen).await {
         Ok(listener) => return Ok(announce(section, listener)?),
         Err(error) => error,
@@ -82,9 +182,36 @@ fn announce(section: &str, listener: Listener) -> io::Result<Listener> {
 
 impl Bound {
     /// Where all of them listen.
-    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
-        let all = self.postgres.iter().chain(&self.redis).chain([&self.admin]);
-        all.filter_map(|listener| listener.local_addr().ok()).collect()
+    pub(super) fn addresses(&self) -> Vec<Address> {
+        let tcp = self.all().filter_map(|listener| listener.local_addr().ok()).map(Address::Tcp);
+        let paths = self.all().filter_map(Listener::socket_path);
+        tcp.chain(paths.map(|path| Address::Unix(path.into()))).collect()
+    }
+
+    /// The files of the unix sockets, as long as anybody listens there.
+    pub(super) fn socket_files(&self) -> Vec<Weak<SocketFile>> {
+        self.all().filter_map(Listener::socket_file).map(Arc::downgrade).collect()
+    }
+
+    /// Copies of all sockets, as a successor knows them: see [`super::takeover`].
+    pub(super) fn duplicates(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let mut all = Vec::new();
+        let admin = std::slice::from_ref(&self.admin);
+        for (name, side) in
+            [("postgres", &*self.postgres), ("redis", &self.redis), ("admin", admin)]
+        {
+            for listener in side {
+                let (tcp, unix) = listener.duplicates()?;
+                all.push((format!("tcp {name}"), tcp));
+                let kind = if listener.socket_file().is_some() { "file" } else { "unix" };
+                all.extend(unix.map(|unix| (format!("{kind} {name}"), unix)));
+            }
+        }
+        Ok(all)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Listener> {
+        self.postgres.iter().chain(&self.redis).chain([&self.admin])
     }
 
     /// The pooled variables with their values for the wrapped command.
@@ -96,9 +223,10 @@ impl Bound {
         child: &ChildCredentials,
     ) -> anyhow::Result<Vec<(String, String)>> {
         let mut urls = Vec::new();
+        let addresses = self.addresses();
         for variable in &loaded.variables {
-            for listener in self.postgres.iter().chain(&self.redis).chain([&self.admin]) {
-                refuse_loop(variable, listener.local_addr()?)?;
+            for address in &addresses {
+                refuse_loop(variable, address)?;
             }
             let side = match variable.protocol() {
                 Protocol::Postgres => &self.postgres,
@@ -119,17 +247,14 @@ pub(super) fn check_loops(loaded: &Loaded) -> Result<(), ConfigError> {
     for variable in &loaded.variables {
         for other in &loaded.variables {
             if let Some(listen) = loaded.listen_of(other) {
-                refuse_loop(variable, listen)?;
+                refuse_loop(variable, &Address::Tcp(listen))?;
             }
         }
     }
     Ok(())
 }
 
-pub(super) fn refuse_loop(
-    variable: &PooledVariable,
-    listen: SocketAddr,
-) -> Result<(), ConfigError> {
+pub(super) fn refuse_loop(variable: &PooledVariable, listen: &Address) -> Result<(), ConfigError> {
     if !variable.leads_to(listen) {
         return Ok(());
     }

@@ -1,7 +1,6 @@
 //! Reading the settings again while clients are here: on SIGHUP, at the console's word, and when a file has changed. Either all
 //! of them are taken that a running process can take, or nothing changes.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +8,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 
 use super::files::Files;
+use super::herald::Herald;
 use super::listeners::refuse_loop;
 use super::logging::LogSwitch;
 use crate::config::{Loaded, needs_restart};
 use crate::lifecycle::{Drain, ReloadAnswer};
 use crate::metrics::{Metrics, Reload};
-use crate::net::{LoginFailures, Tls};
+use crate::net::{Address, LoginFailures, Tls};
 use crate::{postgres, redis};
 
 /// Longest time to read the settings: a file may lie where reading hangs.
@@ -29,9 +29,10 @@ pub(super) struct Reloader {
     /// What metrics are sent out over.
     pub(super) push: Option<Tls>,
     /// Where we listen: no URL may lead there.
-    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) addresses: Vec<Address>,
     pub(super) failures: Arc<LoginFailures>,
     pub(super) log: LogSwitch,
+    pub(super) herald: Herald,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -79,6 +80,7 @@ impl Reloader {
                 () = files.changed(every) => Cause::File,
             };
             let word = cause.word();
+            self.herald.reloading();
             files.take().await;
             let answer = match self.reload().await {
                 Ok((loaded, words)) => {
@@ -97,6 +99,8 @@ impl Reloader {
                     Err(problem)
                 }
             };
+            // Taken or not: we go on.
+            self.herald.ready();
             self.metrics.reloaded(if answer.is_ok() { Reload::Taken } else { Reload::Refused });
             if let Cause::Console(asker) = cause {
                 // It may have gone meanwhile.
@@ -139,7 +143,7 @@ impl Reloader {
         for (variable, address) in loaded
             .variables
             .iter()
-            .flat_map(|variable| self.addresses.iter().map(move |address| (variable, *address)))
+            .flat_map(|variable| self.addresses.iter().map(move |address| (variable, address)))
         {
             refuse_loop(variable, address)?;
         }

@@ -1,18 +1,21 @@
-//! Everything that listens, started; each part ends with the drain.
+//! Everything that listens, built and started; each part ends with the drain.
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use tokio::sync::mpsc::{self, Receiver};
 
+use super::herald::Herald;
 use super::listeners::Bound;
 use super::logging::LogSwitch;
 use super::reload::{Hangup, Reloader};
 use super::watch::Tower;
 use crate::admin;
-use crate::config::{ChildCredentials, Loaded};
-use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
+use crate::config::{AdminSettings, ChildCredentials, Loaded};
+use crate::lifecycle::{Drain, ReloadAnswer, ReloadRequest, StopRequest};
 use crate::metrics::Metrics;
 use crate::net::LoginFailures;
+use crate::postgres::cancel::ForeignCancel;
 use crate::postgres::service::Ties;
 use crate::push;
 use crate::status::Watcher;
@@ -23,27 +26,51 @@ pub(super) struct Reloading {
     pub(super) log: LogSwitch,
     pub(super) hangup: Hangup,
     pub(super) child: ChildCredentials,
+    pub(super) herald: Herald,
 }
 
-/// Builds the services of what was bound and spawns them; call it inside the runtime. `stop`: what a client of the console may
-/// ask for.
-pub(super) fn start(
+/// How the Postgres side may reach others.
+#[derive(Default)]
+pub(super) struct Outward {
+    /// What a client of the console may ask for.
+    pub(super) stop: Option<StopRequest>,
+    /// Where cancel requests go for sessions that are not here.
+    pub(super) elsewhere: Option<mpsc::Sender<ForeignCancel>>,
+}
+
+/// All that serves, before anybody is let in.
+pub(super) struct Built {
+    bound: Bound,
+    postgres: Option<Arc<postgres::service::Service>>,
+    redis: Option<Arc<redis::service::Service>>,
+    tower: Arc<Tower>,
+    reloader: Reloader,
+    hangup: Hangup,
+    asked: Receiver<ReloadAnswer>,
+    admin: AdminSettings,
+    metrics: Arc<Metrics>,
+    drain: Drain,
+}
+
+/// Builds the services of what was bound: all that may fail. Call it inside the runtime.
+pub(super) fn build(
     loaded: &Loaded,
     bound: Bound,
     drain: &Drain,
-    stop: Option<StopRequest>,
+    outward: Outward,
     reloading: Reloading,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Built> {
     let settings = &loaded.settings;
-    let Reloading { log, hangup, child } = reloading;
+    let Reloading { log, hangup, child, herald } = reloading;
     let (reload, asked) = ReloadRequest::new();
     let addresses = bound.addresses();
     let metrics = Metrics::new().context("cannot set up the metrics")?;
     let failures = LoginFailures::new(settings.login_failures_per_minute);
     let postgres = match &settings.postgres {
         Some(settings) => {
+            let Outward { stop, elsewhere } = outward;
             let (child, failures) = (child.clone(), Arc::clone(&failures));
-            let ties = Ties { stop, reload: Some(reload), child, failures };
+            let ties = Ties { stop, reload: Some(reload), child, failures, elsewhere };
             let drain = drain.clone();
             Some(Arc::new(postgres::service::Service::new(settings, &metrics, drain, ties)?))
         }
@@ -58,38 +85,50 @@ pub(super) fn start(
         }
         None => None,
     };
-    if let Some(service) = &postgres {
-        for (index, listener) in bound.postgres.into_iter().enumerate() {
-            tokio::spawn(service.serve(index, listener));
-        }
-    }
-    if let Some(service) = &redis {
-        for (index, listener) in bound.redis.into_iter().enumerate() {
-            let service = Arc::clone(service);
-            tokio::spawn(async move { service.serve(index, listener).await });
-        }
-    }
     let tower = Tower::new(Arc::clone(&metrics), postgres.clone(), redis.clone(), drain.clone());
-    tokio::spawn(Arc::clone(&tower).keep());
-    let readiness: admin::Readiness = {
-        let tower = Arc::clone(&tower);
-        Arc::new(move || tower.readiness())
-    };
-    let watcher: Watcher = tower;
+    let watcher: Watcher = Arc::clone(&tower) as Watcher;
     let push = push::start(&settings.push, &metrics, &watcher, drain);
     let push = push.context("cannot push metrics")?;
     let reloader = Reloader {
         started: loaded.clone(),
-        postgres,
-        redis,
+        postgres: postgres.clone(),
+        redis: redis.clone(),
         push,
         addresses,
         failures,
         log,
+        herald,
         metrics: Arc::clone(&metrics),
     };
-    tokio::spawn(reloader.keep(hangup, asked, drain.clone()));
-    let admin = admin::Admin { metrics, readiness, watcher, drain: drain.clone() };
-    tokio::spawn(admin::serve(bound.admin, admin, (&settings.admin).into()));
-    Ok(())
+    let (drain, admin) = (drain.clone(), settings.admin.clone());
+    Ok(Built { bound, postgres, redis, tower, reloader, hangup, asked, admin, metrics, drain })
+}
+
+impl Built {
+    /// Lets clients in: spawns all of it. What there is of Postgres. Call it inside the runtime.
+    pub(super) fn open(self) -> Option<Arc<postgres::service::Service>> {
+        let Self { bound, postgres, redis, tower, reloader, drain, .. } = self;
+        if let Some(service) = &postgres {
+            for (index, listener) in bound.postgres.into_iter().enumerate() {
+                tokio::spawn(service.serve(index, listener));
+            }
+        }
+        if let Some(service) = &redis {
+            for (index, listener) in bound.redis.into_iter().enumerate() {
+                let service = Arc::clone(service);
+                tokio::spawn(async move { service.serve(index, listener).await });
+            }
+        }
+        tokio::spawn(Arc::clone(&tower).keep());
+        tokio::spawn(reloader.herald.clone().keep(Arc::clone(&tower), drain.clone()));
+        let readiness: admin::Readiness = {
+            let tower = Arc::clone(&tower);
+            Arc::new(move || tower.readiness())
+        };
+        tokio::spawn(reloader.keep(self.hangup, self.asked, drain.clone()));
+        let metrics = self.metrics;
+        let admin = admin::Admin { metrics, readiness, watcher: tower, drain };
+        tokio::spawn(admin::serve(bound.admin, admin, (&self.admin).into()));
+        postgres
+    }
 }

@@ -74,6 +74,16 @@ impl Tower {
         postgres.chain(redis).collect()
     }
 
+    /// How the pools are, in one line: server connections in use, most of them, and who waits.
+    pub(super) fn line(&self) -> String {
+        let words = |pool: &PoolStatus| {
+            let (used, most, waiting) = (pool.servers.in_use(), pool.limit, pool.queue.length);
+            let waiting = if waiting == 0 { String::new() } else { format!(", {waiting} waiting") };
+            format!("{}: {used} of {most} connections in use{waiting}", pool.name)
+        };
+        self.pools().iter().map(words).collect::<Vec<_>>().join("; ")
+    }
+
     fn metrics_of(&self, pool: &PoolStatus) -> Arc<PoolMetrics> {
         let protocol = match pool.protocol.as_str() {
             "redis" => Protocol::Redis,

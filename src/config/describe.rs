@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::variable::Origin;
 use super::{
-    Auth, ChildCredentials, Host, ListenerEncryption, Loaded, PoolMode, Protocol, PushSettings,
-    RedisTls, SslMode, TlsMode,
+    Access, Auth, ChildCredentials, Host, ListenerEncryption, Loaded, PoolMode, Protocol,
+    PushSettings, RedisTls, SslMode, TlsMode,
 };
 use crate::redis::namespace::Mode;
 
@@ -29,6 +29,7 @@ fn write_all(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
     write_push(text, &settings.push)?;
     write_postgres(text, loaded)?;
     write_redis(text, loaded)?;
+    write_sockets(text, loaded)?;
     for variable in &loaded.variables {
         if let Some(listen) = loaded.listen_of(variable) {
             let tls = loaded.tls_of(variable.protocol());
@@ -64,6 +65,21 @@ fn write_push(text: &mut String, push: &PushSettings) -> std::fmt::Result {
     Ok(())
 }
 
+fn write_sockets(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
+    let settings = &loaded.settings;
+    let postgres = settings.postgres.iter().flat_map(|postgres| &postgres.listeners);
+    let postgres = postgres.filter_map(|one| settings.sockets.postgres(one.listen.port()));
+    let redis = settings.redis.iter().flat_map(|redis| &redis.listeners).enumerate();
+    let redis = redis.filter_map(|(index, _)| settings.sockets.redis(index));
+    for path in postgres.chain(redis) {
+        writeln!(text, "socket    {}, mode {:04o}", path.display(), settings.sockets.mode)?;
+    }
+    if let Some(path) = &settings.sockets.control {
+        writeln!(text, "control   {} (serve)", path.display())?;
+    }
+    Ok(())
+}
+
 fn write_postgres(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
     let Some(postgres) = &loaded.settings.postgres else {
         return writeln!(text, "postgres  off (DATABASE_URL is not set)");
@@ -84,14 +100,14 @@ fn write_postgres(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
         for upstream in &listener.upstreams {
             writeln!(
                 text,
-                "          {} -> {} {}:{}, user {}, database {}, sslmode {}{}",
+                "          {} -> {} {}, user {}, database {}, sslmode {}{}{}",
                 listener.listen,
                 upstream.name,
-                upstream.host,
-                upstream.port,
+                upstream.hosts,
                 upstream.user,
                 upstream.database,
                 sslmode_word(upstream.sslmode),
+                if upstream.access == Access::Read { ", only read" } else { "" },
                 mode_words(postgres.pool_modes.of(&upstream.user, &upstream.database))
             )?;
         }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Host;
+use crate::net::Address;
 
 /// The host by which a client on this machine reaches a listener.
 pub(super) fn local_host(listen: SocketAddr) -> String {
@@ -16,8 +17,16 @@ pub(super) fn local_host(listen: SocketAddr) -> String {
 /// Whether connecting to `host`:`port` would reach `listen`. Names other than localhost are not
 /// resolved: a remote server's name never means this machine's loopback.
 #[must_use]
-pub fn leads_to(host: &Host, port: u16, listen: SocketAddr) -> bool {
-    let Host::Tcp(name) = host else { return false };
+pub fn leads_to(host: &Host, port: u16, listen: &Address) -> bool {
+    let (name, listen) = match (host, listen) {
+        (Host::Tcp(name), Address::Tcp(listen)) => (name, *listen),
+        // A file for Redis, a directory for Postgres.
+        (Host::Unix(known), Address::Unix(path)) => {
+            let file = known.join(format!(".s.PGSQL.{port}"));
+            return *known == **path || file == **path;
+        }
+        _ => return false,
+    };
     if port != listen.port() {
         return false;
     }
@@ -72,9 +81,17 @@ mod tests {
             ("db.example.com", 6432, "127.0.0.1:6432", false),
         ] {
             let host = Host::Tcp(host.to_owned());
-            assert_eq!(leads_to(&host, port, listen.parse().unwrap()), ours, "{host} {listen}");
+            assert_eq!(
+                leads_to(&host, port, &Address::Tcp(listen.parse().unwrap())),
+                ours,
+                "{host} {listen}"
+            );
         }
-        assert!(!leads_to(&Host::Unix("/tmp".into()), 6432, "127.0.0.1:6432".parse().unwrap()));
+        let directory = Host::Unix("/tmp".into());
+        assert!(!leads_to(&directory, 6432, &Address::Tcp("127.0.0.1:6432".parse().unwrap())));
+        let socket = Address::Unix(std::path::Path::new("/tmp/.s.PGSQL.6432").into());
+        assert!(leads_to(&directory, 6432, &socket) && !leads_to(&directory, 6433, &socket));
+        assert!(leads_to(&Host::Unix("/tmp/.s.PGSQL.6432".into()), 1, &socket));
     }
 
     #[test]

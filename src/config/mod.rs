@@ -3,12 +3,16 @@
 //! defaults.
 
 mod child;
+mod conninfo;
 mod current;
 mod describe;
 mod error;
+mod hosts;
 mod keys;
 mod local;
 mod namespaces;
+mod passfile;
+mod postgres_options;
 mod postgres_url;
 mod push;
 mod redis_url;
@@ -16,7 +20,9 @@ mod resolve;
 mod restart;
 mod roots;
 mod secret;
+mod service;
 mod settings;
+mod sockets;
 mod sources;
 mod suggest;
 mod tls;
@@ -33,23 +39,28 @@ pub use child::{ChildCredentials, ChildPassword};
 pub use current::Current;
 pub use describe::describe;
 pub use error::ConfigError;
+pub use hosts::{HostOrder, Hosts, ServerHost, TargetSession};
 pub use local::leads_to;
 pub use restart::{needs_restart, postgres_without_restart};
 pub use roots::POSTGRES_PROTOCOL;
 pub use secret::Secret;
 pub use settings::{
-    AdminSettings, Auth, ChannelBinding, ClientCertificate, ConsoleUsers, FirstPasswords,
+    Access, AdminSettings, Auth, ChannelBinding, ClientCertificate, ConsoleUsers, FirstPasswords,
     ListenerEncryption, LogFormat, LogLevel, LogSettings, NamespaceSettings, Passing,
     PasswordOrigin, PoolMode, PoolModeRule, PoolModes, Portions, PostgresLimits, PostgresListener,
     PostgresSettings, PostgresUpstream, Probe, PushSettings, RedisLimits, RedisListener,
     RedisSettings, RedisTls, RedisUpstream, RemoteWrite, Settings, SslMode, SslNegotiation,
     TlsMode,
 };
+pub use sockets::SocketSettings;
 pub use users::{UserSecret, Users};
 pub use variable::{PooledUrl, PooledVariable, Protocol};
 pub use written::Environment;
 
 use written::Written;
+
+/// Variables by which libpq would reach another server than the host of our URL, or ask for what was asked of the server.
+const MISLEADING: [&str; 3] = ["PGHOSTADDR", "PGSERVICE", "PGREQUIREAUTH"];
 
 /// Everything that was configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,8 +112,10 @@ impl Loaded {
     #[must_use]
     pub fn hidden_variables(&self) -> Vec<String> {
         let sources = self.variables.iter().flat_map(|known| sources::other_sources(&known.name));
+        let pools_postgres = self.settings.postgres.is_some();
+        let misleading = MISLEADING.iter().filter(|_| pools_postgres);
         let ours = keys::OURS_ALONE.iter().chain(&self.ours_alone);
-        sources.chain(ours.map(|name| (*name).to_owned())).collect()
+        sources.chain(misleading.chain(ours).map(|name| (*name).to_owned())).collect()
     }
 
     /// Variables that the wrapped command inherits and that hold a password which its URLs don't: by their names.
@@ -188,7 +201,7 @@ pub fn load(
     let bound = written.entry("redis.namespace").is_some();
     let ours_alone = if secret || bound { keys::OURS_WITH_THE_FILE.to_vec() } else { Vec::new() };
     resolved.warnings.extend(written::unknown_variables(environment, &pooled));
-    let watched = watched::watched(file.as_deref(), &written, environment, &resolved.settings);
+    let watched = watched::watched(file.as_deref(), &written, environment, &resolved);
     Ok(Loaded {
         settings: resolved.settings,
         variables: resolved.variables,

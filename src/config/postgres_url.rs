@@ -3,40 +3,24 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::conninfo::Conninfo;
 use super::local::local_host;
+use super::postgres_options::{self, is_ours, is_tls_option};
 use super::tls::PostgresTls;
-use super::uri::{Uri, decode, encode};
 use super::written::Environment;
-use super::{Host, PostgresUpstream, Secret, SslMode, TlsMode};
+use super::{
+    Access, Hosts, PostgresUpstream, Secret, SslMode, TargetSession, TlsMode, passfile, service,
+};
 use crate::net::Pins;
-
-/// Options that say how to reach the server, or how to encrypt on the way to it: ours to keep,
-/// useless or harmful towards our plain local listener.
-const SERVER_OPTIONS: [&str; 13] = [
-    "host",
-    "hostaddr",
-    "port",
-    "user",
-    "password",
-    "dbname",
-    "passfile",
-    "channel_binding",
-    "requiressl",
-    "gssencmode",
-    "requirepeer",
-    "target_session_attrs",
-    "load_balance_hosts",
-];
-const DEFAULT_PORT: u16 = 5432;
-/// Where Debian's and most others' servers keep their socket.
-const SOCKET_DIRECTORY: &str = "/var/run/postgresql";
 
 /// A parsed URL and the upstream it stands for.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct PostgresUrl {
-    uri: Uri,
+    conninfo: Conninfo,
     pub(super) upstream: PostgresUpstream,
     pub(super) warnings: Vec<String>,
+    /// What was read beside it: libpq's service file and password file.
+    pub(super) files: Vec<PathBuf>,
     /// Whether a client without an `sslmode` in its URL would insist on TLS.
     environment_insists: bool,
     /// Takes back what libpq's variables would ask of a plain listener.
@@ -47,58 +31,42 @@ impl PostgresUrl {
     /// Parses the value of the variable `name`; `environment` gives libpq's defaults (PGUSER ..).
     /// The error repeats nothing of the text.
     pub(super) fn parse(name: &str, text: &str, environment: &Environment) -> Result<Self, String> {
-        let mut uri = Uri::parse(text)?;
-        check_scheme(&uri.scheme)?;
+        let mut conninfo = Conninfo::parse(text)?;
+        let service_file = service::add(&mut conninfo, environment)?;
+        let all = conninfo.with_variables(environment);
+        postgres_options::check(&all)?;
         let pg =
             |variable: &str| environment.get(variable).cloned().flatten().filter(|v| !v.is_empty());
-        for unsupported in ["hostaddr"] {
-            if uri.query.iter().any(|(key, _)| key == unsupported) {
-                return Err(format!(
-                    "has the option {unsupported}, which tidegate cannot honour; \
-                    take it out"
-                ));
-            }
-        }
-        let path = decode(&uri.path)?;
-        let port_option = match uri.take_option("port") {
-            None => None,
-            Some(port) => {
-                Some(parse_port(&port).ok_or("has an option port that is not 1 to 65535")?)
-            }
-        };
-        uri.host = uri.take_option("host").or(uri.host);
-        uri.user = uri.take_option("user").or(uri.user);
-        uri.password = uri.take_option("password").or(uri.password);
-        let host = uri.host.clone().or_else(|| pg("PGHOST")).unwrap_or(SOCKET_DIRECTORY.into());
-        if host.contains(',') {
-            return Err("names several hosts; give it one".to_owned());
-        }
-        let port = port_option
-            .or(uri.port)
-            .or_else(|| pg("PGPORT").and_then(|port| parse_port(&port)))
-            .unwrap_or(DEFAULT_PORT);
-        let Some(user) = uri.user.clone().or_else(|| pg("PGUSER")).or_else(|| pg("USER")) else {
+        let hosts = Hosts::read(&all)?;
+        let Some(user) = all.get("user").map(str::to_owned).or_else(|| pg("USER")) else {
             return Err("names no user, and neither PGUSER nor USER is set".to_owned());
         };
-        let database = uri.take_option("dbname").or((!path.is_empty()).then_some(path));
-        let database = database.or_else(|| pg("PGDATABASE")).unwrap_or_else(|| user.clone());
-        let password = uri.password.clone().or_else(|| pg("PGPASSWORD")).map(Secret::new);
-        let (sslmode, sslrootcert) = encryption(&uri, environment)?;
-        let tls = PostgresTls::read(&uri, environment, sslmode)?;
-        let warnings = warnings(name, &uri);
-        let host = if host.starts_with('/') { Host::Unix(host.into()) } else { Host::Tcp(host) };
-        let ours = |key: &str| SERVER_OPTIONS.contains(&key) || is_tls_option(key);
-        let options = uri.query.iter().filter(|(key, _)| !ours(key)).cloned().collect();
+        let database = all.get("dbname").unwrap_or(&user).to_owned();
+        let found = match all.get("password") {
+            Some(password) => passfile::Found::written(password),
+            None => passfile::look_up(&all, environment, &hosts, (&user, &database))?,
+        };
+        let (sslmode, sslrootcert) = encryption(&all)?;
+        let tls = PostgresTls::read(&all, sslmode)?;
+        let mut warnings = postgres_options::warnings(name, &all);
+        warnings.extend(found.warning.map(|warning| format!("{name}: {warning}")));
+        let options = conninfo.written().iter().filter(|(key, _)| !is_ours(key));
+        let options = options.cloned().collect();
         let upstream = PostgresUpstream {
             name: name.to_owned(),
-            host,
-            port,
+            hosts,
+            connect_timeout: postgres_options::connect_timeout(&all)?,
+            vigilance: postgres_options::vigilance(&all)?,
+            required_peer: postgres_options::required_peer(&all)?,
+            methods: postgres_options::methods(&all)?,
+            access: Access::Write,
             user,
-            password,
+            password: found.password,
             database,
             options,
             sslmode,
             sslrootcert,
+            handshake: postgres_options::handshake(&all)?,
             sslnegotiation: tls.negotiation,
             channel_binding: tls.channel_binding,
             identity: tls.identity,
@@ -106,35 +74,49 @@ impl PostgresUrl {
         };
         let environment_insists = pg("PGSSLMODE").is_some_and(|mode| insists(&mode));
         let taken_back = taken_back(environment);
-        Ok(Self { uri, upstream, warnings, environment_insists, taken_back })
+        let files = service_file.into_iter().chain(found.file).collect();
+        Ok(Self { conninfo, upstream, warnings, files, environment_insists, taken_back })
     }
 
     /// The URL for the wrapped command: the same user, database and options, the same password or its own credential, our
     /// address, and no TLS asked of a listener on the same machine unless it insists.
     pub(super) fn local(&self, listen: SocketAddr, tls: TlsMode, own: Option<&Secret>) -> String {
-        let asked_for_tls = self.uri.query.iter().any(|(key, _)| is_tls_option(key));
-        let mut uri = self.uri.clone();
-        uri.user = Some(self.upstream.user.clone());
+        let asked_for_tls = self.conninfo.written().iter().any(|(key, _)| is_tls_option(key));
+        let option = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let mut written = vec![
+            option("user", &self.upstream.user),
+            option("host", &local_host(listen)),
+            option("port", &listen.port().to_string()),
+            option("dbname", &self.upstream.database),
+        ];
         let password = own.or(self.upstream.password.as_ref());
-        uri.password = password.map(|secret| secret.expose().to_owned());
-        uri.host = Some(local_host(listen));
-        uri.port = Some(listen.port());
-        uri.path = encode(&self.upstream.database);
-        uri.query.clone_from(&self.upstream.options);
+        written.extend(password.map(|secret| option("password", secret.expose())));
+        written.extend(self.upstream.options.iter().cloned());
         if tls == TlsMode::Require {
-            uri.query.push(("sslmode".to_owned(), "require".to_owned()));
-            return uri.to_url();
+            written.push(option("sslmode", "require"));
+        } else {
+            if asked_for_tls || self.environment_insists {
+                written.push(option("sslmode", "disable"));
+            }
+            written.extend(self.taken_back.iter().cloned());
         }
-        if asked_for_tls || self.environment_insists {
-            uri.query.push(("sslmode".to_owned(), "disable".to_owned()));
+        Conninfo::new(&self.conninfo.scheme, written).to_url()
+    }
+
+    /// The same for a follower: of several hosts a standby comes first, unless the URL says which it is to be.
+    pub(super) fn of_follower(mut self) -> Self {
+        let hosts = &mut self.upstream.hosts;
+        let says_which = self.conninfo.get("target_session_attrs").is_some();
+        if hosts.list.len() > 1 && hosts.target == TargetSession::Any && !says_which {
+            hosts.target = TargetSession::PreferStandby;
         }
-        uri.query.extend(self.taken_back.iter().cloned());
-        uri.to_url()
+        self.upstream.access = Access::Read;
+        self
     }
 
     /// The URL with its secrets masked.
     pub(super) fn masked(&self) -> String {
-        self.uri.masked()
+        self.conninfo.masked()
     }
 }
 
@@ -151,41 +133,17 @@ fn taken_back(environment: &Environment) -> Vec<(String, String)> {
     taken.map(|(_, _, option, value)| (option.to_owned(), value.to_owned())).collect()
 }
 
-fn check_scheme(scheme: &str) -> Result<(), String> {
-    // SQLAlchemy writes the driver behind a plus, GeoDjango calls it postgis.
-    let plain = scheme.split_once('+').map_or(scheme, |(plain, _driver)| plain);
-    if matches!(plain, "postgres" | "postgresql" | "postgis") {
-        return Ok(());
-    }
-    let jdbc = if scheme.starts_with("jdbc") { "; a JDBC URL cannot be pooled" } else { "" };
-    Err(format!("has the wrong scheme: it must begin with postgres:// or postgresql://{jdbc}"))
-}
-
-fn parse_port(text: &str) -> Option<u16> {
-    text.parse().ok().filter(|port| *port != 0)
-}
-
-fn is_tls_option(key: &str) -> bool {
-    key.starts_with("ssl")
-}
-
 fn insists(mode: &str) -> bool {
     matches!(mode, "require" | "verify-ca" | "verify-full" | "no-verify")
 }
 
 /// libpq's rules: a root certificate turns `require` into `verify-ca`, and `sslrootcert=system`
 /// means the system's roots and the name. `allow` is served as `prefer`.
-fn encryption(uri: &Uri, environment: &Environment) -> Result<(SslMode, Option<PathBuf>), String> {
-    let option = |key: &str, variable: &str| {
-        let written = uri.query.iter().rev().find(|(known, _)| known == key);
-        let inherited = || environment.get(variable).cloned().flatten();
-        written.map(|(_, value)| value.clone()).or_else(inherited).filter(|value| !value.is_empty())
-    };
-    let root = option("sslrootcert", "PGSSLROOTCERT");
-    let system = root.as_deref() == Some("system");
-    let ssl =
-        uri.query.iter().any(|(key, value)| key == "ssl" && matches!(value.as_str(), "true" | "1"));
-    let mode = match option("sslmode", "PGSSLMODE").as_deref() {
+fn encryption(all: &Conninfo) -> Result<(SslMode, Option<PathBuf>), String> {
+    let root = all.get("sslrootcert");
+    let system = root == Some("system");
+    let ssl = all.get("ssl") == Some("1");
+    let mode = match all.get("sslmode") {
         None if system => SslMode::VerifyFull,
         None if ssl => SslMode::Require,
         None | Some("prefer" | "allow") => SslMode::Prefer,
@@ -204,12 +162,4 @@ fn encryption(uri: &Uri, environment: &Environment) -> Result<(SslMode, Option<P
         return Err("has sslrootcert=system, which goes with sslmode=verify-full only".to_owned());
     }
     Ok((mode, root.filter(|_| !system).map(PathBuf::from)))
-}
-
-fn warnings(name: &str, uri: &Uri) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if uri.query.iter().any(|(key, value)| key == "gssencmode" && value == "require") {
-        warnings.push(format!("{name} asks for gssencmode=require, which tidegate does not speak"));
-    }
-    warnings
 }

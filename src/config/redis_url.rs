@@ -9,6 +9,8 @@ use super::uri::{Uri, decode};
 use super::{Host, RedisTls, RedisUpstream, Secret, TlsMode};
 use crate::net::Pins;
 
+/// What libraries call a URL that leads to a unix socket: redis-py and go-redis, redis-rs, Celery, Lettuce.
+const SOCKET_SCHEMES: [&str; 5] = ["unix", "redis+unix", "redis+socket", "socket", "redis-socket"];
 const DEFAULT_PORT: u16 = 6379;
 const DEFAULT_HOST: &str = "127.0.0.1";
 
@@ -24,8 +26,8 @@ impl RedisUrl {
     /// Parses the value of the variable `name`; `tls` is what `rediss://` means when the URL does
     /// not say. The error repeats nothing of the text.
     pub(super) fn parse(name: &str, text: &str, tls: &RedisTls) -> Result<Self, String> {
-        let mut uri = Uri::parse(text)?;
-        let socket = matches!(uri.scheme.as_str(), "unix" | "redis+unix" | "redis+socket");
+        let mut uri = if text.starts_with('/') { of_path(text)? } else { Uri::parse(text)? };
+        let socket = SOCKET_SCHEMES.contains(&uri.scheme.as_str());
         if !socket && !matches!(uri.scheme.as_str(), "redis" | "rediss") {
             return Err("has the wrong scheme: it must begin with redis://, rediss:// or unix://"
                 .to_owned());
@@ -39,7 +41,7 @@ impl RedisUrl {
         let password = option(&mut uri, &["password", "pass"]);
         uri.password = prefer(uri.password.take(), password, name, "password", &mut warnings);
         // redis-py lets an option db win over the path.
-        let number = match option(&mut uri, &["db", "database"]) {
+        let number = match option(&mut uri, &["db", "database", "virtual_host"]) {
             Some(number) => number,
             None if socket => String::new(),
             None => path.clone(),
@@ -101,6 +103,11 @@ impl RedisUrl {
     pub(super) fn masked(&self) -> String {
         self.uri.masked()
     }
+}
+
+/// A socket's path and nothing else, as ioredis takes it.
+fn of_path(path: &str) -> Result<Uri, String> {
+    Uri::parse(&format!("unix://{}", path.replace('%', "%25").replace('?', "%3F")))
 }
 
 fn parse_database(number: &str) -> Result<u32, String> {

@@ -10,13 +10,14 @@ use super::namespaces;
 use super::postgres_url::PostgresUrl;
 use super::push;
 use super::redis_url::RedisUrl;
+use super::sockets;
 use super::sources::{url_file, url_source};
 use super::suggest;
 use super::tls;
 use super::users::UsersFile;
 use super::written::{Entry, Environment, Written};
 use super::{
-    AdminSettings, Auth, ChildPassword, ConfigError, ConsoleUsers, LogFormat, LogLevel,
+    Access, AdminSettings, Auth, ChildPassword, ConfigError, ConsoleUsers, LogFormat, LogLevel,
     LogSettings, Passing, PoolMode, PoolModeRule, PoolModes, PooledUrl, PooledVariable, Portions,
     PostgresLimits, PostgresListener, PostgresSettings, Probe, RedisLimits, RedisListener,
     RedisSettings, RedisTls, Settings, UserSecret, Users,
@@ -66,7 +67,9 @@ pub(super) fn resolve(
         push: push::resolve(written, environment, &mut warnings)?,
         postgres,
         redis,
+        sockets: sockets::resolve(written)?,
         drain: written.millis("drain_ms", default.drain, 0..=HOUR_MS)?,
+        handover: written.millis("handover_ms", default.handover, HOUR)?,
         child_grace: written.millis("child_grace_ms", default.child_grace, 0..=HOUR_MS)?,
         child_password: written.choice(
             "child_credentials",
@@ -86,9 +89,10 @@ pub(super) fn resolve(
 
 /// The names of the variables to pool, in both protocols.
 pub(super) fn pooled_names(written: &Written) -> Vec<String> {
-    let (postgres, _) = names(written, "postgres.urls", "DATABASE_URL");
-    let (redis, _) = names(written, "redis.urls", "REDIS_URL");
-    [postgres, redis].concat()
+    let (postgres, _) = names(written, "postgres.urls", Some("DATABASE_URL"));
+    let (followers, _) = names(written, "postgres.read_only_urls", None);
+    let (redis, _) = names(written, "redis.urls", Some("REDIS_URL"));
+    [postgres, followers, redis].concat()
 }
 
 /// The files that URLs are read from.
@@ -143,9 +147,12 @@ fn postgres(
     check_trust(written, settings.auth, "postgres", listen)?;
     let pins = tls::pins(written, "postgres")?;
     let mut listeners: Vec<PostgresListener> = Vec::new();
-    for (name, text) in upstream_texts(written, environment, "postgres.urls", "DATABASE_URL")? {
+    for (name, text, access) in postgres_texts(written, environment)? {
         let mut url = PostgresUrl::parse(&name, &text.text, environment)
             .map_err(|problem| ConfigError::new(&text.source, problem))?;
+        if access == Access::Read {
+            url = url.of_follower();
+        }
         if let (None, Some(UserSecret::Clear(password))) =
             (&url.upstream.password, settings.users.get(&url.upstream.user))
         {
@@ -344,7 +351,7 @@ fn place_postgres(
         let mut known = listener.upstreams.iter();
         let confused = known.any(|known| {
             let same_route = known.user == upstream.user && known.database == upstream.database;
-            let same_server = known.host == upstream.host && known.port == upstream.port;
+            let same_server = known.hosts == upstream.hosts;
             same_route || (any && !same_server)
         });
         if !confused {
@@ -452,7 +459,7 @@ fn redis(
     let (listen, explicit) = listen(written, "redis.listen", REDIS_LISTEN)?;
     check_trust(written, settings.auth, "redis", listen)?;
     let mut listeners: Vec<RedisListener> = Vec::new();
-    for (name, text) in upstream_texts(written, environment, "redis.urls", "REDIS_URL")? {
+    for (name, text) in upstream_texts(written, environment, "redis.urls", Some("REDIS_URL"))? {
         let mut url = RedisUrl::parse(&name, &text.text, &tls)
             .map_err(|problem| ConfigError::new(&text.source, problem))?;
         url.upstream.pins = pins.clone();
@@ -618,9 +625,9 @@ fn following(listen: SocketAddr, explicit: bool, index: usize) -> Option<(Socket
 }
 
 /// The variables to pool, and whether somebody named them.
-fn names(written: &Written, path: &str, default: &str) -> (Vec<String>, Option<Entry>) {
+fn names(written: &Written, path: &str, default: Option<&str>) -> (Vec<String>, Option<Entry>) {
     match written.entry(path) {
-        None => (vec![default.to_owned()], None),
+        None => (default.into_iter().map(str::to_owned).collect(), None),
         Some(entry) => {
             let mut names: Vec<String> = Vec::new();
             for name in entry.text.split_ascii_whitespace() {
@@ -633,13 +640,32 @@ fn names(written: &Written, path: &str, default: &str) -> (Vec<String>, Option<E
     }
 }
 
+/// Those of Postgres: the servers that are written to, and the followers.
+fn postgres_texts(
+    written: &Written,
+    environment: &Environment,
+) -> Result<Vec<(String, Entry, Access)>, ConfigError> {
+    let urls = upstream_texts(written, environment, "postgres.urls", Some("DATABASE_URL"))?;
+    let followers = upstream_texts(written, environment, "postgres.read_only_urls", None)?;
+    let both = followers.iter().find(|(name, _)| urls.iter().any(|(known, _)| known == name));
+    if let (Some((name, _)), Some(entry)) = (both, written.entry("postgres.read_only_urls")) {
+        return Err(entry.wrong(format!(
+            "names {name}, which postgres.urls (TIDEGATE_POSTGRES_URLS) names, too; leave it in one of them"
+        )));
+    }
+    let with = |texts: Vec<(String, Entry)>, access| {
+        texts.into_iter().map(move |(name, text)| (name, text, access))
+    };
+    Ok(with(urls, Access::Write).chain(with(followers, Access::Read)).collect())
+}
+
 /// Each pooled variable's name with the URL of its upstream: `TIDEGATE_<name>` if set, else `<name>`; or what is in the file that
 /// one of them with `_FILE` behind it names.
 fn upstream_texts(
     written: &Written,
     environment: &Environment,
     path: &str,
-    default: &str,
+    default: Option<&str>,
 ) -> Result<Vec<(String, Entry)>, ConfigError> {
     let (names, named_by) = names(written, path, default);
     let mut texts = Vec::new();

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    ConfigError, Host, ListenerEncryption, PostgresUpstream, RedisTls, RedisUpstream, Settings,
-    SslMode, SslNegotiation,
+    ConfigError, ListenerEncryption, PostgresUpstream, RedisTls, RedisUpstream, ServerHost,
+    Settings, SslMode, SslNegotiation,
 };
 use crate::net::{Tls, TlsSettings, Verify};
 
@@ -19,7 +19,7 @@ impl PostgresUpstream {
     /// certificate turns `require` into `verify-ca`, and a unix socket has no TLS whatever is asked.
     #[must_use]
     pub fn tls(&self) -> Option<TlsSettings> {
-        if matches!(self.host, Host::Unix(_)) {
+        if self.hosts.list.iter().all(ServerHost::is_socket) {
             return None;
         }
         // libpq's word for the system's roots, which are what we take when no file is named.
@@ -36,6 +36,7 @@ impl PostgresUpstream {
             roots,
             identity: self.identity.clone(),
             pins: self.pins.clone(),
+            handshake: self.handshake,
             // Towards an SSLRequest it would bring nothing, and might disturb what stands before an older server.
             protocol: (self.sslnegotiation == SslNegotiation::Direct).then_some(POSTGRES_PROTOCOL),
         })

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ChildPassword, Host, Secret, Users};
+use super::{ChildPassword, Host, Hosts, Secret, SocketSettings, Users};
 use crate::net::{
-    Certificate, Identity, ListenerTls, ListenerTlsSettings, Pins, TlsError, TlsSettings,
+    Certificate, Handshake, Identity, ListenerTls, ListenerTlsSettings, Pins, TlsError,
+    TlsSettings, Vigilance,
 };
+use crate::postgres::login::Methods;
 use crate::redis::namespace::Namespace;
 
 /// Everything the program was told.
@@ -27,8 +29,12 @@ pub struct Settings {
     pub postgres: Option<PostgresSettings>,
     /// Redis, when there is an upstream for it.
     pub redis: Option<RedisSettings>,
+    /// The unix sockets beside the listeners' addresses.
+    pub sockets: SocketSettings,
     /// Longest time to finish owed work once a drain has started.
     pub drain: Duration,
+    /// For how long `serve` goes on as before once another process has taken its listeners over; the drain follows.
+    pub handover: Duration,
     /// Longest time `run` serves the wrapped command after SIGTERM was passed on; the drain follows.
     pub child_grace: Duration,
     /// Which password the wrapped command's URLs have.
@@ -424,10 +430,18 @@ pub struct PostgresListener {
 pub struct PostgresUpstream {
     /// The variable's name: the pool's name in metrics, logs and errors.
     pub name: String,
-    /// Where it listens.
-    pub host: Host,
-    /// Its port.
-    pub port: u16,
+    /// Where it may be.
+    pub hosts: Hosts,
+    /// How long each of them may take to connect and log in, if the URL says so (`connect_timeout`).
+    pub connect_timeout: Option<Duration>,
+    /// How connections to them notice that they have vanished.
+    pub vigilance: Vigilance,
+    /// The number of the user that a server behind a unix socket must run as (`requirepeer`).
+    pub required_peer: Option<u32>,
+    /// How it may ask who we are (`require_auth`).
+    pub methods: Methods,
+    /// Whether its sessions write.
+    pub access: Access,
     /// The user to log in as.
     pub user: String,
     /// The user's password.
@@ -440,6 +454,8 @@ pub struct PostgresUpstream {
     pub sslmode: SslMode,
     /// PEM file with the roots to trust.
     pub sslrootcert: Option<PathBuf>,
+    /// Which TLS will do, and whether it begins with the host's name.
+    pub handshake: Handshake,
     /// How encryption begins.
     pub sslnegotiation: SslNegotiation,
     /// Whether the login is bound to the encryption.
@@ -448,6 +464,16 @@ pub struct PostgresUpstream {
     pub identity: Option<Identity>,
     /// Which public keys the server may have.
     pub pins: Pins,
+}
+
+/// Whether sessions write, where they don't say otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// They may.
+    #[default]
+    Write,
+    /// They only read (`postgres.read_only_urls`).
+    Read,
 }
 
 /// libpq's `sslnegotiation`.
@@ -636,7 +662,9 @@ impl Default for Settings {
             push: PushSettings::default(),
             postgres: None,
             redis: None,
+            sockets: SocketSettings::default(),
             drain: Duration::from_secs(4),
+            handover: Duration::from_secs(1),
             child_grace: Duration::from_secs(25),
             child_password: ChildPassword::default(),
             login_failures_per_minute: 60,

@@ -69,6 +69,8 @@ fn an_error_names_the_setting_the_value_and_what_is_allowed() {
         ("TIDEGATE_LOG", "inf", &["did you mean info?"]),
         ("TIDEGATE_LOG_FORMAT", "xml", &["logfmt, json"]),
         ("TIDEGATE_POSTGRES_URLS", "DATABASE_URL OTHER_URL", &["OTHER_URL, which is not set"]),
+        ("TIDEGATE_POSTGRES_READ_ONLY_URLS", "X_URL", &["X_URL, which is not set"]),
+        ("TIDEGATE_POSTGRES_READ_ONLY_URLS", "DATABASE_URL", &["DATABASE_URL", "one of them"]),
         ("TIDEGATE_REDIS_URLS", "redis://:hunter2@h", &["names of variables"]),
         ("TIDEGATE_CONFIG", "/nonexistent.toml", &["/nonexistent.toml", "cannot be read"]),
         ("DATABASE_URL", "", &["empty", "unset"]),

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::conninfo::Conninfo;
 use super::uri::Uri;
-use super::written::{Environment, Written};
+use super::written::Written;
 use super::{
     ChannelBinding, ClientCertificate, ConfigError, ListenerEncryption, SslMode, SslNegotiation,
     TlsMode,
@@ -96,18 +97,8 @@ pub(super) struct PostgresTls {
 
 impl PostgresTls {
     /// The error repeats nothing of the text.
-    pub(super) fn read(
-        uri: &Uri,
-        environment: &Environment,
-        sslmode: SslMode,
-    ) -> Result<Self, String> {
-        let option = |key: &str, variable: &str| {
-            let written = uri.query.iter().rev().find(|(known, _)| known == key);
-            let written = written.map(|(_, value)| value.clone());
-            let inherited = || environment.get(variable).cloned().flatten();
-            written.or_else(inherited).filter(|value| !value.is_empty())
-        };
-        let negotiation = match option("sslnegotiation", "PGSSLNEGOTIATION").as_deref() {
+    pub(super) fn read(all: &Conninfo, sslmode: SslMode) -> Result<Self, String> {
+        let negotiation = match all.get("sslnegotiation") {
             None | Some("postgres") => SslNegotiation::Postgres,
             Some("direct") if matches!(sslmode, SslMode::Disable | SslMode::Prefer) => {
                 return Err("has sslnegotiation=direct, which goes with sslmode=require, verify-ca or verify-full only"
@@ -118,7 +109,7 @@ impl PostgresTls {
                 return Err("has an sslnegotiation that is neither postgres nor direct".to_owned());
             }
         };
-        let channel_binding = match option("channel_binding", "PGCHANNELBINDING").as_deref() {
+        let channel_binding = match all.get("channel_binding") {
             None | Some("prefer") => ChannelBinding::Prefer,
             Some("disable") => ChannelBinding::Disable,
             Some("require") if sslmode == SslMode::Disable => {
@@ -133,17 +124,12 @@ impl PostgresTls {
                 );
             }
         };
-        let file = |key, variable| option(key, variable).map(PathBuf::from);
-        let found = identity(file("sslcert", "PGSSLCERT"), file("sslkey", "PGSSLKEY"));
+        let file = |key| all.get(key).map(PathBuf::from);
+        let found = identity(file("sslcert"), file("sslkey"));
         let identity = found.map_err(|OneOfTwo| {
             "has one of sslcert and sslkey (or of PGSSLCERT and PGSSLKEY); a certificate and its key go together"
         })?;
-        if identity.is_some() && option("sslpassword", "").is_some() {
-            return Err("has the option sslpassword, which tidegate cannot honour: \
-                take the password off the key's file, and the option out"
-                .to_owned());
-        }
-        let shown = option("sslcertmode", "PGSSLCERTMODE").as_deref() != Some("disable");
+        let shown = all.get("sslcertmode") != Some("disable");
         Ok(Self { negotiation, channel_binding, identity: identity.filter(|_| shown) })
     }
 }

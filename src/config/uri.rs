@@ -1,5 +1,5 @@
-//! Connection URLs, taken apart the way libpq does it: by hand, because a general URL parser refuses
-//! what databases' URLs hold (raw `#` in a password, unix sockets, several hosts).
+//! URLs of one host: Redis' and others'. Taken apart by hand, because a general URL parser refuses what they hold (raw `#` in a
+//! password, unix sockets). Postgres' are in `conninfo`.
 
 use std::fmt;
 

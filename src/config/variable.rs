@@ -1,10 +1,12 @@
 //! A variable that holds a URL: where it leads, and what the wrapped command gets instead.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::postgres_url::PostgresUrl;
 use super::redis_url::RedisUrl;
 use super::{ChildCredentials, Secret, TlsMode};
+use crate::net::Address;
 
 /// Which of the two sides a variable belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +95,14 @@ impl PooledVariable {
         }
     }
 
+    /// The files that were read for it.
+    pub(super) fn files(&self) -> &[PathBuf] {
+        match &self.url {
+            PooledUrl::Postgres(url) => &url.files,
+            PooledUrl::Redis(_) => &[],
+        }
+    }
+
     /// The upstream's URL with its secrets masked.
     #[must_use]
     pub fn masked_url(&self) -> String {
@@ -102,13 +112,12 @@ impl PooledVariable {
         }
     }
 
-    /// Whether the upstream is our own listener at `listen`.
+    /// Whether the upstream is, or may be, our own listener at `listen`.
     #[must_use]
-    pub fn leads_to(&self, listen: SocketAddr) -> bool {
-        let (host, port) = match &self.url {
-            PooledUrl::Postgres(url) => (&url.upstream.host, url.upstream.port),
-            PooledUrl::Redis(url) => (&url.upstream.host, url.upstream.port),
-        };
-        super::leads_to(host, port, listen)
+    pub fn leads_to(&self, listen: &Address) -> bool {
+        match &self.url {
+            PooledUrl::Postgres(url) => url.upstream.hosts.lead_to(listen),
+            PooledUrl::Redis(url) => super::leads_to(&url.upstream.host, url.upstream.port, listen),
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Settings;
-use super::resolve::url_files;
+use super::PooledVariable;
+use super::resolve::{Resolved, url_files};
 use super::written::{Environment, Written};
 
 /// Every file that something was read from, once each.
@@ -11,12 +11,13 @@ pub(super) fn watched(
     file: Option<&Path>,
     written: &Written,
     environment: &Environment,
-    settings: &Settings,
+    resolved: &Resolved,
 ) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = file.map(Path::to_owned).into_iter().collect();
     files.extend(written.entry("postgres.users_file").map(|entry| PathBuf::from(&entry.text)));
     files.extend(url_files(written, environment));
-    files.extend(settings.tls_files());
+    files.extend(resolved.settings.tls_files());
+    files.extend(resolved.variables.iter().flat_map(PooledVariable::files).cloned());
     files.sort_unstable();
     files.dedup();
     files

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -33,13 +33,56 @@ impl fmt::Display for Host {
 
 /// How long one of several addresses may hold up the next.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
-/// Idle time before the first keepalive probe, time between probes, and probes until the end: a
-/// server that vanished is noticed within 30 + 3 * 10 s although nobody writes to it.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_RETRIES: u32 = 3;
-/// How long sent bytes may stay unacknowledged before the kernel gives the connection up.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// One socket of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spot {
+    /// An address of its name.
+    Tcp(SocketAddr),
+    /// The socket file. With an `@` in front it is a name in Linux's abstract space.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Spot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// How a TCP connection notices that the other end has vanished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vigilance {
+    /// Idle time before the first keepalive probe, and time between probes; `None`: no probes.
+    pub keepalive: Option<Keepalive>,
+    /// How long sent bytes may stay unacknowledged before the kernel gives the connection up; `None`: as the system has it.
+    pub user_timeout: Option<Duration>,
+}
+
+/// Probes of an idle connection; what is `None` is as the system has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Idle time before the first.
+    pub idle: Option<Duration>,
+    /// Time between them.
+    pub interval: Option<Duration>,
+    /// How many without an answer are the end.
+    pub retries: Option<u32>,
+}
+
+impl Default for Vigilance {
+    /// A server that vanished is noticed within 30 + 3 * 10 s although nobody writes to it.
+    fn default() -> Self {
+        let keepalive = Keepalive {
+            idle: Some(Duration::from_secs(30)),
+            interval: Some(Duration::from_secs(10)),
+            retries: Some(3),
+        };
+        Self { keepalive: Some(keepalive), user_timeout: Some(Duration::from_secs(30)) }
+    }
+}
 
 /// Connects to `host`: resolves it and tries every address in turn; an address that does not answer
 /// delays the next by 2 s. Without an overall deadline: that is the caller's. For
@@ -50,46 +93,86 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// # Errors
 /// The last address's error, with the address in its text; `NotFound` if the name has no address.
 pub async fn connect(host: &Host, port: u16) -> io::Result<Stream> {
-    match host {
-        Host::Unix(path) => {
-            let unix = UnixStream::connect(path).await;
-            unix.map(Stream::Unix).map_err(|error| at(error, &path.display()))
+    let spots = match host {
+        Host::Unix(path) => vec![Spot::Unix(path.clone())],
+        Host::Tcp(name) => addresses(name, port).await?.into_iter().map(Spot::Tcp).collect(),
+    };
+    let vigilance = Vigilance::default();
+    let mut refused = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+    for (index, spot) in spots.iter().enumerate() {
+        let more = spots.len() - index - 1;
+        match connect_to(spot, more, &vigilance).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => refused = error,
         }
-        Host::Tcp(name) => connect_tcp(name, port).await.map(Stream::Tcp),
     }
+    Err(refused)
 }
 
-async fn connect_tcp(name: &str, port: u16) -> io::Result<TcpStream> {
+/// Every address of a name, in the resolver's order; at least one.
+///
+/// # Errors
+/// The resolver's; `NotFound` if the name has no address.
+pub async fn addresses(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let found = tokio::net::lookup_host((name, port)).await;
     let addresses: Vec<SocketAddr> = found.map_err(|error| at(error, &name))?.collect();
-    let Some((last, earlier)) = addresses.split_last() else {
+    if addresses.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, format!("{name} has no address")));
-    };
-    for address in earlier {
-        let attempt = tokio::time::timeout(ADDRESS_PATIENCE, connect_address(*address)).await;
-        if let Ok(Ok(tcp)) = attempt {
-            return Ok(tcp);
-        }
     }
-    connect_address(*last).await
+    Ok(addresses)
 }
 
-async fn connect_address(address: SocketAddr) -> io::Result<TcpStream> {
-    let tcp = TcpStream::connect(address).await.map_err(|error| at(error, &address))?;
-    set_options(&tcp).map_err(|error| at(error, &address))?;
-    Ok(tcp)
+/// Connects to one socket. When `more` are to be tried after it, it may not take longer than 2 s. Cancel safe.
+///
+/// # Errors
+/// The system's, with the address in its text; `TimedOut` after those 2 s.
+pub async fn connect_to(spot: &Spot, more: usize, vigilance: &Vigilance) -> io::Result<Stream> {
+    let attempt = async {
+        match spot {
+            Spot::Unix(path) => UnixStream::connect(file_of(path)).await.map(Stream::Unix),
+            Spot::Tcp(address) => {
+                let tcp = TcpStream::connect(address).await?;
+                set_options(&tcp, vigilance)?;
+                Ok(Stream::Tcp(tcp))
+            }
+        }
+    };
+    let connected = match more {
+        0 => attempt.await,
+        _ => tokio::time::timeout(ADDRESS_PATIENCE, attempt)
+            .await
+            .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())),
+    };
+    connected.map_err(|error| at(error, spot))
 }
 
-fn set_options(tcp: &TcpStream) -> io::Result<()> {
+/// The system marks abstract names by a nought.
+fn file_of(path: &Path) -> PathBuf {
+    let abstract_name = path.to_str().and_then(|path| path.strip_prefix('@'));
+    abstract_name.map_or_else(|| path.to_owned(), |name| PathBuf::from(format!("\0{name}")))
+}
+
+fn set_options(tcp: &TcpStream, vigilance: &Vigilance) -> io::Result<()> {
     tcp.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_RETRIES);
     let socket = SockRef::from(tcp);
-    socket.set_tcp_keepalive(&keepalive)?;
+    if let Some(Keepalive { idle, interval, retries }) = vigilance.keepalive {
+        let mut keepalive = TcpKeepalive::new();
+        if let Some(idle) = idle {
+            keepalive = keepalive.with_time(idle);
+        }
+        if let Some(interval) = interval {
+            keepalive = keepalive.with_interval(interval);
+        }
+        if let Some(retries) = retries {
+            keepalive = keepalive.with_retries(retries);
+        }
+        socket.set_keepalive(true)?;
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    if vigilance.user_timeout.is_some() {
+        socket.set_tcp_user_timeout(vigilance.user_timeout)?;
+    }
     Ok(())
 }
 
@@ -112,7 +195,7 @@ mod tests {
         assert!(tcp.nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
         #[cfg(target_os = "linux")]
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Vigilance::default().user_timeout);
     }
 
     #[tokio::test]

@@ -6,10 +6,13 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use rustix::net::{RecvFlags, recv};
 use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use super::Address;
 
 /// The type of the first record of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -111,6 +114,18 @@ impl Stream {
         self.tcp().and_then(|tcp| tcp.peer_addr().ok())
     }
 
+    /// Our end, as a client reaches it; `None` when the peer is already gone.
+    #[must_use]
+    pub fn local(&self) -> Option<Address> {
+        match self {
+            Self::Unix(unix) => {
+                let address = unix.local_addr().ok()?;
+                address.as_pathname().map(|path| Address::Unix(path.into()))
+            }
+            _ => self.tcp()?.local_addr().ok().map(Address::Tcp),
+        }
+    }
+
     /// The peer's address and ours; `None` for a unix socket or when the peer is already gone.
     #[must_use]
     pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
@@ -135,15 +150,29 @@ impl Stream {
         tls.get_ref().1.peer_certificates()?.first()
     }
 
+    /// The number of the user that the peer of a unix socket runs as; `None` for any other.
+    #[must_use]
+    pub fn peer_user(&self) -> Option<u32> {
+        let Self::Unix(unix) = self else { return None };
+        unix.peer_cred().ok().map(|peer| peer.uid())
+    }
+
     /// Waits for the peer's first byte, which stays unread: whether it begins a TLS handshake (RFC 8446 section 5.1: the
-    /// record's type). Over anything but plain TCP nobody may, and nothing is waited for. Cancel safe.
+    /// record's type). Inside of TLS nobody may, and nothing is waited for. Cancel safe.
     ///
     /// # Errors
     /// As the socket reports it.
     pub async fn opening(&self) -> io::Result<Opening> {
-        let Self::Tcp(tcp) = self else { return Ok(Opening::Plain) };
         let mut byte = [0];
-        Ok(match tcp.peek(&mut byte).await? {
+        let peeked = match self {
+            Self::Tls(_) => return Ok(Opening::Plain),
+            Self::Tcp(tcp) => tcp.peek(&mut byte).await?,
+            Self::Unix(unix) => {
+                let peek = || Ok(recv(unix, &mut byte, RecvFlags::PEEK)?.0);
+                unix.async_io(tokio::io::Interest::READABLE, peek).await?
+            }
+        };
+        Ok(match peeked {
             0 => Opening::None,
             _ if byte[0] == TLS_HANDSHAKE => Opening::Tls,
             _ => Opening::Plain,

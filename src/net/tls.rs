@@ -16,7 +16,8 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto;
 use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig, Error};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ALL_VERSIONS, CertificateError, ClientConfig, Error, SupportedProtocolVersion};
 use tokio_rustls::TlsConnector;
 
 use super::Stream;
@@ -39,6 +40,37 @@ pub enum Verify {
     Full,
 }
 
+/// Which TLS is spoken, and what the first words of it say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Handshake {
+    /// The versions that will do.
+    pub versions: TlsVersions,
+    /// Whether they say the host's name.
+    pub naming: Naming,
+}
+
+/// Versions of TLS; the older ones are broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TlsVersions {
+    /// 1.2 and 1.3.
+    #[default]
+    Both,
+    /// 1.2.
+    Older,
+    /// 1.3.
+    Newest,
+}
+
+/// Whether the server, and whoever listens, is told by which name it is reached (SNI).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Naming {
+    /// It is.
+    #[default]
+    Told,
+    /// It is not.
+    Kept,
+}
+
 /// What [`Tls::new`] needs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TlsSettings {
@@ -52,13 +84,16 @@ pub struct TlsSettings {
     pub pins: Pins,
     /// The protocol that the server must agree to speak (ALPN, RFC 7301); none is named when absent.
     pub protocol: Option<&'static str>,
+    /// How it begins.
+    pub handshake: Handshake,
 }
 
 impl TlsSettings {
     /// To verify so much with these roots, and nothing else.
     #[must_use]
     pub fn verifying(verify: Verify, roots: Option<PathBuf>) -> Self {
-        Self { verify, roots, identity: None, pins: Pins::default(), protocol: None }
+        let handshake = Handshake::default();
+        Self { verify, roots, identity: None, pins: Pins::default(), protocol: None, handshake }
     }
 
     /// The files that are read for it.
@@ -203,6 +238,16 @@ pub fn is_impostor(error: &io::Error) -> bool {
     )
 }
 
+impl TlsVersions {
+    fn list(self) -> Vec<&'static SupportedProtocolVersion> {
+        match self {
+            Self::Both => ALL_VERSIONS.to_vec(),
+            Self::Older => vec![&TLS12],
+            Self::Newest => vec![&TLS13],
+        }
+    }
+}
+
 fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>, TlsError> {
     // Named, never the process's default: another crate cannot change what we link.
     let provider = Arc::new(crypto::ring::default_provider());
@@ -219,7 +264,7 @@ fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>, TlsError> 
         (_, chain) => Arc::new(Lenient { chain, provider: Arc::clone(&provider) }),
     };
     let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
+        .with_protocol_versions(&settings.handshake.versions.list())?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match &settings.identity {
@@ -230,6 +275,7 @@ fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>, TlsError> 
             shown.map_err(|error| identity.refused(&error))?
         }
     };
+    config.enable_sni = settings.handshake.naming == Naming::Told;
     config.alpn_protocols = settings.protocol.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(Arc::new(config))
 }

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use super::bounds::{Bounds, Rules};
 use super::clients::{Seat, Seats, Way};
-use super::connect::{Dial, Dialled, dial};
+use super::connect::{Dial, Dialled, Reached};
+use super::hosts;
 use super::hub::Hub;
 use super::message::{self, BackendKey, ErrorFields};
 use super::relay::{Emptied, Line, Suspicion};
@@ -93,8 +94,8 @@ pub struct PgBackend {
     pub key: BackendKey,
     /// Who has it.
     pub seat: Arc<Seat>,
-    /// How it was reached: another connection may lead elsewhere by now.
-    pub dial: Arc<Dial>,
+    /// Where the server is: another connection may lead elsewhere.
+    pub reached: Arc<Reached>,
     /// The pool's mode when it was lent: what a session has begun it ends.
     pub mode: PoolMode,
     /// What the server reported at login.
@@ -437,7 +438,7 @@ impl Connect for PgConnect {
 
     async fn connect(&self) -> Result<PgBackend, ConnectError> {
         let way = self.dial.get();
-        let Dialled { stream, parameters, key } = dial(&way).await?;
+        let Dialled { stream, parameters, key, reached } = hosts::dial(&way).await?;
         let nonce = getrandom::u64().map_err(|error| ConnectError {
             fault: Fault::Unreachable,
             code: "io".to_owned(),
@@ -456,7 +457,7 @@ impl Connect for PgConnect {
             to_server: Outbox::default(),
             to_client: Outbox::default(),
             key,
-            dial: way,
+            reached,
             mode: self.mode(),
             parameters,
         };
@@ -491,13 +492,22 @@ impl PgBackend {
             if !matches!(header.tag, b'N' | b'S' | b'A') || header.frame() > IDLE_FRAME_BYTES {
                 return Err(Ended);
             }
-            if self.rest.len() - at < header.frame() {
-                break;
+            let Some(body) = self.rest.get(at + HEADER_BYTES..at + header.frame()) else { break };
+            if header.tag == b'S' {
+                self.line.hears(body);
             }
             at += header.frame();
         }
         self.rest.drain(..at);
-        Ok(())
+        if self.is_misplaced() { Err(Ended) } else { Ok(()) }
+    }
+
+    /// Whether the server is not any more what the pool's URL asks for. Then the connection is not to be kept, and the next
+    /// one is made to whichever host is what is asked for by then.
+    #[must_use]
+    pub fn is_misplaced(&self) -> bool {
+        let (target, writing) = (self.reached.target(), self.line.writing());
+        hosts::has_changed(target, writing, &self.parameters, |name| self.line.reported(name))
     }
 
     /// Asks the server something of ours while no session uses it, and waits for the whole answer.

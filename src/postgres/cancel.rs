@@ -7,8 +7,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use tokio::sync::{mpsc, oneshot};
 
 use super::clients::{Card, Wanted};
 use super::greeting::CancelKeys;
@@ -24,7 +26,20 @@ const LONG_BYTES: usize = 32;
 #[derive(Debug)]
 pub struct CancelRegistry {
     sessions: Mutex<Sessions>,
+    elsewhere: Option<mpsc::Sender<ForeignCancel>>,
 }
+
+/// A cancel request for a session that is not here, on its way to the process that may have it.
+#[derive(Debug)]
+pub struct ForeignCancel {
+    /// As the client said it.
+    pub key: BackendKey,
+    /// To be told when that process has heard of it; dropped if it can't.
+    pub heard: oneshot::Sender<()>,
+}
+
+/// Longest time for another process to hear of a cancel request.
+const ELSEWHERE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// As many clients as allowed have a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,8 +82,14 @@ impl CancelRegistry {
     /// Room for `limit` sessions.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
+        Self::before(limit, None)
+    }
+
+    /// The same; who is not here may be `elsewhere`.
+    #[must_use]
+    pub fn before(limit: usize, elsewhere: Option<mpsc::Sender<ForeignCancel>>) -> Arc<Self> {
         let sessions = Sessions { limit, by_pid: HashMap::default(), last_pid: 0 };
-        Arc::new(Self { sessions: Mutex::new(sessions) })
+        Arc::new(Self { sessions: Mutex::new(sessions), elsewhere })
     }
 
     /// Makes a key for a new session: for the client, and the handle for its session. `random` is
@@ -107,9 +128,16 @@ impl CancelRegistry {
         Ok((BackendKey { pid, secret: bytes }, handle))
     }
 
-    /// Tells the session with this key. Unknown keys are ignored without a word, as in Postgres:
-    /// the asker is anybody.
-    pub fn request(&self, key: &BackendKey) {
+    /// Tells the session with this key, here or elsewhere; ends when it has been told. Unknown keys are ignored without a word,
+    /// as in Postgres: the asker is anybody.
+    pub async fn request(&self, key: &BackendKey) {
+        if !self.tell(key) {
+            self.pass_on(key).await;
+        }
+    }
+
+    /// Whether there is such a session here.
+    fn tell(&self, key: &BackendKey) -> bool {
         let card = {
             let sessions = self.lock();
             let session = sessions.by_pid.get(&key.pid);
@@ -117,8 +145,19 @@ impl CancelRegistry {
                 .filter(|session| session.secret.is(&key.secret))
                 .map(|session| Arc::clone(&session.card))
         };
-        if let Some(card) = card {
+        if let Some(card) = &card {
             card.want(Wanted::CANCEL);
+        }
+        card.is_some()
+    }
+
+    /// A crowd of requests is not queued: nobody is told whether one was of use.
+    async fn pass_on(&self, key: &BackendKey) {
+        let Some(elsewhere) = &self.elsewhere else { return };
+        let (heard, told) = oneshot::channel();
+        if elsewhere.try_send(ForeignCancel { key: key.clone(), heard }).is_ok() {
+            // Dropped or late: there is nobody left to tell.
+            let _told = tokio::time::timeout(ELSEWHERE_PATIENCE, told).await;
         }
     }
 
@@ -254,11 +293,11 @@ mod tests {
             BackendKey { pid: key.pid, secret: long.secret.clone() },
             BackendKey { pid: 99, secret: key.secret.clone() },
         ] {
-            registry.request(&wrong);
+            assert!(!registry.tell(&wrong));
         }
         assert!(handle.card.poll_wanted(&cx).is_pending() && count.0.load(Ordering::SeqCst) == 0);
 
-        registry.request(&key);
+        assert!(registry.tell(&key));
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert!(
             handle.card.poll_wanted(&cx).is_ready() && other.card.poll_wanted(&cx).is_pending()
@@ -267,13 +306,33 @@ mod tests {
         assert!(handle.card.poll_wanted(&cx).is_pending());
     }
 
+    #[tokio::test]
+    async fn what_is_not_here_is_passed_on_and_waited_for() {
+        let (elsewhere, mut asked) = mpsc::channel(1);
+        let registry = CancelRegistry::before(3, Some(elsewhere));
+        let (key, _handle) = registry.register(CancelKeys::Short, &[1; 32]).unwrap();
+        registry.request(&key).await;
+        assert!(asked.try_recv().is_err(), "it is here");
+        let foreign = BackendKey { pid: key.pid, secret: vec![2; 4] };
+        let other = async {
+            let ForeignCancel { key, heard } = asked.recv().await.unwrap();
+            heard.send(()).unwrap();
+            key
+        };
+        let ((), key) = tokio::join!(registry.request(&foreign), other);
+        assert_eq!(key, foreign);
+        // The other process is gone: nobody waits for it.
+        drop(asked);
+        registry.request(&foreign).await;
+    }
+
     #[test]
     fn a_key_ends_with_its_session_and_pids_come_again() {
         let registry = CancelRegistry::new(3);
         let (key, handle) = registry.register(CancelKeys::Short, &[1; 32]).unwrap();
         drop(handle);
         assert!(registry.lock().by_pid.is_empty());
-        registry.request(&key);
+        assert!(!registry.tell(&key));
         let (held, _handle) = registry.register(CancelKeys::Short, &[2; 32]).unwrap();
         assert_ne!(held.pid, key.pid);
         registry.lock().last_pid = i32::MAX;

@@ -40,6 +40,7 @@ pub async fn clean(
     limit: Duration,
 ) {
     match tokio::time::timeout(limit, tidy(&mut lease, departure, leavings)).await {
+        Ok(Ok(())) if lease.is_misplaced() => lease.close("role"),
         Ok(Ok(())) => lease.give_back(),
         Ok(Err(reason)) => lease.close(reason),
         Err(_) => lease.close("cleanup_timeout"),
@@ -108,8 +109,8 @@ fn end_requests(backend: &mut PgBackend) {
 
 /// Has the server cancel what runs. Whether or not that arrives, the answer tells; only then may other words follow.
 async fn cancel(lease: &Lease<PgConnect>) {
-    let (key, dial) = (lease.key.clone(), std::sync::Arc::clone(&lease.dial));
-    let _told = send_cancel(&dial, &key).await;
+    let (key, reached) = (lease.key.clone(), std::sync::Arc::clone(&lease.reached));
+    let _told = send_cancel(&reached, &key).await;
 }
 
 /// Reads and forgets until `done`, and writes what waits for the server meanwhile.

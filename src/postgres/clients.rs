@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::relay::Words;
 use super::settings::Settings;
 use crate::metrics::{Phase, now_ms, seconds};
-use crate::net::Stream;
+use crate::net::{Address, Stream};
 use crate::status::Holder;
 
 /// Longest name of an application that is shown.
@@ -45,9 +45,9 @@ pub struct Card {
 /// What is known of a client once it is logged in.
 #[derive(Debug)]
 struct Who {
-    address: SocketAddr,
+    address: Address,
     /// Our end.
-    local: Option<SocketAddr>,
+    local: Option<Address>,
     born_ms: u64,
     settings: Mutex<Arc<Settings>>,
     seats: Arc<Seats>,
@@ -89,7 +89,7 @@ impl Card {
     /// It is logged in, and comes from `address` to `local`. Once only; the first word counts.
     pub fn introduce(
         &self,
-        (address, local): (SocketAddr, Option<SocketAddr>),
+        (address, local): (Address, Option<Address>),
         settings: &Arc<Settings>,
         seats: &Arc<Seats>,
     ) {
@@ -191,14 +191,14 @@ impl Card {
 
     /// Where it comes from, once it is logged in.
     #[must_use]
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.who.get().map(|who| who.address)
+    pub fn address(&self) -> Option<&Address> {
+        self.who.get().map(|who| &who.address)
     }
 
     /// Our end of its connection, once it is logged in.
     #[must_use]
-    pub fn local_address(&self) -> Option<SocketAddr> {
-        self.who.get().and_then(|who| who.local)
+    pub fn local_address(&self) -> Option<&Address> {
+        self.who.get().and_then(|who| who.local.as_ref())
     }
 }
 

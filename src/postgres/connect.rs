@@ -1,8 +1,8 @@
-//! Opening a server connection: socket, TLS as `sslmode` says, startup, login.
+//! Opening a server connection at one address: socket, TLS as `sslmode` says, startup, login. Which address: `hosts`.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -11,8 +11,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::login::{Binding, LoggedIn, Login, LoginError, Step};
 use super::message::{BackendKey, ErrorFields, cancel_request, ssl_request, startup};
 use super::scram::ScramKeys;
-use crate::config::{ChannelBinding, PostgresUpstream, Secret, SslMode, SslNegotiation};
-use crate::net::{Host, Stream, Tls, TlsError, connect, is_impostor, server_end_point};
+use crate::config::{
+    Access, ChannelBinding, PostgresUpstream, Secret, ServerHost, SslMode, SslNegotiation,
+    TargetSession,
+};
+use crate::net::{
+    Host, Spot, Stream, Tls, TlsError, addresses, connect_to, is_impostor, server_end_point,
+};
 use crate::pool::{ConnectError, Fault};
 
 /// URL options that are meant for the server, not for the client's library: they go into the
@@ -31,6 +36,8 @@ pub struct Dial {
     keys: Option<ScramKeys>,
     /// Of the startup packet, beside user and database.
     parameters: Arc<Vec<(String, String)>>,
+    /// Which host was reached last, by its place in the list.
+    latest: Arc<AtomicUsize>,
 }
 
 /// What `sslmode` comes to.
@@ -53,20 +60,35 @@ pub struct Dialled {
     pub parameters: Vec<(String, String)>,
     /// For [`send_cancel`]; the secret is empty if the server gave no key.
     pub key: BackendKey,
+    /// Where the server is.
+    pub reached: Arc<Reached>,
+}
+
+/// Where a connection was made to. Another one of the same [`Dial`] may lead elsewhere.
+#[derive(Debug)]
+pub struct Reached {
+    dial: Dial,
+    host: ServerHost,
+    spot: Spot,
 }
 
 impl Dial {
-    /// Prepares TLS, which may read `sslrootcert`: do it at start. `timeout` bounds
-    /// [`send_cancel`]; [`dial`] is bounded by the pool.
+    /// Prepares TLS, which may read `sslrootcert`: do it at start. `timeout` bounds, unless the URL says another,
+    /// [`send_cancel`], and each of several hosts.
     ///
     /// # Errors
     /// When the root certificates cannot be had.
     pub fn new(upstream: Arc<PostgresUpstream>, timeout: Duration) -> Result<Self, TlsError> {
         let encryption = encryption(&upstream)?;
         let options = upstream.options.iter();
-        let parameters: Vec<_> =
+        let mut parameters: Vec<_> =
             options.filter(|(name, _)| SERVER_OPTIONS.contains(&name.as_str())).cloned().collect();
-        Ok(Self { upstream, encryption, timeout, keys: None, parameters: Arc::new(parameters) })
+        if upstream.access == Access::Read {
+            parameters.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
+        }
+        let timeout = upstream.connect_timeout.unwrap_or(timeout);
+        let (parameters, latest) = (Arc::new(parameters), Arc::default());
+        Ok(Self { upstream, encryption, timeout, keys: None, parameters, latest })
     }
 
     /// The same server, entered with these parameters in the startup packet, too.
@@ -116,6 +138,17 @@ impl Dial {
         }
     }
 
+    /// How long one of several hosts may take.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Which of the hosts was reached last.
+    pub(super) fn latest(&self) -> &AtomicUsize {
+        &self.latest
+    }
+
     /// What is dialled.
     #[must_use]
     pub fn upstream(&self) -> &PostgresUpstream {
@@ -140,44 +173,96 @@ fn encryption(upstream: &PostgresUpstream) -> Result<Encryption, TlsError> {
     Ok(if may_be_plain { Encryption::IfOffered(tls) } else { Encryption::Always(tls) })
 }
 
-/// Opens a connection and logs in. Without a deadline of its own. Cancel safe: a dropped attempt
-/// leaves nothing behind but, at worst, a login that the server gives up.
+impl Reached {
+    /// The URL's host.
+    #[must_use]
+    pub fn host(&self) -> &ServerHost {
+        &self.host
+    }
+
+    /// What was asked of the server.
+    #[must_use]
+    pub fn target(&self) -> TargetSession {
+        self.upstream().hosts.target
+    }
+
+    fn upstream(&self) -> &PostgresUpstream {
+        &self.dial.upstream
+    }
+
+    /// As libpq: over a unix socket nothing is encrypted, whatever is asked.
+    fn encryption(&self) -> &Encryption {
+        match self.spot {
+            Spot::Unix(_) => &Encryption::Never,
+            Spot::Tcp(_) => &self.dial.encryption,
+        }
+    }
+}
+
+/// Where a host may be connected to: all addresses that its name has.
 ///
 /// # Errors
-/// [`Fault::Unreachable`] with code `io`, `dns` or `tls`, or the SQLSTATE of a server that is
+/// [`Fault::Unreachable`] with code `dns`.
+pub async fn spots(host: &ServerHost) -> Result<Vec<Spot>, ConnectError> {
+    if let Some(address) = host.address {
+        return Ok(vec![Spot::Tcp((address, host.port).into())]);
+    }
+    match &host.host {
+        Host::Unix(directory) => {
+            Ok(vec![Spot::Unix(directory.join(format!(".s.PGSQL.{}", host.port)))])
+        }
+        Host::Tcp(name) => {
+            let found = addresses(name, host.port).await;
+            let found = found.map_err(|error| broken("dns", &error))?;
+            Ok(found.into_iter().map(Spot::Tcp).collect())
+        }
+    }
+}
+
+/// Opens a connection to a socket of a host and logs in; so many `more` may be tried after it. Without a deadline of its
+/// own. Cancel safe: a dropped attempt leaves nothing behind but, at worst, a login that the server gives up.
+///
+/// # Errors
+/// [`Fault::Unreachable`] with code `io` or `tls`, or the SQLSTATE of a server that is
 /// starting or stopping; [`Fault::Refused`] when the server is full; [`Fault::Rejected`] when it
 /// does not want this user, password or database.
-pub async fn dial(dial: &Dial) -> Result<Dialled, ConnectError> {
+pub async fn dial_at(
+    dial: &Dial,
+    host: &ServerHost,
+    spot: Spot,
+    more: usize,
+) -> Result<Dialled, ConnectError> {
     let greeting = dial.startup()?;
-    let (stream, privacy) = open(dial).await?;
-    let refused = match enter(dial, stream, &greeting).await {
+    let reached = Arc::new(Reached { dial: dial.clone(), host: host.clone(), spot });
+    let (stream, privacy) = open(&reached, more).await?;
+    let refused = match enter(&reached, stream, &greeting).await {
         Err(error) => error,
         entered => return entered,
     };
     // As libpq: `prefer` tries without TLS what pg_hba.conf does not allow with it (hostnossl).
     // Only for that one code, so that a wrong password is tried once.
-    let plain_may_do = matches!(dial.encryption, Encryption::IfOffered(_))
+    let plain_may_do = matches!(reached.encryption(), Encryption::IfOffered(_))
         && privacy == Privacy::Encrypted
         && refused.code == "28000";
     if !plain_may_do {
         return Err(refused);
     }
-    let stream = open_socket(&dial.upstream).await?;
-    enter(dial, stream, &greeting).await.map_err(|_also_refused| refused)
+    let stream = open_socket(&reached, more).await?;
+    enter(&reached, stream, &greeting).await.map_err(|_also_refused| refused)
 }
 
 /// Asks the server to cancel what the backend with `key` does now; ends when the server has taken
 /// note, or after the dial's timeout. Whether anything was cancelled cannot be known.
 ///
 /// # Errors
-/// As [`dial`]; code `timeout` after the deadline.
-pub async fn send_cancel(dial: &Dial, key: &BackendKey) -> Result<(), ConnectError> {
+/// As [`dial_at`]; code `timeout` after the deadline.
+pub async fn send_cancel(reached: &Reached, key: &BackendKey) -> Result<(), ConnectError> {
     let request = cancel_request(key);
     if request.is_empty() {
         return Ok(());
     }
-    let sent = tokio::time::timeout(dial.timeout, async {
-        let (mut stream, _) = open(dial).await?;
+    let sent = tokio::time::timeout(reached.dial.timeout, async {
+        let (mut stream, _) = open(reached, 0).await?;
         stream.write_all(&request).await.map_err(|error| broken("io", &error))?;
         stream.flush().await.map_err(|error| broken("io", &error))?;
         // The server closes when it has sent the signal; it never answers.
@@ -201,20 +286,20 @@ enum Privacy {
     Encrypted,
 }
 
-async fn open(dial: &Dial) -> Result<(Stream, Privacy), ConnectError> {
-    let upstream = &dial.upstream;
-    let stream = open_socket(upstream).await?;
+async fn open(reached: &Reached, more: usize) -> Result<(Stream, Privacy), ConnectError> {
+    let stream = open_socket(reached, more).await?;
+    let encryption = reached.encryption();
     if let (SslNegotiation::Direct, Encryption::Always(tls)) =
-        (upstream.sslnegotiation, &dial.encryption)
+        (reached.upstream().sslnegotiation, encryption)
     {
-        let shaken = shake(tls, stream, upstream).await;
+        let shaken = shake(tls, stream, reached).await;
         return Ok((shaken.map_err(|error| broken("tls", &error))?, Privacy::Encrypted));
     }
-    match &dial.encryption {
+    match encryption {
         Encryption::Never => Ok((stream, Privacy::Plain)),
         Encryption::Always(tls) => match ask_for_tls(stream).await? {
             Offer::Yes(stream) => {
-                let shaken = shake(tls, stream, upstream).await;
+                let shaken = shake(tls, stream, reached).await;
                 Ok((shaken.map_err(|error| broken("tls", &error))?, Privacy::Encrypted))
             }
             Offer::No(_) | Offer::Error => {
@@ -225,30 +310,32 @@ async fn open(dial: &Dial) -> Result<(Stream, Privacy), ConnectError> {
         },
         Encryption::IfOffered(tls) => match ask_for_tls(stream).await? {
             Offer::No(stream) => Ok((stream, Privacy::Plain)),
-            Offer::Error => Ok((open_socket(upstream).await?, Privacy::Plain)),
-            Offer::Yes(stream) => match shake(tls, stream, upstream).await {
+            Offer::Error => Ok((open_socket(reached, more).await?, Privacy::Plain)),
+            Offer::Yes(stream) => match shake(tls, stream, reached).await {
                 Ok(stream) => Ok((stream, Privacy::Encrypted)),
                 // Not a server without TLS, but somebody who is not that server.
                 Err(error) if is_impostor(&error) => Err(broken("tls", &error)),
-                Err(_handshake) => Ok((open_socket(upstream).await?, Privacy::Plain)),
+                Err(_handshake) => Ok((open_socket(reached, more).await?, Privacy::Plain)),
             },
         },
     }
 }
 
-async fn open_socket(upstream: &PostgresUpstream) -> Result<Stream, ConnectError> {
-    let connected = match &upstream.host {
-        Host::Tcp(_) => connect(&upstream.host, upstream.port).await,
-        Host::Unix(directory) => {
-            let file: PathBuf = directory.join(format!(".s.PGSQL.{}", upstream.port));
-            connect(&Host::Unix(file), upstream.port).await
+async fn open_socket(reached: &Reached, more: usize) -> Result<Stream, ConnectError> {
+    let upstream = reached.upstream();
+    let connected = connect_to(&reached.spot, more, &upstream.vigilance).await;
+    let stream = connected.map_err(|error| broken("io", &error))?;
+    let peer = upstream.required_peer.filter(|_| matches!(reached.spot, Spot::Unix(_)));
+    match peer {
+        Some(wanted) if stream.peer_user() != Some(wanted) => {
+            let message = format!(
+                "the server at {} does not run as the user that requirepeer names; correct one of them",
+                reached.spot
+            );
+            Err(failure(Fault::Unreachable, "io", &message))
         }
-    };
-    connected.map_err(|error| {
-        let is_dns = matches!(upstream.host, Host::Tcp(_))
-            && (error.kind() == io::ErrorKind::NotFound || error.to_string().contains("lookup"));
-        broken(if is_dns { "dns" } else { "io" }, &error)
-    })
+        _ => Ok(stream),
+    }
 }
 
 /// The server's answer to an SSLRequest.
@@ -276,22 +363,27 @@ async fn ask_for_tls(mut stream: Stream) -> Result<Offer, ConnectError> {
     }
 }
 
-async fn shake(tls: &Tls, stream: Stream, upstream: &PostgresUpstream) -> io::Result<Stream> {
-    let name = match &upstream.host {
+async fn shake(tls: &Tls, stream: Stream, reached: &Reached) -> io::Result<Stream> {
+    let name = match &reached.host.host {
         Host::Tcp(name) => name.as_str(),
         Host::Unix(_) => "localhost",
     };
     tls.connect(stream, name).await
 }
 
-async fn enter(dial: &Dial, mut stream: Stream, greeting: &[u8]) -> Result<Dialled, ConnectError> {
-    let upstream = &dial.upstream;
+async fn enter(
+    reached: &Arc<Reached>,
+    mut stream: Stream,
+    greeting: &[u8],
+) -> Result<Dialled, ConnectError> {
+    let (dial, upstream) = (&reached.dial, reached.upstream());
     let password = upstream.password.as_ref().map(Secret::expose);
     let binding = binding(upstream, &stream);
-    let mut login = match &dial.keys {
+    let login = match &dial.keys {
         Some(keys) => Login::with_keys(&upstream.user, (keys.clone(), nonce()?), binding),
         None => Login::new(&upstream.user, password, binding),
     };
+    let mut login = login.by(upstream.methods.clone());
     let mut received = BytesMut::new();
     send(&mut stream, greeting).await?;
     loop {
@@ -299,7 +391,9 @@ async fn enter(dial: &Dial, mut stream: Stream, greeting: &[u8]) -> Result<Diall
         let _taken = received.split_to(consumed);
         match step {
             Step::Send(answer) => send(&mut stream, &answer).await?,
-            Step::Done(logged_in) if received.is_empty() => return Ok(dialled(stream, logged_in)),
+            Step::Done(logged_in) if received.is_empty() => {
+                return Ok(dialled(stream, logged_in, reached));
+            }
             Step::Done(_) => {
                 let message = "the server went on speaking after its login; is it shutting down?";
                 return Err(failure(Fault::Unreachable, "08P01", &message));
@@ -342,9 +436,9 @@ async fn send(stream: &mut Stream, bytes: &[u8]) -> Result<(), ConnectError> {
     stream.flush().await.map_err(|error| broken("io", &error))
 }
 
-fn dialled(stream: Stream, logged_in: LoggedIn) -> Dialled {
+fn dialled(stream: Stream, logged_in: LoggedIn, reached: &Arc<Reached>) -> Dialled {
     let key = logged_in.key.unwrap_or(BackendKey { pid: 0, secret: Vec::new() });
-    Dialled { stream, parameters: logged_in.parameters, key }
+    Dialled { stream, parameters: logged_in.parameters, key, reached: Arc::clone(reached) }
 }
 
 fn broken(code: &str, error: &io::Error) -> ConnectError {
@@ -361,9 +455,10 @@ fn refusal(error: &LoginError) -> ConnectError {
             let ErrorFields { code, message, .. } = fields.as_ref();
             failure(fault_of(code), code, message)
         }
-        LoginError::NoPassword | LoginError::Unsupported(_) | LoginError::Unbound(_) => {
-            failure(Fault::Rejected, "28000", error)
-        }
+        LoginError::NoPassword
+        | LoginError::Unsupported(_)
+        | LoginError::Unwanted(_)
+        | LoginError::Unbound(_) => failure(Fault::Rejected, "28000", error),
         LoginError::HasNul(_) => failure(Fault::Rejected, "22021", error),
         LoginError::Impostor(_) | LoginError::OldVerifier => {
             failure(Fault::Rejected, "28P01", error)

@@ -13,7 +13,6 @@ mod show;
 mod table;
 mod visit;
 
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,6 +35,7 @@ use super::view;
 use crate::config::{ConsoleUsers, Current, PostgresSettings};
 use crate::lifecycle::{Drain, ReloadRequest, StopRequest};
 use crate::metrics::now_ms;
+use crate::net::Address;
 
 /// The databases that are the console.
 const NAMES: [&str; 2] = ["tidegate", show::OURS];
@@ -118,7 +118,7 @@ impl Console {
         self: &Arc<Self>,
         routes: &Routes,
         startup: &Startup,
-        from: IpAddr,
+        from: &Address,
     ) -> Result<Option<Desk>, ErrorFields> {
         let Startup { user, database, parameters, replication, .. } = startup;
         let meant = NAMES.contains(&database.as_str()) && !routes.has_database(database);
@@ -135,9 +135,9 @@ impl Console {
         Ok(Some(Desk { console, user, database, parameters, reported, _chair: chair }))
     }
 
-    fn may_use(&self, routes: &Routes, startup: &Startup, from: IpAddr) -> bool {
+    fn may_use(&self, routes: &Routes, startup: &Startup, from: &Address) -> bool {
         let (user, database) = (startup.user.as_str(), startup.database.as_str());
-        let here = from.to_canonical().is_loopback();
+        let here = from.is_local();
         match &self.settings.get().console {
             ConsoleUsers::OfUrls => here && routes.has_user(user),
             ConsoleUsers::Named(users) => {
@@ -314,7 +314,11 @@ mod tests {
             parameters: Vec::new(),
         };
         let may = |from: &&str| {
-            let desk = console.desk(&routes, &startup, from.parse().unwrap());
+            let desk = console.desk(
+                &routes,
+                &startup,
+                &Address::Tcp((from.parse::<std::net::IpAddr>().unwrap(), 1).into()),
+            );
             desk.unwrap_or_else(|_| panic!("not full")).is_some()
         };
         from.iter().map(may).collect()

@@ -3,7 +3,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +28,9 @@ use super::settings::Settings;
 use crate::config::{ClientCertificate, Current, PostgresSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Happening, PoolMetrics, Reason};
-use crate::net::{Agreed, ListenerTls, LoginFailures, Opening, PorchPlace, Stream, common_name};
+use crate::net::{
+    Address, Agreed, ListenerTls, LoginFailures, Opening, PorchPlace, Stream, common_name,
+};
 
 /// Bytes asked of the socket at once.
 const READ_BYTES: usize = 1024;
@@ -110,7 +111,7 @@ impl Drop for Counted {
 pub(super) async fn greet(
     reception: Arc<Reception>,
     client: Stream,
-    peer: SocketAddr,
+    peer: Address,
     place: PorchPlace,
 ) {
     let mut place = Some(place);
@@ -125,18 +126,18 @@ pub(super) async fn greet(
     } else {
         tokio::select! {
             biased;
-            welcomed = welcome(&reception, &mut talk, peer, &mut place) => welcomed,
+            welcomed = welcome(&reception, &mut talk, &peer, &mut place) => welcomed,
             end = draining => Err(end),
         }
     };
     match welcomed {
         Ok(welcome) => begin(&reception, talk, peer, welcome),
-        Err(end) => send_away(&reception, talk, peer, (end, place)).await,
+        Err(end) => send_away(&reception, talk, &peer, (end, place)).await,
     }
 }
 
 /// The client's session, in a task of its own.
-fn begin(reception: &Reception, talk: Talk, peer: SocketAddr, welcome: Welcome) {
+fn begin(reception: &Reception, talk: Talk, peer: Address, welcome: Welcome) {
     reception.metrics.logins.inc();
     reception.metrics.lines.tell(Happening::Connected, format_args!("{peer}"));
     let Welcome { seat, cancel } = welcome;
@@ -145,7 +146,7 @@ fn begin(reception: &Reception, talk: Talk, peer: SocketAddr, welcome: Welcome) 
     let drain = reception.drain.clone();
     match seat {
         Seat::Shared { pool, settings } => {
-            let ends = (peer, client.ends().map(|(_, local)| local));
+            let ends = (peer, client.local());
             cancel.card().introduce(ends, &settings, pool.connector().seats());
             let drain = drain.guard();
             let parts = SessionParts { client, pool, settings, cancel, drain, leftover };
@@ -164,7 +165,7 @@ fn begin(reception: &Reception, talk: Talk, peer: SocketAddr, welcome: Welcome) 
 async fn send_away(
     reception: &Reception,
     mut talk: Talk,
-    peer: SocketAddr,
+    peer: &Address,
     (end, mut place): (End, Option<PorchPlace>),
 ) {
     match end {
@@ -200,7 +201,7 @@ async fn send_away(
     }
 }
 
-fn note_refused(reception: &Reception, peer: SocketAddr, fields: &ErrorFields) {
+fn note_refused(reception: &Reception, peer: &Address, fields: &ErrorFields) {
     reception.metrics.login_failures.inc();
     let ErrorFields { code, message, .. } = fields;
     let lines = &reception.metrics.lines;
@@ -208,7 +209,7 @@ fn note_refused(reception: &Reception, peer: SocketAddr, fields: &ErrorFields) {
 }
 
 /// Too many logins from there have failed: nobody looks at this one.
-fn look_away(reception: &Reception, peer: SocketAddr) -> Result<(), ErrorFields> {
+fn look_away(reception: &Reception, peer: &Address) -> Result<(), ErrorFields> {
     let Some(left) = reception.failures.barred(peer.ip()) else { return Ok(()) };
     reception.metrics.logins_refused.inc();
     let message = format!("too many failed logins from {}", peer.ip());
@@ -228,7 +229,7 @@ async fn turn_away_late(reception: &Reception, talk: &mut Talk) -> End {
         Err(_elapsed) => End::Quiet("it said nothing"),
         Ok(Err(end)) => end,
         Ok(Ok(First::Cancel(key))) => {
-            reception.cancels.request(&key);
+            reception.cancels.request(&key).await;
             End::Quiet("was a cancel request")
         }
         Ok(Ok(First::Startup(_))) => End::Leaving(Box::new(leaving())),
@@ -265,7 +266,7 @@ impl Seat {
 async fn let_in(
     reception: &Reception,
     talk: &mut Talk,
-    peer: SocketAddr,
+    peer: &Address,
     place: &mut Option<PorchPlace>,
 ) -> Result<(Startup, Option<ScramKeys>), End> {
     tokio::select! {
@@ -288,14 +289,14 @@ async fn let_in(
 async fn welcome(
     reception: &Reception,
     talk: &mut Talk,
-    peer: SocketAddr,
+    peer: &Address,
     place: &mut Option<PorchPlace>,
 ) -> Result<Welcome, End> {
     let (startup, keys) = let_in(reception, talk, peer, place).await?;
     // It is a stranger no more.
     place.take();
     let random = random()?;
-    if let Some(desk) = reception.console.desk(&reception.routes, &startup, peer.ip())? {
+    if let Some(desk) = reception.console.desk(&reception.routes, &startup, peer)? {
         let registered = reception.cancels.register_beyond(CLIENTS_MOST, startup.keys, &random);
         let (key, cancel) = registered.map_err(|full| turned_away(reception, full))?;
         return enter(
@@ -378,12 +379,12 @@ async fn seat(
 async fn admit(
     reception: &Reception,
     talk: &mut Talk,
-    peer: SocketAddr,
+    peer: &Address,
 ) -> Result<(Startup, Option<ScramKeys>), End> {
     let startup = match talk.first_words(reception).await? {
         First::Startup(startup) => startup,
         First::Cancel(key) => {
-            reception.cancels.request(&key);
+            reception.cancels.request(&key).await;
             // As Postgres: libpq takes an end without TLS's own goodbye for an error.
             talk.hang_up().await;
             return Err(End::Quiet("was a cancel request"));
@@ -441,7 +442,7 @@ fn vouched(reception: &Reception, talk: &Talk, user: &str) -> Result<Vouched, En
 async fn prove(
     reception: &Reception,
     talk: &mut Talk,
-    (user, peer): (&str, SocketAddr),
+    (user, peer): (&str, &Address),
     verifier: &Verifier,
 ) -> Result<ScramKeys, End> {
     let limit = reception.settings.get().limits.login_frame_bytes;

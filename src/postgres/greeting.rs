@@ -24,6 +24,9 @@ pub struct Greeting {
     pipelined: Option<&'static str>,
 }
 
+/// The first byte of a TLS handshake, where a startup packet has the highest of its length.
+const TLS_HANDSHAKE: usize = 0x16;
+
 /// What there is to be had of TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encryption {
@@ -169,7 +172,7 @@ impl Greeting {
         if (8..=self.startup_most_bytes).contains(&length) {
             return Ok(length);
         }
-        Err(bad_length(length))
+        Err(if length >> 24 == TLS_HANDSHAKE { direct_tls() } else { bad_length(length) })
     }
 
     fn decline(&mut self, request: &'static str, bytes: &[u8], length: usize) -> Step {
@@ -205,6 +208,13 @@ fn unencrypted(startup: &Startup) -> ErrorFields {
     let Startup { user, database, .. } = startup;
     let message = format!("user \"{user}\" may not use database \"{database}\" without encryption");
     fatal("28000", message).hint("This listener takes TLS only: set sslmode=require.")
+}
+
+/// A TLS handshake where there is no TLS, or inside of TLS.
+fn direct_tls() -> Refusal {
+    fatal("08P01", "received direct SSL connection request where there is no TLS to be had")
+        .hint("Over a unix socket, and with tls.postgres off, there is none: set sslmode=disable.")
+        .into()
 }
 
 fn bad_length(length: usize) -> Refusal {

@@ -23,6 +23,7 @@ pub struct Login {
     user: String,
     credential: Credential,
     binding: Binding,
+    methods: Methods,
     state: State,
     parameters: Vec<(String, String)>,
     key: Option<BackendKey>,
@@ -83,6 +84,62 @@ pub enum Binding {
     May(Vec<u8>),
     /// Or there is no login. Without a hash there is none in any case.
     Must(Option<Vec<u8>>),
+}
+
+/// A way in which a server asks who we are, by libpq's words for `require_auth`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    Password,
+    Md5,
+    Scram,
+    /// It does not ask.
+    None,
+    /// One that we can't anyway.
+    Other,
+}
+
+/// Which of them will do; by default all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Methods {
+    /// `None`: all of them.
+    allowed: Option<Vec<Method>>,
+}
+
+impl Methods {
+    /// Reads libpq's list: words, or all words but those, with `!` in front of each.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let words: Vec<&str> = text.split(',').collect();
+        let bare = |word: &str| word.strip_prefix('!').map(Method::of).unwrap_or(Method::of(word));
+        let named = words.iter().map(|word| bare(word)).collect::<Option<Vec<_>>>()?;
+        let denied = words.iter().filter(|word| word.starts_with('!')).count();
+        let allowed = match denied {
+            0 => named,
+            all if all == words.len() => {
+                let every = [Method::Password, Method::Md5, Method::Scram, Method::None];
+                every.into_iter().filter(|method| !named.contains(method)).collect()
+            }
+            _some => return None,
+        };
+        Some(Self { allowed: Some(allowed) })
+    }
+
+    fn allow(&self, method: Method) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| allowed.contains(&method))
+    }
+}
+
+impl Method {
+    fn of(word: &str) -> Option<Self> {
+        match word {
+            "password" => Some(Self::Password),
+            "md5" => Some(Self::Md5),
+            "scram-sha-256" => Some(Self::Scram),
+            "none" => Some(Self::None),
+            "gss" | "sspi" | "oauth" => Some(Self::Other),
+            _ => None,
+        }
+    }
 }
 
 enum State {
@@ -146,6 +203,9 @@ pub enum LoginError {
         or use channel_binding=prefer"
     )]
     Unbound(&'static str),
+    /// The server asks in a way that `require_auth` rules out.
+    #[error("the server {0}, which require_auth rules out; allow it there, or change pg_hba.conf")]
+    Unwanted(&'static str),
     /// The server breaks the protocol.
     #[error("the server breaks the protocol: {0}; is this a Postgres server?")]
     Protocol(String),
@@ -173,11 +233,18 @@ impl Login {
         Self::with(user, Credential::Keys(Box::new(keys)), binding)
     }
 
+    /// The same, if the server asks in one of these ways.
+    #[must_use]
+    pub fn by(self, methods: Methods) -> Self {
+        Self { methods, ..self }
+    }
+
     fn with(user: &str, credential: Credential, binding: Binding) -> Self {
         Self {
             user: user.to_owned(),
             credential,
             binding,
+            methods: Methods::default(),
             state: State::Greeted,
             parameters: Vec::new(),
             key: None,
@@ -228,6 +295,7 @@ impl Login {
 
     fn authenticate(&mut self, request: AuthRequest) -> Result<Option<Step>, LoginError> {
         let state = std::mem::replace(&mut self.state, State::Starting);
+        self.check_method(&request, &state)?;
         self.check_binding(&request, &state)?;
         let (state, step) = match (request, state) {
             // Once SCRAM has begun, only its own end counts: an early Ok would come from somebody
@@ -264,6 +332,18 @@ impl Login {
         };
         self.state = state;
         Ok(step)
+    }
+
+    /// Whoever asks in another way than is allowed may be somebody in the middle, who wants the password in a weaker form.
+    fn check_method(&self, request: &AuthRequest, state: &State) -> Result<(), LoginError> {
+        let (method, what) = match (request, state) {
+            (AuthRequest::Ok, State::Greeted) => (Method::None, "asks for nothing"),
+            (AuthRequest::Cleartext, _) => (Method::Password, "asks for the password in the clear"),
+            (AuthRequest::Md5(_), _) => (Method::Md5, "asks for md5"),
+            (AuthRequest::Sasl(_), _) => (Method::Scram, "asks for scram-sha-256"),
+            _ => return Ok(()),
+        };
+        if self.methods.allow(method) { Ok(()) } else { Err(LoginError::Unwanted(what)) }
     }
 
     /// Where the login must be bound, only SCRAM's own end counts.

@@ -14,6 +14,7 @@ mod console;
 pub mod exchange;
 mod greet;
 pub mod greeting;
+pub mod hosts;
 pub mod hub;
 pub mod listen;
 pub mod login;

@@ -8,8 +8,7 @@ use crate::config::PostgresUpstream;
 /// A database of one server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    host: String,
-    port: u16,
+    hosts: String,
     /// Its name.
     pub database: String,
 }
@@ -18,8 +17,8 @@ impl Place {
     /// Where `upstream` leads.
     #[must_use]
     pub fn of(upstream: &PostgresUpstream) -> Self {
-        let PostgresUpstream { host, port, database, .. } = upstream;
-        Self { host: host.to_string(), port: *port, database: database.clone() }
+        let PostgresUpstream { hosts, database, .. } = upstream;
+        Self { hosts: hosts.to_string(), database: database.clone() }
     }
 }
 

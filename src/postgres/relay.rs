@@ -26,7 +26,7 @@ use super::statements::{Registry, ServerStatements, Shape};
 use super::truth::{self, Truth};
 use super::wire::{self, Head, Header};
 use handover::Handover;
-use reports::Reports;
+use reports::{Reports, Whose};
 use sequences::{Before, Sequences};
 use shapes::{Bound, Checking};
 
@@ -86,6 +86,7 @@ pub struct Line {
     ghosts: Vec<(u64, Box<[u8]>)>,
     /// Why the server ends the connection, once it has said so.
     farewell: Option<Box<ErrorFields>>,
+    writing: Writing,
     pace: Pace,
     /// What the server is saying of the session.
     answer: truth::Answer,
@@ -109,6 +110,15 @@ pub struct Line {
     sequences: Sequences,
     reports: Reports,
     handover: Handover,
+}
+
+/// Whether the server has said that it writes nothing (25006).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writing {
+    /// It has not.
+    Unrefused,
+    /// It has, if only to a transaction that its client had made READ ONLY.
+    Refused,
 }
 
 /// Whether anything of the session's has passed since it took the connection.
@@ -327,6 +337,7 @@ impl Line {
             strays: Vec::new(),
             ghosts: Vec::new(),
             farewell: None,
+            writing: Writing::Unrefused,
             pace: Pace::InTurn,
             answer: truth::Answer::default(),
             news: None,
@@ -500,6 +511,23 @@ impl Line {
     #[must_use]
     pub fn farewell(&self) -> Option<&ErrorFields> {
         self.farewell.as_deref()
+    }
+
+    /// Whether the server writes, as far as it has said.
+    #[must_use]
+    pub fn writing(&self) -> Writing {
+        self.writing
+    }
+
+    /// What the server has reported last of one of its parameters.
+    #[must_use]
+    pub fn reported(&self, name: &str) -> Option<&str> {
+        self.reports.value(name)
+    }
+
+    /// The server reports while nobody uses it: the body of a ParameterStatus.
+    pub fn hears(&mut self, report: &[u8]) {
+        self.reports.hear(report, Whose::Ours);
     }
 
     /// How the session has sent its requests since it took the connection.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::backend::{PgConnect, PgPool, checkout_error};
 use super::cancel::CancelHandle;
 use super::clients::Wanted;
-use super::connect::{Dial, send_cancel};
+use super::connect::{Reached, send_cancel};
 use super::message::{ErrorFields, Severity};
 use crate::lifecycle::Drain;
 use crate::net::Stream;
@@ -72,11 +72,11 @@ impl OwnConnection {
         let _guard = drain.guard();
         let metrics = pool.metrics();
         metrics.clients_active.inc();
-        let (dial, key) = (Arc::clone(&self.lease.dial), self.lease.key.clone());
+        let (reached, key) = (Arc::clone(&self.lease.reached), self.lease.key.clone());
         let last_words = pool.connector().limits().cleanup_timeout;
         tokio::select! {
             () = relay(client, &mut self.lease.stream, leftover, last_words) => {}
-            () = hear_cancels(&pool, &cancel, (&dial, &key)) => {}
+            () = hear_cancels(&pool, &cancel, (&reached, &key)) => {}
             () = drain.started() => {}
         }
         metrics.clients_active.dec();
@@ -117,7 +117,7 @@ async fn relay(client: Stream, server: &mut Stream, leftover: Vec<u8>, last_word
 async fn hear_cancels(
     pool: &PgPool,
     cancel: &CancelHandle,
-    (dial, key): (&Dial, &super::message::BackendKey),
+    (reached, key): (&Reached, &super::message::BackendKey),
 ) {
     loop {
         poll_fn(|cx| cancel.card().poll_wanted(cx)).await;
@@ -128,7 +128,7 @@ async fn hear_cancels(
         if !wanted.has(Wanted::CANCEL) {
             continue;
         }
-        if let Err(error) = send_cancel(dial, key).await {
+        if let Err(error) = send_cancel(reached, key).await {
             tracing::warn!(pool = %pool.settings().name, %error, "cancel request not delivered");
         }
     }

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::backend::PgPool;
-use super::cancel::CancelRegistry;
+use super::cancel::{CancelRegistry, ForeignCancel};
 use super::connect::Dial;
 use super::console::{Console, Parts};
 use super::greet::{Reception, greet};
+use super::message::BackendKey;
 use super::overdue;
 use super::plan;
 use super::routes::{Foundry, Keeping, Routes};
@@ -52,6 +54,8 @@ pub struct Ties {
     pub child: ChildCredentials,
     /// Whose logins have failed.
     pub failures: Arc<LoginFailures>,
+    /// Where cancel requests go for sessions that are not here, if anywhere.
+    pub elsewhere: Option<mpsc::Sender<ForeignCancel>>,
 }
 
 /// Settings that can be taken: everything that could fail has been done.
@@ -79,11 +83,11 @@ impl Service {
         ties: Ties,
     ) -> anyhow::Result<Self> {
         let limits = &settings.limits;
-        let cancels = CancelRegistry::new(limits.client_limit);
         let porch = Porch::new(limits.login_limit);
         let mut mock_seed = [0; 32];
         getrandom::fill(&mut mock_seed).context("the system has no random numbers")?;
-        let Ties { stop, reload, child, failures } = ties;
+        let Ties { stop, reload, child, failures, elsewhere } = ties;
+        let cancels = CancelRegistry::before(limits.client_limit, elsewhere);
         let keeping = Keeping { seed: mock_seed, child };
         let foundry = Foundry::new(settings, metrics, drain.clone(), keeping);
         let tls = settings.encryption.tls(Some(POSTGRES_PROTOCOL))?;
@@ -176,10 +180,11 @@ impl Service {
             if let Some(console) = console {
                 tokio::spawn(console.keep(drain.clone()));
             }
+            let mut closing = std::pin::pin!(drain.listeners_close());
             loop {
                 let accepted = tokio::select! {
                     biased;
-                    () = drain.listeners_close() => return,
+                    () = &mut closing => return,
                     accepted = listener.accept() => accepted,
                 };
                 let (client, peer) = match accepted {
@@ -215,6 +220,11 @@ impl Service {
         let servers = pools.map(|pool| pool.connector().dial().reload_tls());
         let listener = self.tls.iter().map(ListenerTls::reload);
         listener.chain(servers).fold(Ok(()), Result::and)
+    }
+
+    /// Hears of a cancel request that has come to another process.
+    pub async fn cancel(&self, key: &BackendKey) {
+        self.cancels.request(key).await;
     }
 
     /// Every client that is logged in.

@@ -433,6 +433,10 @@ impl Session {
             lease.close("not_cleanable");
             return;
         }
+        if lease.is_misplaced() {
+            lease.close("role");
+            return;
+        }
         if lease.line.is_over() && unsent && leavings == Leavings::None && cancelling.is_none() {
             lease.give_back();
             return;

@@ -20,8 +20,8 @@ pub(super) fn pool(pool: &Arc<PgPool>) -> PoolStatus {
     };
     PoolStatus {
         protocol: "postgres".to_owned(),
-        host: upstream.host.to_string(),
-        port: upstream.port,
+        host: upstream.hosts.names(),
+        port: upstream.hosts.port(),
         user: upstream.user.clone(),
         database: upstream.database.clone(),
         mode: mode.to_owned(),

@@ -530,8 +530,15 @@ impl Identity {
     #[must_use]
     pub fn line(&self, age: u64, subscriptions: Subscriptions, command: &str) -> String {
         let Subscriptions([channels, patterns, shards]) = subscriptions;
+        // A path is a unix socket's.
+        let flags = match (subscriptions.is_empty(), self.address.starts_with('/')) {
+            (true, false) => "N",
+            (true, true) => "U",
+            (false, false) => "P",
+            (false, true) => "PU",
+        };
         format!(
-            "id={} addr={} laddr={} fd=0 name={} age={age} idle=0 flags={} db={} sub={channels} \
+            "id={} addr={} laddr={} fd=0 name={} age={age} idle=0 flags={flags} db={} sub={channels} \
              psub={patterns} ssub={shards} multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 \
              obl=0 oll=0 omem=0 tot-mem=0 events=r cmd={command} user=default redir=-1 resp={} \
              lib-name={} lib-ver={}\n",
@@ -539,7 +546,6 @@ impl Identity {
             self.address,
             self.local,
             String::from_utf8_lossy(&self.name),
-            if subscriptions.is_empty() { "N" } else { "P" },
             self.db,
             self.proto.number(),
             String::from_utf8_lossy(&self.library),

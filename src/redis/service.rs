@@ -1,7 +1,6 @@
 //! The Redis service: one upstream per listener, its lanes and pools, and the loop that takes clients.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,7 +19,7 @@ use crate::config::{ChildCredentials, Current, NamespaceSettings, RedisSettings,
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::net::{
-    Listener, ListenerTls, LoginFailures, Opening, Porch, PorchPlace, Stream, TlsError,
+    Address, Listener, ListenerTls, LoginFailures, Opening, Porch, PorchPlace, Stream, TlsError,
 };
 use crate::pool::Reachability;
 use crate::status::PoolStatus;
@@ -254,7 +253,7 @@ impl Drop for Service {
 /// A client that has connected, and has no session yet.
 struct Visitor {
     stream: Stream,
-    peer: SocketAddr,
+    peer: Address,
     place: Place,
     /// Its place among those who are not logged in.
     stranger: Option<PorchPlace>,
@@ -276,6 +275,10 @@ impl Visitor {
             () = self.drain.started() => Ok(Opening::Plain),
         };
         match (first, mode) {
+            (Ok(Opening::Tls), _) if matches!(self.stream, Stream::Unix(_)) => {
+                self.upstream.note_no_tls(&self.peer, &"it wants TLS over a unix socket");
+                return refuse(self.stream, NO_TLS_HERE.to_owned()).await;
+            }
             (Ok(Opening::Tls), _) => {
                 let shaken = tokio::select! {
                     shaken = tls.accept(self.stream) => shaken.map_err(|error| error.to_string()),
@@ -287,11 +290,11 @@ impl Visitor {
                 };
                 match shaken {
                     Ok(encrypted) => self.stream = encrypted.stream,
-                    Err(error) => return self.upstream.note_no_tls(self.peer, &error),
+                    Err(error) => return self.upstream.note_no_tls(&self.peer, &error),
                 }
             }
             (Ok(Opening::Plain), TlsMode::Require) if matches!(self.stream, Stream::Tcp(_)) => {
-                self.upstream.note_no_tls(self.peer, &"it speaks without");
+                self.upstream.note_no_tls(&self.peer, &"it speaks without");
                 return refuse(self.stream, TLS_ONLY.to_owned()).await;
             }
             (Ok(Opening::Plain), _) => {}
@@ -322,6 +325,9 @@ impl Drop for Place {
 
 /// What is told to a client without TLS where it must have it.
 const TLS_ONLY: &str = "-ERR tidegate: this listener takes TLS only: use rediss://\r\n";
+
+/// What is told to a client that begins with TLS over a unix socket.
+const NO_TLS_HERE: &str = "-ERR tidegate: a unix socket has no TLS: use unix://\r\n";
 
 /// Longest time to tell a client that it can't come in.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);

@@ -42,7 +42,7 @@ use super::wire::{
 };
 use crate::lifecycle::DrainGuard;
 use crate::metrics::Happening;
-use crate::net::{PorchPlace, Stream};
+use crate::net::{Address, PorchPlace, Stream};
 use gate::{Form, Gate, Passed};
 use parked::Parked;
 use pinned::Slow;
@@ -848,13 +848,15 @@ impl Future for Session {
     }
 }
 
-/// The client's address, and ours.
+/// The client's address, and ours. Over a unix socket both are its path, as Redis has it.
 fn addresses(stream: &Stream) -> (Box<str>, Box<str>) {
-    let text = |address: Option<std::net::SocketAddr>| {
+    let text = |address: Option<Address>| {
         address.map(|address| address.to_string()).unwrap_or_default().into_boxed_str()
     };
-    let local = stream.tcp().and_then(|tcp| tcp.local_addr().ok());
-    (text(stream.peer()), text(local))
+    let local = stream.local();
+    let peer = stream.peer().map(Address::Tcp);
+    let peer = if stream.tcp().is_none() { local.clone() } else { peer };
+    (text(peer), text(local))
 }
 
 impl Drop for Session {

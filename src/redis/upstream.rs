@@ -1,7 +1,6 @@
 //! Everything the sessions of one upstream share: its lanes, the pool for holds, what is known of the server.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,7 +25,7 @@ use crate::config::{
     RedisUpstream,
 };
 use crate::metrics::{Happening, NamespaceMetrics, PoolMetrics};
-use crate::net::{LoginFailures, TlsError};
+use crate::net::{Address, LoginFailures, TlsError};
 use crate::pool::{Budget, Pool, PoolSettings};
 
 /// One lane for so many connections.
@@ -289,7 +288,7 @@ impl Upstream {
     }
 
     /// Counts a client that came to nothing before its first word.
-    pub fn note_no_tls(&self, peer: SocketAddr, reason: &dyn Display) {
+    pub fn note_no_tls(&self, peer: &Address, reason: &dyn Display) {
         self.metrics.login_failures.inc();
         self.metrics.lines.tell(Happening::Refused, format_args!("{peer}: no TLS: {reason}"));
     }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::config::{
-    Auth, ChannelBinding, Host, PostgresListener, PostgresSettings, PostgresUpstream, Secret,
-    SslMode, SslNegotiation,
+    Access, Auth, ChannelBinding, Host, Hosts, PostgresListener, PostgresSettings,
+    PostgresUpstream, Secret, SslMode, SslNegotiation,
 };
 use tidegate::lifecycle::{Drain, DrainTrigger, Newcomers};
 use tidegate::metrics::Metrics;
-use tidegate::net::Pins;
+use tidegate::net::{Handshake, Pins, Vigilance};
+use tidegate::postgres::login::Methods;
 use tidegate::postgres::message::{
     BackendKey, ErrorFields, VERSION_3_2, cancel_request, next_frame, parse_backend_key, query,
     ssl_request, startup,
@@ -35,8 +36,13 @@ struct Gate {
 fn settings(upstream_port: u16) -> PostgresSettings {
     let upstream = PostgresUpstream {
         name: "DATABASE_URL".into(),
-        host: Host::Tcp("127.0.0.1".into()),
-        port: upstream_port,
+        hosts: Hosts::one(Host::Tcp("127.0.0.1".into()), upstream_port),
+        connect_timeout: None,
+        vigilance: Vigilance::default(),
+        required_peer: None,
+        methods: Methods::default(),
+        handshake: Handshake::default(),
+        access: Access::Write,
         user: "app".into(),
         password: Some(Secret::new("secret")),
         database: "shop".into(),

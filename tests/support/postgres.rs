@@ -1,6 +1,7 @@
 //! A throwaway Postgres: `initdb` once per target directory and version, then a copy for each server.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -90,6 +91,37 @@ impl Postgres {
         server
     }
 
+    /// A running server that standbys may follow.
+    pub fn primary() -> Self {
+        let mut server = Self::stopped();
+        server.append("pg_hba.conf", "host replication postgres 127.0.0.1/32 trust\n");
+        server.resume();
+        server
+    }
+
+    /// A running standby that follows `primary`, which has the same beginning.
+    pub fn standby_of(primary: &Self) -> Self {
+        let mut server = Self::stopped();
+        let primary = format!("host=127.0.0.1 port={} user=postgres", primary.port);
+        server.append("postgresql.auto.conf", &format!("primary_conninfo = '{primary}'\n"));
+        server.append("pg_hba.conf", "host replication postgres 127.0.0.1/32 trust\n");
+        server.demote();
+        server
+    }
+
+    /// Starts a server that is stopped, as a standby.
+    pub fn demote(&mut self) {
+        self.append("standby.signal", "");
+        self.resume();
+    }
+
+    fn append(&self, file: &str, text: &str) {
+        let path = self.data.path().join(file);
+        let file = fs::OpenOptions::new().append(true).create(true).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).expect("our own directory");
+        hand_over(&path);
+    }
+
     /// A running server with TLS: these are its settings, the files they name beside its data, and the lines of pg_hba.conf
     /// in front of which the superuser is trusted.
     pub fn with_tls(version: Version, settings: &str, files: &[(&str, &str)], hba: &str) -> Self {
@@ -115,6 +147,11 @@ impl Postgres {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where its unix socket is; all who come that way are trusted.
+    pub fn socket_directory(&self) -> String {
+        self.data.path().to_str().expect("a temp path is UTF-8").to_owned()
     }
 
     pub fn url(&self) -> String {

@@ -21,6 +21,7 @@ pub struct Setup {
     postgres: Option<u16>,
     redis: Option<u16>,
     host: &'static str,
+    admin: Option<u16>,
 }
 
 impl Setup {
@@ -31,12 +32,20 @@ impl Setup {
             postgres: None,
             redis: None,
             host: "127.0.0.1",
+            admin: None,
         }
     }
 
     /// Clients may come from elsewhere.
     pub fn on_all_addresses(mut self) -> Self {
         self.host = "0.0.0.0";
+        self
+    }
+
+    /// On the ports of another one, which is about to leave them.
+    pub fn in_place_of(mut self, before: &Tidegate) -> Self {
+        (self.postgres, self.redis) = (before.postgres, before.redis);
+        self.admin = Some(before.admin);
         self
     }
 
@@ -111,7 +120,7 @@ impl Setup {
 
     /// Starts it and waits for nothing.
     pub fn launch(self) -> Tidegate {
-        let admin = ports::free();
+        let admin = self.admin.unwrap_or_else(ports::free);
         let mut command = clean_command();
         command.args(&self.arguments).envs(self.environment);
         command.env("TIDEGATE_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));

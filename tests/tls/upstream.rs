@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tidegate::config::{self, PostgresUpstream};
 use tidegate::pool::ConnectError;
-use tidegate::postgres::connect::{Dial, Dialled, dial};
+use tidegate::postgres::connect::{Dial, Dialled};
+use tidegate::postgres::hosts::dial;
 use tidegate::postgres::message::{next_frame, query};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 

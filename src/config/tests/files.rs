@@ -79,6 +79,10 @@ fn the_shipped_file_shows_every_setting_with_its_default() {
     let text = ["cert", "key", "client_ca", "tls_cert", "tls_key", "pin", "pin_file"]
         .iter()
         .fold(text, |text, key| text.replace(&format!("\n{key} = "), &format!("\n# {key} = ")));
+    // There are no unix sockets unless somebody wants them.
+    let text = ["control_socket", "socket_dir", "socket"]
+        .iter()
+        .fold(text, |text, key| text.replace(&format!("\n{key} = "), &format!("\n# {key} = ")));
     // And there is no namespace of this name.
     let text = text.replace("\nnamespace = ", "\n# namespace = ");
     let mut settings = from_file(&text).unwrap().settings;

@@ -31,6 +31,31 @@ fn one_postgres_listener_serves_all_that_cannot_be_confused() {
 }
 
 #[test]
+fn a_follower_has_a_pool_of_its_own() {
+    let loaded = from_environment(&[
+        ("TIDEGATE_POSTGRES_READ_ONLY_URLS", "A B C"),
+        DB,
+        ("A", "postgres://u:p@h/d"),
+        ("B", "postgres://u:p@h,i/d"),
+        ("C", "postgres://u:p@h,i/d?target_session_attrs=any"),
+    ])
+    .unwrap();
+    let listeners = loaded.settings.postgres.as_ref().unwrap().listeners.iter();
+    let upstreams: Vec<_> = listeners.flat_map(|listener| &listener.upstreams).collect();
+    let meaning = |name: &str| {
+        let upstream = upstreams.iter().find(|upstream| upstream.name == name).unwrap();
+        (upstream.access, upstream.hosts.target)
+    };
+    assert_eq!(meaning("DATABASE_URL"), (Access::Write, TargetSession::Any));
+    assert_eq!(meaning("A"), (Access::Read, TargetSession::Any), "there is nothing to choose from");
+    assert_eq!(meaning("B"), (Access::Read, TargetSession::PreferStandby));
+    assert_eq!(meaning("C"), (Access::Read, TargetSession::Any));
+    let names: Vec<_> = loaded.variables.iter().map(|variable| &*variable.name).collect();
+    assert_eq!(names, ["DATABASE_URL", "A", "B", "C"]);
+    assert!(describe(&loaded).contains("only read"));
+}
+
+#[test]
 fn each_redis_server_has_a_listener() {
     let names = ("TIDEGATE_REDIS_URLS", "A B");
     for (a, b, listeners, indices) in [
@@ -133,7 +158,7 @@ fn listeners_never_share_an_address() {
 #[test]
 fn our_own_variable_names_the_upstream() {
     let local = ("DATABASE_URL", "postgres://u:p@127.0.0.1:6432/d");
-    let listen = "127.0.0.1:6432".parse().unwrap();
+    let listen = &crate::net::Address::Tcp("127.0.0.1:6432".parse().unwrap());
     let looping = from_environment(&[local]).unwrap();
     assert!(looping.variables[0].leads_to(listen));
     let real = ("TIDEGATE_DATABASE_URL", "postgres://u:p@db.example.com/d");

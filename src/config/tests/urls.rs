@@ -19,7 +19,9 @@ fn redis(url: &str) -> Result<RedisUrl, String> {
 fn meaning(url: &PostgresUrl) -> String {
     let up = &url.upstream;
     let password = up.password.as_ref().map_or("-", |secret| secret.expose());
-    format!("{} {} {} {password} {} {:?}", up.host, up.port, up.user, up.database, up.sslmode)
+    let hosts = up.hosts.list.iter().map(|one| format!("{} {}", one.host, one.port));
+    let hosts = hosts.collect::<Vec<_>>().join(",");
+    format!("{hosts} {} {password} {} {:?}", up.user, up.database, up.sslmode)
 }
 
 #[test]
@@ -35,7 +37,13 @@ fn a_postgres_url_means_what_libpq_takes_it_to_mean() {
         ("postgres:///d", "/var/run/postgresql 5432 me - d Prefer"),
         ("postgres://u:p%40%2F%3a@h/d%20e", "h 5432 u p@/: d e Prefer"),
         ("postgres://u:a:b@h/d", "h 5432 u a:b d Prefer"),
-        ("postgres://u:a@b@h/d", "h 5432 u a@b d Prefer"),
+        ("postgres://u:a?b@h/d", "h 5432 u a?b d Prefer"),
+        ("postgres://u:p@a,b:7,[::1]/d", "a 5432,b 7,[::1] 5432 u p d Prefer"),
+        ("postgres://u:p@a,b/d?port=7", "a 7,b 7 u p d Prefer"),
+        ("postgres://u@/d?host=a,%2Ftmp&port=7,8", "a 7,/tmp 8 u - d Prefer"),
+        ("postgres://u@/d?hostaddr=10.0.0.1", "10.0.0.1 5432 u - d Prefer"),
+        ("host=h user=u password='p q\\'r' dbname = d", "h 5432 u p q'r d Prefer"),
+        ("user=u hostaddr=10.0.0.1,::1 host=a,b port=7", "a 7,b 7 u - u Prefer"),
         ("postgres://u:a#b@h/d", "h 5432 u a#b d Prefer"),
         ("postgres://u:p@[2001:db8::1]:7/d", "[2001:db8::1] 7 u p d Prefer"),
         ("postgres://u:p@[::1]/d", "[::1] 5432 u p d Prefer"),
@@ -72,16 +80,23 @@ fn a_url_that_means_nothing_is_refused_without_showing_its_password() {
         ("postgres://u:hunter2@h:0/d", "1 to 65535"),
         ("postgres://u:hunter2@h:99999/d", "1 to 65535"),
         ("postgres://u:hunter2/x@h/d", "percent-coded"),
-        ("postgres://u:hunter2?x@h/d", "1 to 65535"),
         ("postgres://u:%zzhunter2@h/d", "hexadecimal"),
         ("postgres://u:hunter2%@h/d", "hexadecimal"),
         ("postgres://u:hunter2%00@h/d", "%00"),
         ("postgres://u:hunter2%ff@h/d", "UTF-8"),
-        ("postgres://u:hunter2@a,b/d", "several hosts"),
-        ("postgres://u:hunter2@a:1,b:2/d", "several hosts"),
-        ("postgres://u:hunter2@h/d?host=a,b", "several hosts"),
+        ("postgres://u:hun@ter2@h/d", "raw @"),
+        ("postgres://u:hunter2@a:1,b:2,c:3/d?port=1,2", "one port for each"),
+        ("postgres://u:hunter2@a,b/d?hostaddr=1.2.3.4", "one hostaddr for each"),
+        ("postgres://u:hunter2@h/d?hostaddr=hun", "IP address"),
+        ("postgres://u:hunter2@h/d?hunter2", "without its ="),
+        ("postgres://u:hunter2@h/d?target_session_attrs=hun", "prefer-standby"),
+        ("postgres://u:hunter2@h/d?load_balance_hosts=hun", "random"),
+        ("postgres://u:hunter2@h/d?connect_timeout=hun", "number"),
+        ("host=h user=u password=hun ter2", "without its ="),
+        ("host=h user=u password='hunter2", "quote"),
+        ("host=h user=u hunter=2", "does not know"),
         ("postgres://u:hunter2@[::1/d", "without its ]"),
-        ("postgres://u:hunter2@[x]/d", "IPv6"),
+        ("postgres://u:hunter2@[]/d", "IPv6"),
         ("postgres://u:hunter2@[::1]x/d", "after the ]|:port"),
         ("postgres://u:hunter2@h/d?sslmode=strict", "verify-full"),
         ("postgres://u:hunter2@h/d?sslmode=require&sslrootcert=system", "verify-full"),
@@ -91,11 +106,11 @@ fn a_url_that_means_nothing_is_refused_without_showing_its_password() {
         ("postgres://u:hunter2@h/d?sslnegotiation=hun", "neither postgres nor direct"),
         ("postgres://u:hunter2@h/d?sslmode=disable&channel_binding=require", "needs TLS"),
         ("postgres://u:hunter2@h/d?channel_binding=hun", "disable, prefer, require"),
-        ("postgres://u:hunter2@h/d?hostaddr=1.2.3.4", "hostaddr"),
         ("postgres://u:hunter2@h/d?port=x", "port"),
         ("mysql://u:hunter2@h/d", "postgres://"),
         ("jdbc:postgresql://u:hunter2@h/d", "JDBC"),
         ("u:hunter2@h/d", "://"),
+        ("u:hunter2@h/d?a=b", "without its =|does not know"),
         ("postgres://u:hun ter2@h/d", "%20"),
         ("", "empty"),
     ] {
@@ -150,6 +165,20 @@ fn the_command_gets_its_url_with_our_address() {
 }
 
 #[test]
+fn only_a_unix_socket_goes_without_encryption() {
+    for (hosts, encrypted) in [
+        ("host=/tmp", false),
+        ("host=/tmp,/run", false),
+        ("host=/tmp,h", true),
+        ("host=/tmp&hostaddr=10.0.0.1", true),
+        ("hostaddr=10.0.0.1", true),
+    ] {
+        let url = postgres(&format!("postgres://u@/d?sslmode=require&{hosts}"), &[]).unwrap();
+        assert_eq!(url.upstream.tls().is_some(), encrypted, "{hosts}");
+    }
+}
+
+#[test]
 fn how_to_encrypt_is_read_as_libpq_reads_it() {
     let read = |options: &str, variables: &[(&str, &str)]| {
         let url = postgres(&format!("postgres://u:p@h/d?{options}"), variables).unwrap();
@@ -176,6 +205,154 @@ fn how_to_encrypt_is_read_as_libpq_reads_it() {
     assert_eq!(read("channel_binding=disable", &[]).1, ChannelBinding::Disable);
 }
 
+/// What becomes of an option.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    /// Tidegate does what it says.
+    Applied,
+    /// The wrapped command gets it.
+    PassedOn,
+    /// Both.
+    Shared,
+    /// The error says what to do instead.
+    Refused,
+    /// The log has a word about it.
+    Warned,
+    /// It says nothing any more, in libpq either.
+    Void,
+}
+
+use Fate::{Applied, PassedOn, Refused, Shared, Void, Warned};
+
+const FATES: &[(&str, Fate)] = &[
+    ("application_name=x", PassedOn),
+    ("channel_binding=disable", Applied),
+    ("client_encoding=UTF8", PassedOn),
+    ("connect_timeout=7", Shared),
+    ("dbname=e", Applied),
+    ("fallback_application_name=x", PassedOn),
+    ("gssdelegation=1", Warned),
+    ("gssencmode=disable", Void),
+    ("gssencmode=prefer", Void),
+    ("gssencmode=require", Refused),
+    ("gsslib=gssapi", Warned),
+    ("host=i", Applied),
+    ("hostaddr=10.0.0.1", Applied),
+    ("keepalives=0", Applied),
+    ("keepalives_count=7", Applied),
+    ("keepalives_idle=7", Applied),
+    ("keepalives_interval=7", Applied),
+    ("krbsrvname=x", Warned),
+    ("load_balance_hosts=random", Applied),
+    ("max_protocol_version=3.2", PassedOn),
+    ("min_protocol_version=3.0", PassedOn),
+    ("oauth_client_id=x", Refused),
+    ("oauth_client_secret=x", Refused),
+    ("oauth_issuer=x", Refused),
+    ("oauth_scope=x", Refused),
+    ("options=-ca%3Db", PassedOn),
+    // Of no use beside a password, in libpq either.
+    ("passfile=x", Void),
+    ("password=q", Applied),
+    ("port=7", Applied),
+    ("replication=database", PassedOn),
+    ("require_auth=scram-sha-256", Applied),
+    ("require_auth=kerberos", Refused),
+    ("requirepeer=root", Applied),
+    ("requirepeer=nobody-at-all", Refused),
+    ("scram_client_key=x", Refused),
+    ("scram_server_key=x", Refused),
+    ("service=x", Refused),
+    // Of no use without a service.
+    ("servicefile=x", Void),
+    ("ssl_max_protocol_version=TLSv1.2", Applied),
+    ("ssl_max_protocol_version=TLSv1.1", Refused),
+    ("ssl_min_protocol_version=TLSv1.3", Applied),
+    ("ssl_min_protocol_version=TLSv1.2", Void),
+    ("sslcert=x&sslkey=y", Applied),
+    ("sslcertmode=require", Refused),
+    ("sslcompression=1", Void),
+    ("sslcrl=x", Refused),
+    ("sslcrldir=x", Refused),
+    ("sslkeylogfile=x", Refused),
+    ("sslmode=require", Applied),
+    ("sslmode=require&sslnegotiation=direct", Applied),
+    ("sslcert=x&sslkey=y&sslpassword=z", Refused),
+    // Of no use without a key.
+    ("sslpassword=x", Void),
+    ("sslrootcert=x", Applied),
+    ("sslsni=0", Applied),
+    ("target_session_attrs=primary", Applied),
+    ("tcp_user_timeout=7", Applied),
+    ("user=v", Applied),
+    // Of other libraries: theirs to read.
+    ("pgbouncer=true", PassedOn),
+];
+
+#[test]
+fn no_option_of_libpq_is_dropped_without_a_word() {
+    let fate = |option: &str| {
+        let plain = postgres("postgres://u:p@h/d", &[]).unwrap();
+        let Ok(url) = postgres(&format!("postgres://u:p@h/d?{option}"), &[]) else {
+            return Fate::Refused;
+        };
+        let passed = url.local(LISTEN.parse().unwrap(), TlsMode::On, None).contains(option);
+        let options = plain.upstream.options.clone();
+        let applied = PostgresUpstream { options, ..url.upstream.clone() } != plain.upstream;
+        match (applied, passed) {
+            (true, true) => Fate::Shared,
+            (true, false) => Fate::Applied,
+            (false, true) => Fate::PassedOn,
+            (false, false) if !url.warnings.is_empty() => Fate::Warned,
+            (false, false) => Fate::Void,
+        }
+    };
+    for (option, expected) in FATES {
+        assert_eq!(fate(option), *expected, "{option}");
+    }
+}
+
+#[test]
+fn a_service_and_a_password_file_count_where_the_url_says_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let home = home.path().to_str().unwrap();
+    let write = |name: &str, text: &str, mode: u32| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::write(at(name), text).unwrap();
+        std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    write(
+        ".pg_service.conf",
+        "[s]\nhost=a,b\nuser=v\nsslmode=require\napplication_name=n\n",
+        0o644,
+    );
+    write(".pgpass", "b:5432:d:v:q\n*:*:*:other:r\n", 0o600);
+    let environment = [("HOME", home)];
+    let url = postgres("postgres:///d?service=s", &environment).unwrap();
+    assert_eq!(meaning(&url), "a 5432,b 5432 v q d Require");
+    let local = url.local(LISTEN.parse().unwrap(), TlsMode::On, None);
+    assert_eq!(local, "postgres://v:q@127.0.0.1:6432/d?application_name=n&sslmode=disable");
+    assert_eq!(url.files, [at(".pg_service.conf"), at(".pgpass")]);
+    let with_variable = [("HOME", home), ("PGSERVICE", "s")];
+    let url = postgres("postgres://other@h/d?sslmode=disable", &with_variable).unwrap();
+    assert_eq!(meaning(&url), "h 5432 other r d Disable");
+    assert_eq!(
+        meaning(&postgres("user=u:p host=h dbname=d", &environment).unwrap()),
+        "h 5432 u:p - d Prefer"
+    );
+    let unknown = postgres("service=t", &environment).unwrap_err();
+    assert!(unknown.contains("no service file has"), "{unknown}");
+    write(".pgpass", "*:*:*:*:q\n", 0o640);
+    let open = postgres("host=h user=u", &environment).unwrap();
+    assert_eq!(open.upstream.password, None);
+    assert!(open.warnings[0].contains("chmod 0600"), "{:?}", open.warnings);
+    write("other", "a:*:*:*:q\nb:*:*:*:r\n", 0o600);
+    let several = format!("host=a,b user=u passfile={}", at("other").display());
+    let error = postgres(&several, &environment).unwrap_err();
+    assert!(error.contains("differ"), "{error}");
+}
+
 #[test]
 fn a_redis_url_means_what_clients_take_it_to_mean() {
     let off = RedisTls::Off;
@@ -195,6 +372,14 @@ fn a_redis_url_means_what_clients_take_it_to_mean() {
         ("redis://?host=h&port=7&user=u&pass=p", "h:7", "u", "p", 0, off.clone()),
         ("unix:///s?user=u&pass=p", "/s:6379", "u", "p", 0, off.clone()),
         ("unix:///run/redis.sock?db=2", "/run/redis.sock:6379", "-", "-", 2, off.clone()),
+        ("redis+unix:///s?db=2&pass=p&user=u", "/s:6379", "u", "p", 2, off.clone()),
+        ("redis+socket://:p@/s?virtual_host=2", "/s:6379", "-", "p", 2, off.clone()),
+        ("redis-socket://u:p@/s?database=2", "/s:6379", "u", "p", 2, off.clone()),
+        ("socket:///s", "/s:6379", "-", "-", 0, off.clone()),
+        ("unix://u@/s", "/s:6379", "u", "-", 0, off.clone()),
+        ("/run/a%20b?c.sock", "/run/a%20b?c.sock:6379", "-", "-", 0, off.clone()),
+        ("redis://u@h/0", "h:6379", "u", "-", 0, off.clone()),
+        ("redis://u:@h", "h:6379", "u", "-", 0, off.clone()),
         ("unix://:p@/run/redis.sock", "/run/redis.sock:6379", "-", "p", 0, off),
     ] {
         let up = redis(url).unwrap().upstream;
@@ -232,6 +417,9 @@ fn a_redis_url_leads_to_us_without_tls() {
             "redis://u:p%2F@127.0.0.1:6432/0?timeout=5",
         ),
         ("unix://:p@/run/redis.sock?db=2", "redis://:p@127.0.0.1:6432/2"),
+        ("redis+socket:///s?virtual_host=2&timeout=5", "redis://127.0.0.1:6432/2?timeout=5"),
+        ("/run/redis.sock", "redis://127.0.0.1:6432/0"),
+        ("redis://u@h", "redis://u@127.0.0.1:6432/0"),
         (
             "rediss://h?password=p&username=u&db=1&ssl_ca_certs=/ca.pem&protocol=3",
             "redis://u:p@127.0.0.1:6432/1?protocol=3",

@@ -258,6 +258,26 @@ fn pem(certificate: &CertificateDer<'_>) -> String {
 }
 
 #[tokio::test]
+async fn versions_and_the_name_are_as_asked() {
+    let greeter = Greeter::start(&ListenerTlsSettings::default()).await;
+    for (versions, version) in [
+        (TlsVersions::Both, rustls::ProtocolVersion::TLSv1_3),
+        (TlsVersions::Older, rustls::ProtocolVersion::TLSv1_2),
+        (TlsVersions::Newest, rustls::ProtocolVersion::TLSv1_3),
+    ] {
+        for naming in [Naming::Told, Naming::Kept] {
+            let handshake = Handshake { versions, naming };
+            let settings = TlsSettings { handshake, ..TlsSettings::verifying(Verify::None, None) };
+            let config = client_config(&settings).unwrap();
+            assert_eq!(config.enable_sni, naming == Naming::Told);
+            let (_, stream) = greeter.greet(&settings).await.unwrap();
+            let Stream::Tls(tls) = stream else { panic!("it is encrypted") };
+            assert_eq!(tls.get_ref().1.protocol_version(), Some(version));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_protocol_is_agreed_on_or_there_is_no_handshake() {
     let settings = ListenerTlsSettings { protocol: Some("postgresql"), ..Default::default() };
     let greeter = Greeter::start(&settings).await;

@@ -545,12 +545,14 @@ fn holder_row(database: &str, holder: &Holder) -> Vec<Value> {
     ]
 }
 
-/// Address and port in columns of their own, as PgBouncer has them; `unix` where there is neither.
+/// Address and port in columns of their own, as PgBouncer has them: `unix` and the port in the socket's name, if it has one.
 fn address(text: &str) -> [Value; 2] {
-    match text.parse::<std::net::SocketAddr>() {
-        Ok(address) => [address.ip().to_string().into(), u64::from(address.port()).into()],
-        Err(_) => [Value::from("unix"), Value::Number(0)],
+    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
+        return [address.ip().to_string().into(), u64::from(address.port()).into()];
     }
+    let name = text.rsplit_once(":0").and_then(|(path, _)| path.rsplit_once(".s.PGSQL."));
+    let port = name.and_then(|(_, port)| port.parse::<u16>().ok()).unwrap_or(0);
+    [Value::from("unix"), u64::from(port).into()]
 }
 
 /// What stands for clients and servers in the columns `ptr` and `link`: any text that tells them apart.

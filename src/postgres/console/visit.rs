@@ -1,7 +1,6 @@
 //! One client of the console, from its first command to its goodbye.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use super::show::POOL;
 use super::table::{Columns, Formats, Table, Value, complete, data_row, describe, frame};
 use super::{Desk, config, invalid};
 use crate::lifecycle::Drain;
-use crate::net::Stream;
+use crate::net::{Address, Stream};
 use crate::postgres::cancel::CancelHandle;
 use crate::postgres::clients::{Seats, Wanted};
 use crate::postgres::exchange::Status;
@@ -110,13 +109,13 @@ impl Desk {
         client: Stream,
         leftover: Vec<u8>,
         cancel: CancelHandle,
-        (peer, drain): (SocketAddr, Drain),
+        (peer, drain): (Address, Drain),
     ) {
         let _guard = drain.guard();
         let seats = Seats::new(POOL, &self.user, &self.database);
         let asked = settings::normalize(&self.parameters).unwrap_or_default();
         let settings = Settings { plan: 0, startup: None, asked, reported: Vec::new() };
-        let ends = (peer, client.ends().map(|(_, local)| local));
+        let ends = (peer, client.local());
         cancel.card().introduce(ends, &Arc::new(settings), &seats);
         let received = BytesMut::from(&leftover[..]);
         let (block, pace, prepared) = (Status::Idle, Pace::Reading, Prepared::default());

@@ -77,6 +77,33 @@ fn passwords_are_sent_as_asked() {
 }
 
 #[test]
+fn a_server_that_asks_in_another_way_than_is_allowed_gets_nothing() {
+    let cleartext = frame(&Authentication::CleartextPassword);
+    let md5 = frame(&Authentication::MD5Password(vec![0; 4]));
+    let scram = authentication_sasl(&["SCRAM-SHA-256"]);
+    let nothing = authentication_ok();
+    let requests = [&cleartext, &md5, &scram, &nothing];
+    for (list, allowed) in [
+        ("password", [true, false, false, false]),
+        ("md5,scram-sha-256", [false, true, true, false]),
+        ("!password,!none", [false, true, true, false]),
+        ("none", [false, false, false, true]),
+        ("gss", [false; 4]),
+        ("!gss", [true; 4]),
+    ] {
+        for (request, allowed) in requests.iter().zip(allowed) {
+            let login = Login::new("a", Some("b"), Binding::Never);
+            let step = login.by(Methods::parse(list).unwrap()).step(request);
+            let ruled_out = matches!(step, Err(LoginError::Unwanted(_)));
+            assert_eq!(ruled_out, !allowed, "{list}: {step:?}");
+        }
+    }
+    for list in ["", "password,", "kerberos", "password,!md5", "!!md5"] {
+        assert_eq!(Methods::parse(list), None, "{list}");
+    }
+}
+
+#[test]
 fn no_password_is_said_before_anything_is_sent() {
     for request in [
         frame(&Authentication::CleartextPassword),

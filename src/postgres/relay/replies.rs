@@ -8,7 +8,7 @@ use super::super::statements::{SessionStatements, Statement};
 use super::super::wire::{self, HEADER_BYTES, Head, Header};
 use super::reports::{Left, Whose};
 use super::shapes::{self, Told};
-use super::{Gate, Ledger, Line, NO_STATEMENT, News, Plans, Retry, Row, Unnamed};
+use super::{Gate, Ledger, Line, NO_STATEMENT, News, Plans, Retry, Row, Unnamed, Writing};
 
 /// Longest error that is awaited whole, in bytes.
 const GATHERED_ERROR_BYTES: u32 = 8 * 1024;
@@ -21,6 +21,9 @@ const GATHERED_REPORT_BYTES: u32 = 16 * 1024;
 
 /// Longest description of parameters that is held back until it is known whether its statement is void.
 const HELD_PARAMETERS_BYTES: u32 = 8 * 1024;
+
+/// The field of an error by which a server refuses to write.
+const READ_ONLY: &[u8] = b"\0C25006\0";
 
 /// A description of a statement's parameters.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -306,6 +309,9 @@ fn reply(
             undo(line, ledger);
             if let Some(ledger) = ledger.as_deref_mut().filter(|_| header.tag == b'E') {
                 ledger.undone();
+            }
+            if header.tag == b'E' && memchr::memmem::find(body, READ_ONLY).is_some() {
+                line.writing = Writing::Refused;
             }
             if header.tag == b'E' && !of_refusal && line.is_void(body) {
                 line.retire_statements();

@@ -51,6 +51,12 @@ impl Reports {
         }
     }
 
+    /// What was reported last of a parameter, if it is text.
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
+        let found = self.known.iter().find(|(known, _)| **known == *name.as_bytes());
+        found.and_then(|(_, value)| std::str::from_utf8(value).ok())
+    }
+
     /// A transaction is over.
     pub(super) fn end(&mut self) -> Left {
         let mut left = Left::AsItWas;

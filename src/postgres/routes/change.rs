@@ -162,8 +162,8 @@ fn redial(pool: &Arc<PgPool>, dial: Dial) {
         tracing::info!(pool = pool.settings().name, "another password for the server");
         return pool.renew_when_opened();
     }
-    let server = format!("{}:{}", wanted.host, wanted.port);
-    tracing::info!(pool = pool.settings().name, server, "connections are made anew");
+    let server = &wanted.hosts;
+    tracing::info!(pool = pool.settings().name, %server, "connections are made anew");
     pool.connector().forget_server();
     let budget = pool.budget();
     // What the one server has refused the other may give.

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 
-use crate::config::{ChildCredentials, Current, Host, PostgresSettings, PostgresUpstream};
+use crate::config::{ChildCredentials, Current, Hosts, PostgresSettings, PostgresUpstream};
 use crate::lifecycle::Drain;
 use crate::metrics::{Metrics, Protocol};
 use crate::pool::{Budget, Ceiling, Pool, PoolSettings, ReserveSettings};
 use crate::postgres::backend::{PgConnect, PgPool};
 use crate::postgres::bounds::Rules;
 use crate::postgres::connect::Dial;
+use crate::postgres::hosts;
 use crate::postgres::orders::{Orders, Passage, Place};
 
 /// By how many per cent lifetimes differ, so that connections opened together don't close together.
@@ -39,17 +40,14 @@ pub(in crate::postgres) struct Keeping {
     pub(in crate::postgres) child: ChildCredentials,
 }
 
-/// An upstream server.
-type Server = (Host, u16);
-
-/// Each server's first budget is the one for new pools.
-type Budgets = Vec<(Server, Arc<Budget>)>;
+/// Each server's first budget is the one for new pools. The hosts of one URL are one server.
+type Budgets = Vec<(Hosts, Arc<Budget>)>;
 
 /// What a ceiling is over.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum CeilingOf {
-    Database(Server, String),
-    User(Server, String),
+    Database(Hosts, String),
+    User(Hosts, String),
 }
 
 impl Foundry {
@@ -80,7 +78,7 @@ impl Foundry {
     }
 
     pub(super) fn budget(&self, upstream: &PostgresUpstream) -> Arc<Budget> {
-        let server = server(upstream);
+        let server = upstream.hosts.clone();
         let mut budgets = self.budgets();
         if let Some((_, known)) = budgets.iter().find(|(known, _)| *known == server) {
             return Arc::clone(known);
@@ -94,7 +92,7 @@ impl Foundry {
 
     /// The limits of the upstream's database and of its user.
     fn ceilings(&self, upstream: &PostgresUpstream) -> Vec<Arc<Ceiling>> {
-        let (settings, server) = (self.settings.get(), server(upstream));
+        let (settings, server) = (self.settings.get(), upstream.hosts.clone());
         let mut ceilings = self.ceilings.lock().unwrap_or_else(PoisonError::into_inner);
         if ceilings.len() >= CEILINGS {
             ceilings.retain(|_, ceiling| Arc::strong_count(ceiling) > 1);
@@ -135,7 +133,7 @@ impl Foundry {
         let mut ceilings = self.ceilings(dial.upstream());
         ceilings.extend(ceiling);
         let pool_settings =
-            PoolSettings { ceilings, ..pool_settings(&settings, name.clone(), idle_min) };
+            PoolSettings { ceilings, ..pool_settings(&settings, &dial, name.clone(), idle_min) };
         let rules = rules(&settings, dial.upstream());
         let place = Place::of(dial.upstream());
         let connect = PgConnect::new(&name, dial, settings.limits.clone(), &rules);
@@ -192,8 +190,9 @@ impl Foundry {
     /// The settings as they are now, for a pool that was made under others.
     pub(super) fn refit(&self, pool: &PgPool, idle_min: usize) {
         let settings = self.settings.get();
-        pool.reconfigure(&pool_settings(&settings, pool.settings().name.clone(), idle_min));
         let connector = pool.connector();
+        let name = pool.settings().name.clone();
+        pool.reconfigure(&pool_settings(&settings, &connector.dial(), name, idle_min));
         let rules = rules(&settings, connector.dial().upstream());
         connector.reconfigure(settings.limits.clone(), &rules);
         if pool.exceeds_a_ceiling() {
@@ -208,13 +207,14 @@ impl Foundry {
     pub(in crate::postgres) fn share_out(&self, pools: &[Arc<PgPool>]) -> bool {
         let mut used = Budgets::new();
         for pool in pools {
-            let (server, budget) = (server(pool.connector().dial().upstream()), pool.budget());
+            let server = pool.connector().dial().upstream().hosts.clone();
+            let budget = pool.budget();
             if !used.iter().any(|(known, one)| *known == server && Arc::ptr_eq(one, budget)) {
                 used.push((server, Arc::clone(budget)));
             }
         }
         let size = size(&self.settings.get());
-        let parts = |server: &Server| used.iter().filter(|(known, _)| known == server).count();
+        let parts = |server: &Hosts| used.iter().filter(|(known, _)| known == server).count();
         let mut whole = true;
         for (_, budget) in &used {
             let servers = used.iter().filter(|(_, one)| Arc::ptr_eq(one, budget));
@@ -250,17 +250,13 @@ impl CeilingOf {
     }
 }
 
-fn server(upstream: &PostgresUpstream) -> Server {
-    (upstream.host.clone(), upstream.port)
-}
-
 /// Most connections to one server: all together stay within `total_limit`, which is shared out among them.
 fn size(settings: &PostgresSettings) -> usize {
     if settings.portions.total_limit == 0 {
         return settings.pool_size;
     }
     let upstreams = settings.listeners.iter().flat_map(|listener| &listener.upstreams);
-    let servers: HashSet<_> = upstreams.map(|one| (&one.host, one.port)).collect();
+    let servers: HashSet<_> = upstreams.map(|one| &one.hosts).collect();
     settings.pool_size.min(settings.portions.total_limit / servers.len().max(1)).max(1)
 }
 
@@ -274,12 +270,17 @@ fn reserve(settings: &PostgresSettings) -> ReserveSettings {
 }
 
 /// Without ceilings.
-fn pool_settings(settings: &PostgresSettings, name: String, idle_min: usize) -> PoolSettings {
+fn pool_settings(
+    settings: &PostgresSettings,
+    dial: &Dial,
+    name: String,
+    idle_min: usize,
+) -> PoolSettings {
     PoolSettings {
         name,
         wait: settings.wait,
         queue_limit: settings.queue_limit,
-        connect_timeout: settings.connect_timeout,
+        connect_timeout: dial.patience().saturating_mul(hosts::attempts(dial)),
         lifetime: settings.server_lifetime,
         idle: settings.server_idle,
         ceilings: Vec::new(),

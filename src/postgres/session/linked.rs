@@ -498,9 +498,9 @@ impl Session {
             return;
         }
         let pool = Arc::clone(&self.pool);
-        let (key, dial) = (lease.key.clone(), Arc::clone(&lease.dial));
+        let (key, reached) = (lease.key.clone(), Arc::clone(&lease.reached));
         rare.cancelling = Some(Box::pin(async move {
-            if let Err(error) = send_cancel(&dial, &key).await {
+            if let Err(error) = send_cancel(&reached, &key).await {
                 tracing::warn!(pool = %pool.settings().name, %error, "cancel request not delivered");
             }
         }));
@@ -630,6 +630,7 @@ impl Session {
             match lease.line.farewell() {
                 Some(_) => lease.close("server"),
                 None if !stuck.is_empty() => lease.close("not_cleanable"),
+                None if lease.is_misplaced() => lease.close("role"),
                 None => lease.give_back(),
             }
         }
