@@ -128,6 +128,35 @@ fn who_needs_the_password_gets_it() {
     assert_eq!(wrapped.holding(PASSWORD), ["DATABASE_URL"]);
 }
 
+/// As at the server: who has a user's password may say another database with it.
+#[test]
+fn a_user_s_credentials_open_all_that_its_password_opens() {
+    let server = Postgres::start();
+    server.superuser().query("create database shop owner app").expect_no_error();
+    server.superuser().query("create role ann login password 'ann-secret'").expect_no_error();
+    let shop = server.url_with("app", PASSWORD, "shop");
+    let setup = Setup::new().postgres(&server).env("SHOP_URL", &shop);
+    let setup = setup.env("ANN_URL", &server.url_with("ann", "ann-secret", "app"));
+    let setup = setup.env("TIDEGATE_POSTGRES_URLS", "DATABASE_URL SHOP_URL ANN_URL");
+    let wrapped = Wrapped::start(setup, &[]);
+    let [app, shop, ann] =
+        ["DATABASE_URL", "SHOP_URL", "ANN_URL"].map(|url| wrapped.credential(url).1);
+    assert!(app != shop && shop != ann);
+    let enters = |user: &str, own: &str, database: &str| {
+        let login = Login::of(user, own, database);
+        wrapped.gate.try_client(&login).map(|_| ()).map_err(|refusal| refusal.code)
+    };
+    for database in ["app", "shop"] {
+        for own in [&*app, &shop, PASSWORD] {
+            assert_eq!(enters("app", own, database), Ok(()), "{database}");
+        }
+        assert_eq!(enters("app", &ann, database), Err("28P01".to_owned()), "{database}");
+    }
+    assert_eq!(enters("ann", &ann, "app"), Ok(()));
+    assert_eq!(enters("ann", &app, "app"), Err("28P01".to_owned()));
+    assert_eq!(enters("app", &shop, "nowhere"), Err("3D000".to_owned()), "known, and told");
+}
+
 /// What leads nowhere else is not taken away, but told.
 #[test]
 fn other_variables_with_the_password_are_named() {

@@ -6,6 +6,8 @@ mod support;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+use support::eventually;
 use support::pg::{Connection, Login};
 use support::postgres::Postgres;
 use support::redis::{PASSWORD as REDIS_PASSWORD, Redis};
@@ -19,7 +21,7 @@ const LATER: Duration = Duration::from_millis(950);
 struct Stage {
     gate: Tidegate,
     _servers: (Postgres, Redis),
-    _file: NamedTempFile,
+    file: NamedTempFile,
 }
 
 impl Stage {
@@ -28,7 +30,7 @@ impl Stage {
         let file = NamedTempFile::new().unwrap();
         std::fs::write(&file, format!("login_failures_per_minute = {failures}")).unwrap();
         let both = Setup::new().postgres(&servers.0).redis(&servers.1).config(file.path());
-        Self { gate: setup(both).start(), _servers: servers, _file: file }
+        Self { gate: setup(both).start(), _servers: servers, file }
     }
 
     fn limited(&self, protocol: &str, outcome: &str) -> f64 {
@@ -103,14 +105,22 @@ fn passwords_in_one_write_wait_one_after_the_other() {
 }
 
 #[test]
-fn nought_is_no_limit() {
-    let stage = Stage::new(0, |setup| setup);
+fn nought_is_no_limit_and_a_reload_is_enough() {
+    let stage = Stage::new(1, |setup| setup);
+    wrong_postgres(&stage.gate);
+    assert!(wrong_postgres(&stage.gate).1 >= LATER);
+    std::fs::write(&stage.file, "login_failures_per_minute = 0").unwrap();
+    stage.gate.signal(Signal::HUP);
+    eventually("it is taken", || {
+        let taken = stage.gate.page().sum("tidegate_reloads_total", &[("outcome", "taken")]);
+        (taken > 0.0).then_some(())
+    });
     let begun = Instant::now();
     for _ in 0..10 {
         assert_eq!(wrong_postgres(&stage.gate).0, "28P01");
     }
     assert!(begun.elapsed() < 10 * LATER);
-    assert_eq!(stage.limited("postgres", "delayed"), 0.0);
+    assert_eq!(stage.limited("postgres", "delayed"), 1.0);
 }
 
 /// An address of this machine that is not the loopback: what is sent there does not leave it.
@@ -120,6 +130,24 @@ fn own_address() -> Option<IpAddr> {
     socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
     let address = socket.local_addr().ok()?.ip();
     (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+}
+
+/// Whoever begins many at once has no more guesses.
+#[test]
+fn passwords_that_come_at_once_are_no_more() {
+    let Some(address) = own_address() else {
+        eprintln!("skipped: this machine has no address but the loopback's");
+        return;
+    };
+    let stage = Stage::new(3, Setup::on_all_addresses);
+    let place = SocketAddr::new(address, stage.gate.postgres_port());
+    let guess = || Connection::try_open_at(place, &Login::of("app", "mistyped", "app"));
+    let codes: Vec<String> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..30).map(|_| scope.spawn(|| guess().err().unwrap().code)).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let of = |code: &str| codes.iter().filter(|known| *known == code).count();
+    assert_eq!((of("28P01"), of("28000")), (3, 27), "{codes:?}");
 }
 
 #[test]

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::secret::Secret;
-use super::variable::Origin;
 use super::{ConfigError, FirstPasswords, Loaded};
 
 /// Which password a URL for the wrapped command has.
@@ -36,8 +35,7 @@ impl ChildCredentials {
         let mut own = BTreeMap::new();
         let wanted = loaded.variables.iter().filter(|variable| {
             loaded.settings.child_password == ChildPassword::Own
-                && variable.origin == Origin::Environment
-                && variable.password().is_some()
+                && variable.server_password().is_some()
         });
         for variable in wanted {
             let secret = Secret::random().map_err(|error| {

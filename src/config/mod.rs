@@ -113,17 +113,20 @@ impl Loaded {
     pub fn hidden_variables(&self) -> Vec<String> {
         let sources = self.variables.iter().flat_map(|known| sources::other_sources(&known.name));
         let pools_postgres = self.settings.postgres.is_some();
-        let misleading = MISLEADING.into_iter().filter(|_| pools_postgres).map(str::to_owned);
+        let misleading = MISLEADING.iter().filter(|_| pools_postgres);
         let ours = keys::OURS_ALONE.iter().chain(&self.ours_alone);
-        sources.chain(misleading).chain(ours.map(|name| (*name).to_owned())).collect()
+        sources.chain(misleading.chain(ours).map(|name| (*name).to_owned())).collect()
     }
 
     /// Variables that the wrapped command inherits and that hold a password which its URLs don't: by their names.
     #[must_use]
     pub fn left_passwords(&self) -> Vec<&str> {
+        if self.settings.child_password == ChildPassword::OfUrl {
+            return Vec::new();
+        }
         let hidden = self.hidden_variables();
         let passwords: Vec<_> =
-            self.variables.iter().filter_map(PooledVariable::password).collect();
+            self.variables.iter().filter_map(PooledVariable::server_password).collect();
         let holds = |text: &str| passwords.iter().any(|password| password.is_told_by(text));
         let environment = self.sources.environment.iter();
         let inherited = environment.filter(|(name, _)| {

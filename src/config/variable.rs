@@ -84,8 +84,11 @@ impl PooledVariable {
         }
     }
 
-    /// The password of its URL.
-    pub(super) fn password(&self) -> Option<&Secret> {
+    /// The server's password; a namespace's is none.
+    pub(super) fn server_password(&self) -> Option<&Secret> {
+        if self.origin == Origin::Namespace {
+            return None;
+        }
         match &self.url {
             PooledUrl::Postgres(url) => url.upstream.password.as_ref(),
             PooledUrl::Redis(url) => url.upstream.password.as_ref(),

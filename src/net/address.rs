@@ -24,7 +24,7 @@ impl Address {
         }
     }
 
-    /// Its IP address; over a unix socket the loopback's: only this machine's processes have either.
+    /// Of whoever comes from there; a unix socket's clients are on this machine.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
         self.tcp().map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())

@@ -41,15 +41,6 @@ struct Window {
     failures: usize,
 }
 
-/// What is to be done about a failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// At once.
-    Now,
-    /// After so long.
-    Later(Duration),
-}
-
 impl LoginFailures {
     /// None so far; so many may come from an address within a minute.
     #[must_use]
@@ -72,9 +63,9 @@ impl LoginFailures {
         (window.failures >= limit).then_some(left)
     }
 
-    /// Counts a login from `peer` that has failed; when to say so.
-    pub fn note(&self, peer: IpAddr) -> Answer {
-        let Some(limit) = self.limit() else { return Answer::Now };
+    /// Counts a login from `peer` that has failed; how much later to say so, if not at once.
+    pub fn note(&self, peer: IpAddr) -> Option<Duration> {
+        let limit = self.limit()?;
         let (origin, now) = (Origin::of(peer), Instant::now());
         let mut origins = self.origins();
         make_room(&mut origins, origin, now);
@@ -88,8 +79,7 @@ impl LoginFailures {
         if failures == limit {
             tracing::warn!(address = %peer, failures, "many failed logins within a minute: is a password wrong?");
         }
-        let later = failures > limit && origin == Origin::Loopback;
-        if later { Answer::Later(LATER) } else { Answer::Now }
+        (failures > limit && origin == Origin::Loopback).then_some(LATER)
     }
 
     fn limit(&self) -> Option<usize> {
@@ -143,7 +133,7 @@ mod tests {
         let (guesser, other) = (ip("192.0.2.7"), ip("192.0.2.8"));
         for _ in 0..3 {
             assert_eq!(failures.barred(guesser), None);
-            assert_eq!(failures.note(guesser), Answer::Now);
+            assert_eq!(failures.note(guesser), None);
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert_eq!(failures.barred(guesser), Some(Duration::from_secs(57)));
@@ -154,7 +144,7 @@ mod tests {
         failures.set_limit(3);
         tokio::time::advance(Duration::from_secs(57)).await;
         assert_eq!(failures.barred(guesser), None);
-        assert_eq!(failures.note(guesser), Answer::Now);
+        assert_eq!(failures.note(guesser), None);
         assert_eq!(failures.barred(guesser), None, "a new minute has begun");
     }
 
@@ -162,16 +152,16 @@ mod tests {
     async fn on_the_loopback_answers_come_later_and_nobody_is_barred() {
         let failures = LoginFailures::new(2);
         for (peer, answer) in [
-            ("127.0.0.1", Answer::Now),
-            ("127.9.9.9", Answer::Now),
-            ("::1", Answer::Later(LATER)),
-            ("::ffff:127.0.0.1", Answer::Later(LATER)),
+            ("127.0.0.1", None),
+            ("127.9.9.9", None),
+            ("::1", Some(LATER)),
+            ("::ffff:127.0.0.1", Some(LATER)),
         ] {
             assert_eq!(failures.note(ip(peer)), answer, "{peer}");
             assert_eq!(failures.barred(ip(peer)), None);
         }
         failures.set_limit(0);
-        assert_eq!(failures.note(ip("::1")), Answer::Now, "off");
+        assert_eq!(failures.note(ip("::1")), None, "off");
     }
 
     #[tokio::test(start_paused = true)]

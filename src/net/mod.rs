@@ -13,7 +13,7 @@ mod tls;
 pub use address::Address;
 pub use buffer::{READ_BUFFER_BYTES, with_read_buffer};
 pub use connect::{Host, Keepalive, Spot, Vigilance, addresses, connect, connect_to};
-pub use failures::{Answer, LoginFailures};
+pub use failures::LoginFailures;
 pub use listener::{Listener, bind};
 pub use porch::{Porch, PorchPlace};
 pub use socket_file::{PATH_BYTES, SocketError, SocketFile, listen as listen_on_socket};

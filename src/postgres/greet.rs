@@ -29,7 +29,7 @@ use crate::config::{ClientCertificate, Current, PostgresSettings, TlsMode};
 use crate::lifecycle::Drain;
 use crate::metrics::{Happening, PoolMetrics, Reason};
 use crate::net::{
-    Address, Agreed, Answer, ListenerTls, LoginFailures, Opening, PorchPlace, Stream, common_name,
+    Address, Agreed, ListenerTls, LoginFailures, Opening, PorchPlace, Stream, common_name,
 };
 
 /// Bytes asked of the socket at once.
@@ -181,7 +181,7 @@ async fn send_away(
         }
         End::Unproved(fields) => {
             note_refused(reception, peer, &fields);
-            if let Answer::Later(delay) = reception.failures.note(peer.ip()) {
+            if let Some(delay) = reception.failures.note(peer.ip()) {
                 reception.metrics.logins_delayed.inc();
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
@@ -411,7 +411,7 @@ async fn admit(
         Some(Proof::Password(verifier)) => verifier,
         None => Verifier::mock(user, &reception.mock_seed),
     };
-    let keys = prove(reception, talk, user, &verifier).await?;
+    let keys = prove(reception, talk, (user, peer), &verifier).await?;
     Ok((startup, Some(keys)))
 }
 
@@ -442,7 +442,7 @@ fn vouched(reception: &Reception, talk: &Talk, user: &str) -> Result<Vouched, En
 async fn prove(
     reception: &Reception,
     talk: &mut Talk,
-    user: &str,
+    (user, peer): (&str, &Address),
     verifier: &Verifier,
 ) -> Result<ScramKeys, End> {
     let limit = reception.settings.get().limits.login_frame_bytes;
@@ -471,6 +471,8 @@ async fn prove(
     let (exchange, answer) = Exchange::begin(verifier, first, &nonce, binding).map_err(failed)?;
     talk.send(&authentication_sasl_continue(answer.as_bytes())).await?;
     let last = talk.password_frame(limit).await?;
+    // Many may have begun before the first of them failed.
+    look_away(reception, peer)?;
     let Proved { answer, keys } = exchange.finish(&last).map_err(|error| {
         reception.routes.doubt(user);
         failed(error)

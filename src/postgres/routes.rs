@@ -164,8 +164,8 @@ impl Routes {
         apart
     }
 
-    /// What this user must prove; `None` if nobody knows its password. The password of the named
-    /// database counts, and any of the user's if there is no such database: whether there is one
+    /// What this user must prove; `None` if nobody knows its password. The password of the named database counts, with what
+    /// opens the user's others that have the same one; or any of the user's if there is no such database: whether there is one
     /// is for those who know a password.
     #[must_use]
     pub fn proof(&self, user: &str, database: &str) -> Option<Proof> {
@@ -176,10 +176,12 @@ impl Routes {
         let ways = self.ways.get();
         let seed = &self.foundry.keeping().seed;
         let mine = || ways.names().map(|(name, _)| name).filter(|name| name.user == user);
-        let by_url = match mine().find(|name| name.database == database) {
-            Some(exact) => Some(exact.passwords.proof(seed)),
-            None => mine().map(|name| name.passwords.proof(seed)).reduce(Proof::or),
-        };
+        let exact = mine().find(|name| name.database == database);
+        // Who has one database's URL may use it for another as with the server itself.
+        let open = mine().filter(|name| {
+            exact.is_none_or(|exact| name.passwords.has_the_secret_of(&exact.passwords))
+        });
+        let by_url = open.map(|name| name.passwords.proof(seed)).reduce(Proof::or);
         // The users file is for whom the URLs have no password for.
         let by_file = || ways.users.get(user).map(|passwords| passwords.proof(seed));
         match by_url {

@@ -20,8 +20,8 @@ pub struct Setup {
     arguments: Vec<OsString>,
     postgres: Option<u16>,
     redis: Option<u16>,
-    admin: Option<u16>,
     host: &'static str,
+    admin: Option<u16>,
 }
 
 impl Setup {
@@ -31,21 +31,21 @@ impl Setup {
             arguments: vec!["serve".into()],
             postgres: None,
             redis: None,
-            admin: None,
             host: "127.0.0.1",
+            admin: None,
         }
+    }
+
+    /// Clients may come from elsewhere.
+    pub fn on_all_addresses(mut self) -> Self {
+        self.host = "0.0.0.0";
+        self
     }
 
     /// On the ports of another one, which is about to leave them.
     pub fn in_place_of(mut self, before: &Tidegate) -> Self {
         (self.postgres, self.redis) = (before.postgres, before.redis);
         self.admin = Some(before.admin);
-        self
-    }
-
-    /// Clients may come from elsewhere.
-    pub fn on_all_addresses(mut self) -> Self {
-        self.host = "0.0.0.0";
         self
     }
 

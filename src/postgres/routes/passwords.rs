@@ -136,6 +136,12 @@ impl Passwords {
         Proof::Password(others.fold(verifier, Verifier::accepting))
     }
 
+    /// Whether both ask for the same.
+    pub(super) fn has_the_secret_of(&self, other: &Self) -> bool {
+        let secret = |known: &Option<Known>| known.as_ref().map(|known| known.secret.clone());
+        secret(&self.secret) == secret(&other.secret)
+    }
+
     /// Whether the wrapped command has one of them.
     pub(super) fn stays(&self) -> bool {
         self.first == FirstPasswords::Stay || self.own.is_some()

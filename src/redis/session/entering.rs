@@ -6,7 +6,6 @@ use std::task::Context;
 
 use super::{Closing, End, Session, write_error};
 use crate::metrics::Happening;
-use crate::net::Answer;
 use crate::redis::greeting::Standing;
 
 const CROWDED: &str = "ERR tidegate: too many clients that have not logged in; send AUTH at once, or raise redis.login_limit";
@@ -61,7 +60,7 @@ impl Session {
         metrics.login_failures.inc();
         let detail = format_args!("client {}: a wrong user or password", self.identity.id);
         metrics.lines.tell(Happening::Refused, detail);
-        if let Answer::Later(delay) = self.upstream.failures.note(self.peer()) {
+        if let Some(delay) = self.upstream.failures.note(self.peer()) {
             metrics.logins_delayed.inc();
             self.held = Some(Box::pin(tokio::time::sleep(delay)));
         }
