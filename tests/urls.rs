@@ -525,6 +525,25 @@ proptest! {
     }
 
     #[test]
+    fn no_refusal_repeats_a_password((before, behind) in (text(), text()), form in 0..3) {
+        let password = format!("{before}hunter2{behind}");
+        let text = match form {
+            0 => format!("postgres://u:{password}@h/d"),
+            1 => format!("postgres://h/d?password={password}"),
+            _ => format!("host=h password={password} user=u"),
+        };
+        match loaded(&text) {
+            Err(refusal) => prop_assert!(!refusal.contains("hunter2"), "{}: {}", text, refusal),
+            Ok(loaded) if upstream(&loaded).password.as_ref().is_some_and(|it| it.expose().contains("hunter2")) => {
+                let told = format!("{} {loaded:?}", tidegate::config::describe(&loaded));
+                prop_assert!(!told.contains("hunter2"), "{}: {}", text, told);
+            }
+            // What stands behind a sign that ends a password is none any more, to libpq either.
+            Ok(_) => {}
+        }
+    }
+
+    #[test]
     fn no_string_makes_it_panic(text in "\\PC{0,40}", scheme in "(postgres://|redis://|host=|)") {
         let _read_or_refused = by_us(&format!("{scheme}{text}"));
     }
