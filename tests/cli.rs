@@ -260,6 +260,9 @@ fn the_command_has_nothing_that_leads_past() {
         ("TIDEGATE_POSTGRES_POOL_SIZE", "7"),
         ("TIDEGATE_PUSH_REMOTE_WRITE_URL", "http://127.0.0.1:9/past"),
         ("TIDEGATE_PUSH_REMOTE_WRITE_TOKEN", "past"),
+        ("PGHOSTADDR", "192.0.2.7"),
+        ("PGREQUIREAUTH", "md5"),
+        ("PGSSLROOTCERT", "/run/roots.pem"),
     ];
     let (status, stdout, stderr) = output(&["run", "env"], &variables);
     assert_eq!(status, Some(0), "{stderr}");
@@ -267,7 +270,13 @@ fn the_command_has_nothing_that_leads_past() {
     let found = |wanted: &str| stdout.lines().any(|line| line.starts_with(wanted));
     assert!(!stdout.contains("past") && !stdout.contains("hunter2"), "{stdout}");
     assert!(found(&format!("DATABASE_URL=postgres://u:OWN@{listen}/app")), "{stdout}");
-    assert!(found("TIDEGATE_POSTGRES_POOL_SIZE=7"), "settings stay: {stdout}");
+    assert!(
+        !found("PGHOSTADDR") && !found("PGREQUIREAUTH"),
+        "they were meant for the server: {stdout}"
+    );
+    for stays in ["TIDEGATE_POSTGRES_POOL_SIZE=7", "PGSSLROOTCERT=/run/roots.pem"] {
+        assert!(found(stays), "settings stay: {stdout}");
+    }
 }
 
 /// Others are handed on, as variables with plain settings are.

@@ -168,6 +168,21 @@ fn a_standby_that_is_one_no_more_is_left() {
 }
 
 #[test]
+fn what_a_question_of_ours_hears_counts_as_well() {
+    let (one, other) = (Postgres::standby(), Postgres::standby());
+    let gate = Setup::new()
+        .database_url(&url(&[one.port(), other.port()], "target_session_attrs=standby"))
+        .pool_size(1)
+        .start();
+    assert_eq!(place(&mut gate.client()), one.port().to_string());
+    assert_eq!(one.superuser().one("select pg_promote(true, 10)"), "t");
+    // The server is asked about settings that are new, and says with the answer that it is a standby no more.
+    let login = Login::app().with("extra_float_digits", "2");
+    let mut session = gate.try_client(&login).expect("it is let in");
+    assert_eq!(place(&mut session), other.port().to_string());
+}
+
+#[test]
 fn a_follower_is_read_and_stands_in_for_nobody() {
     let primary = Postgres::primary();
     let mut standby = Postgres::standby_of(&primary);

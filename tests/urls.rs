@@ -487,6 +487,67 @@ proptest! {
     }
 
     #[test]
+    fn what_is_put_into_a_redis_url_comes_out_of_it(
+        (user, password) in (prop::option::of(text()), prop::option::of(text())),
+        host in prop_oneof!["[a-z][a-z0-9.-]{0,10}", Just("2001:db8::7".to_owned()), "/[a-z%]{1,9}"],
+        (port, database, place) in (1..=u16::MAX, 0..100_u32, 0..3),
+    ) {
+        let user_info = match (&user, &password) {
+            (None, None) => String::new(),
+            (user, None) => format!("{}@", coded(user.as_deref().unwrap_or_default(), "-._~!$'()*+;#")),
+            (user, Some(password)) => {
+                let user = coded(user.as_deref().unwrap_or_default(), "");
+                format!("{user}:{}@", coded(password, "-._~!$'()*+;#:"))
+            }
+        };
+        let url = match (host.strip_prefix('/'), place) {
+            (Some(path), _) => format!("redis+unix://{user_info}/{}?db={database}", coded(path, "")),
+            (None, 0) if host.contains(':') => format!("redis://{user_info}[{host}]:{port}/{database}"),
+            (None, _) if host.contains(':') => format!("redis://{user_info}[{host}]:{port}?db={database}"),
+            (None, 0) => format!("redis://{user_info}{host}:{port}/{database}"),
+            (None, _) => format!("redis://{user_info}{host}:{port}?db={database}"),
+        };
+        let variables = |url: &str| Environment::from([("REDIS_URL".to_owned(), Some(url.to_owned()))]);
+        let loaded = load(None, &variables(&url), &[]).unwrap();
+        let read = |loaded: &Loaded| {
+            let upstream = &loaded.settings.redis.as_ref().unwrap().listeners[0].upstream;
+            let password = upstream.password.as_ref().map(|it| it.expose().to_owned());
+            (upstream.user.clone(), password, upstream.database)
+        };
+        prop_assert_eq!(read(&loaded), (user.clone(), password.clone(), database), "{}", url);
+        let upstream = &loaded.settings.redis.as_ref().unwrap().listeners[0].upstream;
+        let expected = match host.starts_with('/') {
+            true => Host::Unix(host.clone().into()),
+            false => Host::Tcp(host.clone()),
+        };
+        prop_assert_eq!(&upstream.host, &expected);
+        prop_assert!(host.starts_with('/') || upstream.port == port);
+        let local = loaded.variables[0].local_url(LISTEN.parse().unwrap(), TlsMode::On, &ChildCredentials::default());
+        prop_assert!(local.ends_with(&format!("{LISTEN}/{database}")), "{}", local);
+        let again = load(None, &variables(&local), &[]).unwrap();
+        prop_assert_eq!(read(&again), (user, password, database), "{}", local);
+    }
+
+    #[test]
+    fn no_refusal_repeats_a_password((before, behind) in (text(), text()), form in 0..3) {
+        let password = format!("{before}hunter2{behind}");
+        let text = match form {
+            0 => format!("postgres://u:{password}@h/d"),
+            1 => format!("postgres://h/d?password={password}"),
+            _ => format!("host=h password={password} user=u"),
+        };
+        match loaded(&text) {
+            Err(refusal) => prop_assert!(!refusal.contains("hunter2"), "{}: {}", text, refusal),
+            Ok(loaded) if upstream(&loaded).password.as_ref().is_some_and(|it| it.expose().contains("hunter2")) => {
+                let told = format!("{} {loaded:?}", tidegate::config::describe(&loaded));
+                prop_assert!(!told.contains("hunter2"), "{}: {}", text, told);
+            }
+            // What stands behind a sign that ends a password is none any more, to libpq either.
+            Ok(_) => {}
+        }
+    }
+
+    #[test]
     fn no_string_makes_it_panic(text in "\\PC{0,40}", scheme in "(postgres://|redis://|host=|)") {
         let _read_or_refused = by_us(&format!("{scheme}{text}"));
     }

@@ -8,7 +8,7 @@ use super::uri::{decode, encode};
 use super::written::Environment;
 
 /// libpq's options up to 18, with the variable that each has its default from, if it has one.
-const OPTIONS: [(&str, &str); 51] = [
+pub(super) const OPTIONS: [(&str, &str); 51] = [
     ("application_name", "PGAPPNAME"),
     ("channel_binding", "PGCHANNELBINDING"),
     ("client_encoding", "PGCLIENTENCODING"),

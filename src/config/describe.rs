@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::variable::Origin;
 use super::{
     Access, Auth, ChildCredentials, Host, ListenerEncryption, Loaded, PoolMode, Protocol,
-    PushSettings, RedisTls, SslMode, TlsMode,
+    PushSettings, RedisTls, SslMode, TargetSession, TlsMode,
 };
 use crate::redis::namespace::Mode;
 
@@ -100,13 +100,14 @@ fn write_postgres(text: &mut String, loaded: &Loaded) -> std::fmt::Result {
         for upstream in &listener.upstreams {
             writeln!(
                 text,
-                "          {} -> {} {}, user {}, database {}, sslmode {}{}{}",
+                "          {} -> {} {}, user {}, database {}, sslmode {}{}{}{}",
                 listener.listen,
                 upstream.name,
                 upstream.hosts,
                 upstream.user,
                 upstream.database,
                 sslmode_word(upstream.sslmode),
+                target_words(upstream.hosts.target),
                 if upstream.access == Access::Read { ", only read" } else { "" },
                 mode_words(postgres.pool_modes.of(&upstream.user, &upstream.database))
             )?;
@@ -194,6 +195,17 @@ fn mode_words(mode: PoolMode) -> &'static str {
         PoolMode::Transaction => "",
         PoolMode::Session => ", a connection for each session",
         PoolMode::Statement => ", a connection for each statement",
+    }
+}
+
+fn target_words(target: TargetSession) -> &'static str {
+    match target {
+        TargetSession::Any => "",
+        TargetSession::ReadWrite => ", the host that writes",
+        TargetSession::ReadOnly => ", a host that only reads",
+        TargetSession::Primary => ", the primary",
+        TargetSession::Standby => ", a standby",
+        TargetSession::PreferStandby => ", a standby if there is one",
     }
 }
 

@@ -197,3 +197,19 @@ impl fmt::Display for Hosts {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_of_them_are_told_with_the_last_port_apart() {
+        let host =
+            |name: &str, port| ServerHost { host: Host::Tcp(name.to_owned()), address: None, port };
+        let one = Hosts::one(Host::Tcp("a".to_owned()), 1);
+        assert_eq!((one.names(), one.port()), ("a".to_owned(), 1));
+        let several = Hosts { list: vec![host("a", 1), host("::1", 2)], ..one };
+        assert_eq!(several.to_string(), "a:1,[::1]:2");
+        assert_eq!((several.names(), several.port()), ("a:1,[::1]".to_owned(), 2));
+    }
+}

@@ -59,8 +59,13 @@ pub use written::Environment;
 
 use written::Written;
 
-/// Variables by which libpq would reach another server than the host of our URL, or ask for what was asked of the server.
-const MISLEADING: [&str; 3] = ["PGHOSTADDR", "PGSERVICE", "PGREQUIREAUTH"];
+/// Variables by which libpq would reach another server than the host of our URL, or ask of us what was asked of the server.
+const MISLEADING: [&str; 4] = ["PGHOSTADDR", "PGSERVICE", "PGREQUIREAUTH", "PGSSLROOTCERT"];
+
+/// Whether one of them does. The system's roots go with no `sslmode` but the one that our certificate can't satisfy.
+fn misleads(name: &str, value: Option<&str>) -> bool {
+    name != "PGSSLROOTCERT" || value == Some("system")
+}
 
 /// Everything that was configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,8 +117,11 @@ impl Loaded {
     #[must_use]
     pub fn hidden_variables(&self) -> Vec<String> {
         let sources = self.variables.iter().flat_map(|known| sources::other_sources(&known.name));
-        let pools_postgres = self.settings.postgres.is_some();
-        let misleading = MISLEADING.iter().filter(|_| pools_postgres);
+        let misleads = |name: &&&str| {
+            let value = self.sources.environment.get(**name).cloned().flatten();
+            self.settings.postgres.is_some() && misleads(name, value.as_deref())
+        };
+        let misleading = MISLEADING.iter().filter(misleads);
         let ours = keys::OURS_ALONE.iter().chain(&self.ours_alone);
         sources.chain(misleading.chain(ours).map(|name| (*name).to_owned())).collect()
     }

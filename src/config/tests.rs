@@ -20,6 +20,12 @@ const DB: (&str, &str) = ("DATABASE_URL", "postgres://u:hunter2@db.example.com/a
 const REDIS: (&str, &str) = ("REDIS_URL", "rediss://:hunter2@redis.example.com:6390/1");
 
 #[test]
+fn the_system_s_roots_are_for_the_server() {
+    assert!(misleads("PGSERVICE", Some("s")) && misleads("PGSSLROOTCERT", Some("system")));
+    assert!(!misleads("PGSSLROOTCERT", Some("/roots.pem")) && !misleads("PGSSLROOTCERT", None));
+}
+
+#[test]
 fn flags_win_over_environment_over_file_over_defaults() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "workers = 2\n[postgres]\npool_size = 2\nwait_ms = 2\n").unwrap();

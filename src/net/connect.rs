@@ -199,6 +199,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn it_is_as_watchful_as_it_is_told_to_be() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let spot = Spot::Tcp(listener.local_addr().unwrap());
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let keepalive = Keepalive { idle: seconds(7), interval: seconds(8), retries: Some(9) };
+        let vigilance = Vigilance { keepalive: Some(keepalive), user_timeout: seconds(10) };
+        let stream = connect_to(&spot, 0, &vigilance).await.unwrap();
+        let socket = SockRef::from(stream.tcp().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(8));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_user_timeout().unwrap(), seconds(10));
+        let asleep = Vigilance { keepalive: None, user_timeout: None };
+        let stream = connect_to(&spot, 0, &asleep).await.unwrap();
+        assert!(!SockRef::from(stream.tcp().unwrap()).keepalive().unwrap());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_socket_may_have_a_name_and_no_file() {
+        use std::os::linux::net::SocketAddrExt as _;
+        let name = format!("tidegate-test-{}", std::process::id());
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+        let spot = Spot::Unix(format!("@{name}").into());
+        let stream = connect_to(&spot, 0, &Vigilance::default()).await.unwrap();
+        assert_eq!(stream.peer_user(), Some(rustix::process::geteuid().as_raw()));
+    }
+
+    #[tokio::test]
     async fn every_address_of_a_name_is_tried() {
         // localhost is ::1 and 127.0.0.1 where there is IPv6; only the latter listens.
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();

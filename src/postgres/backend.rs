@@ -464,6 +464,9 @@ impl Connect for PgConnect {
 
 impl Backend for PgBackend {
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_misplaced() {
+            return Poll::Ready(());
+        }
         let mut piece = [0; 512];
         loop {
             match ready!(self.stream.poll_read_into(cx, &mut piece)) {
@@ -495,7 +498,7 @@ impl PgBackend {
             at += header.frame();
         }
         self.rest.drain(..at);
-        if self.is_misplaced() { Err(Ended) } else { Ok(()) }
+        Ok(())
     }
 
     /// Whether the server is not any more what the pool's URL asks for. Then the connection is not to be kept, and the next
@@ -539,7 +542,10 @@ impl PgBackend {
             };
             let Some(body) = self.rest.get(at + HEADER_BYTES..at + header.frame()) else { break };
             match header.tag {
-                b'S' => answer.parameters.extend(message::parse_parameter_status(body)),
+                b'S' => {
+                    answer.parameters.extend(message::parse_parameter_status(body));
+                    self.line.hears(body);
+                }
                 b'E' => answer.error = Some(ErrorFields::parse(body)),
                 b'D' => {
                     answer.rows.row(header.body);

@@ -52,7 +52,12 @@ fn a_follower_has_a_pool_of_its_own() {
     assert_eq!(meaning("C"), (Access::Read, TargetSession::Any));
     let names: Vec<_> = loaded.variables.iter().map(|variable| &*variable.name).collect();
     assert_eq!(names, ["DATABASE_URL", "A", "B", "C"]);
-    assert!(describe(&loaded).contains("only read"));
+    let told = describe(&loaded);
+    assert!(
+        told.contains("B h:5432,i:5432, user u") && told.contains("a standby if there is one"),
+        "{told}"
+    );
+    assert!(told.contains("only read"), "{told}");
 }
 
 #[test]

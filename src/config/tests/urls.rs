@@ -1,6 +1,9 @@
 //! URLs: what they mean, and what the wrapped command gets instead.
 
+use std::collections::BTreeSet;
+
 use super::*;
+use crate::config::conninfo::OPTIONS;
 use crate::config::postgres_url::PostgresUrl;
 use crate::config::redis_url::RedisUrl;
 use crate::net::Identity;
@@ -307,6 +310,10 @@ fn no_option_of_libpq_is_dropped_without_a_word() {
             (false, false) => Fate::Void,
         }
     };
+    let written = FATES.iter().flat_map(|(option, _)| option.split('&'));
+    let judged: BTreeSet<&str> = written.filter_map(|it| Some(it.split_once('=')?.0)).collect();
+    let forgotten: Vec<_> = OPTIONS.iter().filter(|(name, _)| !judged.contains(name)).collect();
+    assert!(forgotten.is_empty(), "{forgotten:?}");
     for (option, expected) in FATES {
         assert_eq!(fate(option), *expected, "{option}");
     }
