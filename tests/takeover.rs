@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use support::pg::{Connection, Login, VERSION_3_0, query, startup};
@@ -321,6 +321,50 @@ fn what_is_open_is_finished_and_idle_server_connections_are_not_kept() {
     open.query("commit").expect_no_error();
     ends(first);
     assert_eq!(second.client().one("select 8"), "8");
+}
+
+/// Both together want more than the server gives: the new one's clients wait until the old one has gone, and no longer.
+#[test]
+fn where_the_server_is_full_clients_wait_for_the_old_one_s_end() {
+    let stage = Stage::new("handover_ms = 3000\ndrain_ms = 9000\n");
+    let user = Login::app().user;
+    let limit = format!("alter role {user} connection limit 3");
+    stage.server.superuser().query(&limit).expect_no_error();
+    let first = stage.first();
+    let mut open: [Connection; 3] = std::array::from_fn(|_| first.client());
+    for client in &mut open {
+        client.query("begin").expect_no_error();
+    }
+    let second = stage.successor(&first);
+    let port = second.postgres_port();
+    let three = (0..3).map(|_| {
+        thread::spawn(move || {
+            let mut client = Connection::open(port, &Login::app());
+            // Three at once, each on a connection of its own.
+            client.query("begin").expect_no_error();
+            let answered = Instant::now();
+            client.query("select pg_sleep(1)").expect_no_error();
+            client.query("commit").expect_no_error();
+            answered
+        })
+    });
+    let three: Vec<_> = three.collect();
+    // So often that the next attempt by itself is seconds away.
+    let refused = [("code", "53300")];
+    eventually("the server refuses again and again", || {
+        let times = second.postgres_metric("tidegate_connect_errors_total", &refused);
+        (times >= 6.0).then_some(())
+    });
+    for client in &mut open {
+        client.query("commit").expect_no_error();
+    }
+    drop(open);
+    ends(first);
+    let gone = Instant::now();
+    for one in three {
+        let answered = one.join().unwrap();
+        assert!(answered < gone + Duration::from_millis(700), "{:?}", answered - gone);
+    }
 }
 
 #[test]
