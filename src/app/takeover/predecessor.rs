@@ -11,8 +11,8 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc::Receiver;
 
 use super::super::passed::{Keeper, Kind, PassedSocket};
-use super::words::{TAKEOVER, Talk, Word};
-use super::{PATIENCE, cancel_line};
+use super::PATIENCE;
+use super::words::{TAKEOVER, Talk, Word, cancel_line};
 use crate::postgres::cancel::ForeignCancel;
 
 /// The process that serves until we do.
