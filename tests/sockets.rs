@@ -298,6 +298,27 @@ fn a_change_of_them_waits_for_a_restart() {
     assert!(!home.path().join("two").exists());
 }
 
+#[test]
+fn check_says_where_they_will_be() {
+    let home = tempfile::tempdir().unwrap();
+    let setup =
+        Setup::new().redis_url("redis://127.0.0.1:1").database_url("postgres://u@127.0.0.1:1/d");
+    let setup = setup.env("TIDEGATE_SOCKET_MODE", "0660").arguments(&["check"]);
+    let mut check = with_sockets(setup, home.path()).launch();
+    assert_eq!(
+        check.wait(DEADLINE).and_then(|status| status.code()),
+        Some(0),
+        "{}",
+        check.output()
+    );
+    let postgres = format!(".s.PGSQL.{}", check.postgres_port());
+    for name in [postgres.as_str(), "redis.sock"] {
+        let line = format!("socket    {}, mode 0660\n", home.path().join(name).display());
+        assert!(check.output().contains(&line), "{}", check.output());
+        assert!(!home.path().join(name).exists(), "it makes none");
+    }
+}
+
 /// Idle clients at both doors, and a crowd that comes and goes over the socket.
 #[test]
 fn a_crowd_comes_and_goes() {
