@@ -198,7 +198,7 @@ fn one_insert(mut connection: Connection) -> (Outcome, Connection) {
 
 #[test]
 fn five_takeovers_under_load_and_nobody_is_refused() {
-    let stage = Stage::new("handover_ms = 1500\n");
+    let stage = Stage::new("handover_ms = 3000\n");
     stage.server.direct().query("create table seen (n int)").expect_no_error();
     let mut gate = stage.first();
     let (port, redis_port) = (gate.postgres_port(), gate.redis_port());
