@@ -220,6 +220,7 @@ fn five_takeovers_under_load_and_nobody_is_refused() {
         assert!(!output.contains("sessions unfinished"), "{output}");
         let now = done();
         eventually("the new one serves all", || {
+            assert!(all.iter().all(|seen| seen.refused.load(SeqCst) == 0), "somebody was refused");
             done().iter().zip(now).all(|(done, now)| *done > now).then_some(())
         });
         assert!(done().iter().zip(before).all(|(done, before)| *done > before));
