@@ -13,7 +13,7 @@ mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -24,7 +24,6 @@ use tokio::sync::mpsc;
 use crate::config::{ChildCredentials, ConfigError, Loaded, PasswordOrigin, Settings};
 use crate::lifecycle::{Drain, DrainTrigger, Newcomers, StopRequest};
 use crate::net::SocketFile;
-use crate::postgres::service::Service;
 use crate::supervisor::{self, Ended, News, Signals, StartError, Supervised};
 
 use herald::Herald;
@@ -32,7 +31,7 @@ use listeners::Taken;
 use logging::LogSwitch;
 use passed::Passed;
 use reload::Hangup;
-use services::{Outward, Reloading};
+use services::{Outward, Reloading, Serving};
 use takeover::{Control, Successor};
 
 /// Most cancel requests that may be on their way to the process before us; more are let go.
@@ -117,7 +116,7 @@ struct Opened {
     variables: Vec<(String, String)>,
     socket_files: Vec<Weak<SocketFile>>,
     control: Option<Control>,
-    postgres: Option<Arc<Service>>,
+    serving: Serving,
     start: Start,
 }
 
@@ -201,16 +200,21 @@ async fn open(
     let outward = Outward { stop: life.stop.clone(), elsewhere };
     let built = services::build(loaded, bound, &life.drain, outward, reloading)?;
     // From here on nothing fails but the takeover itself.
-    let mut start = Start::Afresh;
-    if let Some(mut predecessor) = predecessor {
-        predecessor.relieve().await.context("the process before us has not handed over")?;
-        control.iter().for_each(|control| control.claim(sockets.mode));
-        tracing::info!(pid = predecessor.pid(), "taken over");
-        tokio::spawn(predecessor.pass_cancels(foreign));
-        start = Start::AfterPredecessor;
-    }
+    let Some(mut predecessor) = predecessor else {
+        let (serving, start) = (built.open(), Start::Afresh);
+        return Ok(Opened { variables, socket_files, control, serving, start });
+    };
+    predecessor.relieve().await.context("the process before us has not handed over")?;
+    control.iter().for_each(|control| control.claim(sockets.mode));
     passed.discard();
-    Ok(Opened { variables, socket_files, control, postgres: built.open(), start })
+    tracing::info!(pid = predecessor.pid(), "taken over");
+    let (serving, start) = (built.open(), Start::AfterPredecessor);
+    let served = serving.clone();
+    tokio::spawn(async move {
+        predecessor.pass_cancels(foreign).await;
+        served.room_made();
+    });
+    Ok(Opened { variables, socket_files, control, serving, start })
 }
 
 /// Serves until told to stop, or until another process has taken over and had its time.
@@ -226,7 +230,7 @@ async fn serve(loaded: &Loaded, life: &mut Life, opened: Opened) {
     };
     // The service goes on, in another process: the manager hears nothing of our end.
     tracing::info!(pid = successor.pid(), "handed over: serving those who are here");
-    tokio::spawn(successor.pass_cancels(opened.postgres));
+    tokio::spawn(successor.pass_cancels(opened.serving.postgres));
     tokio::select! {
         () = tokio::time::sleep(loaded.settings.handover) => {}
         _hurry = life.signals.any_of(&STOP) => {}

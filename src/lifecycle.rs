@@ -481,6 +481,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_handover_closes_the_listeners_and_drains_nobody() {
+        let (trigger, drain) = Drain::new();
+        assert!(drain.handed_over().now_or_never().is_none());
+        trigger.give_notice();
+        assert!(drain.handed_over().now_or_never().is_none());
+        trigger.hand_over();
+        for heard in [drain.noticed().now_or_never(), drain.listeners_close().now_or_never()] {
+            assert!(heard.is_some());
+        }
+        assert!(!drain.is_draining(), "whoever is here is served");
+        trigger.start(GRACE, Newcomers::LeftToOthers);
+        assert!(drain.handed_over().now_or_never().is_some(), "it stays so");
+    }
+
+    #[tokio::test]
     async fn listeners_stay_where_newcomers_are_to_be_told() {
         for (newcomers, closes) in [(Newcomers::Refused, false), (Newcomers::LeftToOthers, true)] {
             let (trigger, drain) = Drain::new();

@@ -38,12 +38,21 @@ fn with_sockets(setup: Setup, home: &Path) -> Setup {
         .env("TIDEGATE_REDIS_SOCKET", redis.to_str().unwrap())
 }
 
+/// Started, with this socket open: TCP is first, and what waits for that alone may be too early.
+fn started(setup: Setup, path: impl Fn(&Tidegate) -> PathBuf) -> Tidegate {
+    let gate = setup.start();
+    let path = path(&gate);
+    eventually("the socket is open", || UnixStream::connect(&path).ok());
+    gate
+}
+
 impl Stage {
     fn new() -> Self {
         let (home, server, redis) =
             (tempfile::tempdir().unwrap(), Postgres::start(), Redis::start());
         let setup = Setup::new().postgres(&server).redis(&redis).pool_size(2);
-        let gate = with_sockets(setup, home.path()).start();
+        let path = home.path().join("redis.sock");
+        let gate = started(with_sockets(setup, home.path()), |_| path.clone());
         Self { home, server, _redis: redis, gate }
     }
 
@@ -177,8 +186,8 @@ fn encryption_is_declined() {
 fn what_is_for_the_network_is_not_asked_of_a_socket() {
     let (home, redis) = (tempfile::tempdir().unwrap(), Redis::start());
     let setup = Setup::new().redis(&redis).env("TIDEGATE_TLS_REDIS", "require");
-    let _gate = with_sockets(setup, home.path()).start();
     let path = home.path().join("redis.sock");
+    let _gate = started(with_sockets(setup, home.path()), |_| path.clone());
     let mut stream = connect(&path);
     stream.write_all(b"PING\r\n").unwrap();
     let mut answer = [0; 7];
@@ -187,8 +196,9 @@ fn what_is_for_the_network_is_not_asked_of_a_socket() {
 
     let server = Postgres::start();
     let setup = Setup::new().postgres(&server).env("TIDEGATE_POSTGRES_AUTH", "trust");
-    let gate = with_sockets(setup, home.path()).start();
-    let mut stream = connect(&home.path().join(format!(".s.PGSQL.{}", gate.postgres_port())));
+    let path = |gate: &Tidegate| home.path().join(format!(".s.PGSQL.{}", gate.postgres_port()));
+    let gate = started(with_sockets(setup, home.path()), path);
+    let mut stream = connect(&path(&gate));
     stream.write_all(&startup(VERSION_3_0, &Login::app())).unwrap();
     let mut answer = [0; 9];
     stream.read_exact(&mut answer).unwrap();
@@ -208,8 +218,8 @@ fn files_have_the_mode_that_was_set_and_go_at_the_end() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("redis.sock");
     let setup = Setup::new().redis_url("redis://127.0.0.1:1").env("TIDEGATE_SOCKET_MODE", "0666");
-    let mut gate =
-        with_sockets(setup, home.path()).arguments(&["run", "--", "sleep", "60"]).start();
+    let setup = with_sockets(setup, home.path()).arguments(&["run", "--", "sleep", "60"]);
+    let mut gate = started(setup, |_| path.clone());
     assert_eq!(mode(&path), 0o666);
     // Somebody puts another socket there.
     fs::remove_file(&path).unwrap();
@@ -242,7 +252,7 @@ fn a_socket_after_a_kill_is_replaced_and_a_live_one_refused() {
     stage.gate.wait(DEADLINE).expect("it is killed");
     assert!(path.exists());
     let start = || with_sockets(Setup::new().redis_url("redis://127.0.0.1:1"), stage.home.path());
-    let mut first = start().start();
+    let mut first = started(start(), |_| path.clone());
     connect(&path);
     let mut second = start().launch();
     let status = second.wait(DEADLINE).and_then(|status| status.code());
@@ -288,7 +298,8 @@ fn a_change_of_them_waits_for_a_restart() {
         fs::write(file.path(), text).unwrap();
     };
     write("one");
-    let gate = Setup::new().redis_url("redis://127.0.0.1:1").config(file.path()).start();
+    let setup = Setup::new().redis_url("redis://127.0.0.1:1").config(file.path());
+    let gate = started(setup, |_| home.path().join("one"));
     write("two");
     gate.signal(Signal::HUP);
     eventually("it says so", || {
@@ -296,6 +307,27 @@ fn a_change_of_them_waits_for_a_restart() {
     });
     connect(&home.path().join("one"));
     assert!(!home.path().join("two").exists());
+}
+
+#[test]
+fn check_says_where_they_will_be() {
+    let home = tempfile::tempdir().unwrap();
+    let setup =
+        Setup::new().redis_url("redis://127.0.0.1:1").database_url("postgres://u@127.0.0.1:1/d");
+    let setup = setup.env("TIDEGATE_SOCKET_MODE", "0660").arguments(&["check"]);
+    let mut check = with_sockets(setup, home.path()).launch();
+    assert_eq!(
+        check.wait(DEADLINE).and_then(|status| status.code()),
+        Some(0),
+        "{}",
+        check.output()
+    );
+    let postgres = format!(".s.PGSQL.{}", check.postgres_port());
+    for name in [postgres.as_str(), "redis.sock"] {
+        let line = format!("socket    {}, mode 0660\n", home.path().join(name).display());
+        assert!(check.output().contains(&line), "{}", check.output());
+        assert!(!home.path().join(name).exists(), "it makes none");
+    }
 }
 
 /// Idle clients at both doors, and a crowd that comes and goes over the socket.

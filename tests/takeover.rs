@@ -10,10 +10,10 @@ use std::net::TcpStream;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use support::pg::{Connection, Login, VERSION_3_0, query, startup};
@@ -198,7 +198,7 @@ fn one_insert(mut connection: Connection) -> (Outcome, Connection) {
 
 #[test]
 fn five_takeovers_under_load_and_nobody_is_refused() {
-    let stage = Stage::new("handover_ms = 1500\n");
+    let stage = Stage::new("handover_ms = 3000\n");
     stage.server.direct().query("create table seen (n int)").expect_no_error();
     let mut gate = stage.first();
     let (port, redis_port) = (gate.postgres_port(), gate.redis_port());
@@ -220,6 +220,7 @@ fn five_takeovers_under_load_and_nobody_is_refused() {
         assert!(!output.contains("sessions unfinished"), "{output}");
         let now = done();
         eventually("the new one serves all", || {
+            assert!(all.iter().all(|seen| seen.refused.load(SeqCst) == 0), "somebody was refused");
             done().iter().zip(now).all(|(done, now)| *done > now).then_some(())
         });
         assert!(done().iter().zip(before).all(|(done, before)| *done > before));
@@ -242,7 +243,7 @@ fn five_takeovers_under_load_and_nobody_is_refused() {
 /// Who was accepted before is in its greeting still: it comes in, and does what it has come for.
 #[test]
 fn a_greeting_that_has_begun_leads_in() {
-    let stage = Stage::new("");
+    let stage = Stage::new("handover_ms = 60000\n");
     let first = stage.first();
     let mut slow = Connection::knock(first.postgres_port()).unwrap();
     let mut silent = first.redis_client();
@@ -256,6 +257,8 @@ fn a_greeting_that_has_begun_leads_in() {
     assert_eq!(slow.one("select 1"), "1");
     assert_eq!(silent.command(&["PING"]).text(), "PONG");
     assert_eq!(second.postgres_metric("tidegate_clients", &[]), 0.0, "it is the old one's");
+    // Told to, it does not wait any longer.
+    first.signal(Signal::TERM);
     ends(first);
 }
 
@@ -321,6 +324,53 @@ fn what_is_open_is_finished_and_idle_server_connections_are_not_kept() {
     open.query("commit").expect_no_error();
     ends(first);
     assert_eq!(second.client().one("select 8"), "8");
+}
+
+/// Both together want more than the server gives: the new one's clients wait until the old one has gone, and no longer.
+#[test]
+fn where_the_server_is_full_clients_wait_for_the_old_one_s_end() {
+    let stage = Stage::new("handover_ms = 3000\ndrain_ms = 9000\n");
+    let user = Login::app().user;
+    let limit = format!("alter role {user} connection limit 3");
+    stage.server.superuser().query(&limit).expect_no_error();
+    let first = stage.first();
+    let mut open: [Connection; 3] = std::array::from_fn(|_| first.client());
+    for client in &mut open {
+        client.query("begin").expect_no_error();
+    }
+    let second = stage.successor(&first);
+    let port = second.postgres_port();
+    // Three at once, each on a connection of its own.
+    let all = Arc::new(Barrier::new(3));
+    let three = (0..3).map(|_| {
+        let all = Arc::clone(&all);
+        thread::spawn(move || {
+            let mut client = Connection::open(port, &Login::app());
+            client.query("begin").expect_no_error();
+            let served = Instant::now();
+            all.wait();
+            client.query("commit").expect_no_error();
+            served
+        })
+    });
+    let three: Vec<_> = three.collect();
+    // So often that the next attempt by itself is seconds away.
+    let refused = [("code", "53300")];
+    eventually("the server refuses again and again", || {
+        let times = second.postgres_metric("tidegate_connect_errors_total", &refused);
+        (times >= 6.0).then_some(())
+    });
+    for client in &mut open {
+        client.query("commit").expect_no_error();
+    }
+    drop(open);
+    ends(first);
+    let gone = Instant::now();
+    // By itself it tries each further connection some 5 s after the one before.
+    for one in three {
+        let served = one.join().unwrap();
+        assert!(served < gone + Duration::from_secs(4), "{:?}", served - gone);
+    }
 }
 
 #[test]

@@ -106,20 +106,19 @@ fn check_reach(loaded: &Loaded, bound: &Bound) -> anyhow::Result<()> {
         let address = listener.local_addr().ok()?;
         (!address.ip().to_canonical().is_loopback()).then_some(address)
     };
-    for (side, listener) in settings.postgres.iter().flat_map(|side| {
-        side.listeners.iter().zip(&bound.postgres).map(move |(known, bound)| ((side, known), bound))
-    }) {
-        let (side, known) = side;
-        let nobody = |user: &str| side.users.get(user).is_none();
-        let mut upstreams = known.upstreams.iter();
-        let passwords = !upstreams.any(|one| one.password.is_none() && nobody(&one.user));
-        refuse_strangers("postgres", open(listener), side.auth, passwords)?;
+    if let Some(side) = &settings.postgres {
+        for (known, listener) in side.listeners.iter().zip(&bound.postgres) {
+            let passwords = known.upstreams.iter().all(|upstream| {
+                upstream.password.is_some() || side.users.get(&upstream.user).is_some()
+            });
+            refuse_strangers("postgres", open(listener), side.auth, passwords)?;
+        }
     }
-    for (side, listener) in settings.redis.iter().flat_map(|side| {
-        side.listeners.iter().zip(&bound.redis).map(move |(known, bound)| ((side, known), bound))
-    }) {
-        let (side, known) = side;
-        refuse_strangers("redis", open(listener), side.auth, known.upstream.password.is_some())?;
+    if let Some(side) = &settings.redis {
+        for (known, listener) in side.listeners.iter().zip(&bound.redis) {
+            let password = known.upstream.password.is_some();
+            refuse_strangers("redis", open(listener), side.auth, password)?;
+        }
     }
     Ok(())
 }

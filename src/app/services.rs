@@ -52,6 +52,13 @@ pub(super) struct Built {
     drain: Drain,
 }
 
+/// Both sides, at work.
+#[derive(Clone)]
+pub(super) struct Serving {
+    pub(super) postgres: Option<Arc<postgres::service::Service>>,
+    redis: Option<Arc<redis::service::Service>>,
+}
+
 /// Builds the services of what was bound: all that may fail. Call it inside the runtime.
 pub(super) fn build(
     loaded: &Loaded,
@@ -105,9 +112,10 @@ pub(super) fn build(
 }
 
 impl Built {
-    /// Lets clients in: spawns all of it. What there is of Postgres. Call it inside the runtime.
-    pub(super) fn open(self) -> Option<Arc<postgres::service::Service>> {
+    /// Lets clients in: spawns all of it. Call it inside the runtime.
+    pub(super) fn open(self) -> Serving {
         let Self { bound, postgres, redis, tower, reloader, drain, .. } = self;
+        let serving = Serving { postgres: postgres.clone(), redis: redis.clone() };
         if let Some(service) = &postgres {
             for (index, listener) in bound.postgres.into_iter().enumerate() {
                 tokio::spawn(service.serve(index, listener));
@@ -129,6 +137,14 @@ impl Built {
         let metrics = self.metrics;
         let admin = admin::Admin { metrics, readiness, watcher: tower, drain };
         tokio::spawn(admin::serve(bound.admin, admin, (&self.admin).into()));
-        postgres
+        serving
+    }
+}
+
+impl Serving {
+    /// Another process has closed its connections to the servers: there may be room for more of ours.
+    pub(super) fn room_made(&self) {
+        self.postgres.iter().for_each(|service| service.room_made());
+        self.redis.iter().for_each(|service| service.room_made());
     }
 }

@@ -30,7 +30,6 @@ use super::listeners::Bound;
 use super::passed::{Kind, Passed};
 use crate::lifecycle::DrainTrigger;
 use crate::net::{SocketFile, listen_on_socket};
-use crate::postgres::message::BackendKey;
 use crate::postgres::service::Service;
 
 pub(super) use predecessor::Predecessor;
@@ -183,15 +182,4 @@ impl Successor {
             }
         }
     }
-}
-
-/// The line that asks another process to cancel.
-fn cancel_line(key: &BackendKey) -> String {
-    use std::fmt::Write as _;
-    let mut line = format!("cancel {} ", key.pid);
-    for byte in &key.secret {
-        // Writing to a String cannot fail.
-        let _unfailing = write!(line, "{byte:02x}");
-    }
-    line
 }

@@ -188,6 +188,13 @@ impl<C: Connect> Pool<C> {
         self.account.budget().settle();
     }
 
+    /// Others have closed connections to the server: what it refused before it may give now.
+    pub fn room_made(&self) {
+        let budget = self.account.budget();
+        budget.set_limit(budget.configured());
+        self.retry();
+    }
+
     /// Once per hold-off, however many attempts fail and waiters hear of it.
     fn report(&self, error: &ConnectError, pause: Duration) {
         let ConnectError { fault, code, message } = error;

@@ -227,6 +227,11 @@ impl Service {
         self.cancels.request(key).await;
     }
 
+    /// Another process has closed its connections to the servers.
+    pub fn room_made(&self) {
+        self.pools().iter().for_each(|pool| pool.room_made());
+    }
+
     /// Every client that is logged in.
     #[must_use]
     pub fn clients(&self) -> Vec<ClientStatus> {

@@ -213,6 +213,14 @@ impl Service {
         listener.chain(servers).fold(Ok(()), Result::and)
     }
 
+    /// Another process has closed its connections to the servers.
+    pub fn room_made(&self) {
+        for upstream in &self.upstreams {
+            upstream.holds().room_made();
+            upstream.lanes().iter().for_each(|lane| lane.pool().room_made());
+        }
+    }
+
     /// The upstreams at this moment.
     #[must_use]
     pub fn status(&self) -> Vec<PoolStatus> {

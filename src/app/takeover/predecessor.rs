@@ -11,8 +11,8 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc::Receiver;
 
 use super::super::passed::{Keeper, Kind, PassedSocket};
-use super::words::{TAKEOVER, Talk, Word};
-use super::{PATIENCE, cancel_line};
+use super::PATIENCE;
+use super::words::{TAKEOVER, Talk, Word, cancel_line};
 use crate::postgres::cancel::ForeignCancel;
 
 /// The process that serves until we do.
@@ -56,12 +56,11 @@ impl Predecessor {
         }
     }
 
-    /// Passes on what is asked of sessions that are not ours, as long as it lives.
+    /// Passes on what is asked of sessions that are not ours; ends when it has ended.
     pub(in crate::app) async fn pass_cancels(mut self, mut asked: Receiver<ForeignCancel>) {
         loop {
             tokio::select! {
-                foreign = asked.recv() => {
-                    let Some(ForeignCancel { key, heard }) = foreign else { return };
+                Some(ForeignCancel { key, heard }) = asked.recv() => {
                     let said = self.talk.say(&cancel_line(&key)).await;
                     if said.is_err() || !matches!(self.talk.word().await, Ok(Word::Heard)) {
                         break;

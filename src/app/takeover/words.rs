@@ -1,5 +1,6 @@
 //! What two processes of tidegate say to each other over the control socket: lines, and sockets beside them.
 
+use std::fmt::Write as _;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -52,6 +53,16 @@ fn cancel(line: &str) -> Option<BackendKey> {
     let digits = secret.as_bytes().chunks(2);
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     Some(BackendKey { pid: pid.parse().ok()?, secret: digits.map(byte).collect::<Option<_>>()? })
+}
+
+/// The line that asks another process to cancel.
+pub(super) fn cancel_line(key: &BackendKey) -> String {
+    let mut line = format!("cancel {} ", key.pid);
+    for byte in &key.secret {
+        // Writing to a String cannot fail.
+        let _unfailing = write!(line, "{byte:02x}");
+    }
+    line
 }
 
 /// One conversation.
@@ -171,7 +182,6 @@ fn receive(stream: &UnixStream, piece: &mut [u8]) -> io::Result<(usize, Vec<Owne
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::takeover::cancel_line;
 
     #[tokio::test]
     async fn sockets_arrive_with_their_names_and_lines_after_them() {
