@@ -53,20 +53,16 @@ pub struct Full {
 struct Sessions {
     limit: usize,
     by_pid: HashMap<i32, Session, RandomState>,
+    /// Of secrets longer than [`SHORT_BYTES`] what follows those: few clients ask for such.
+    rests: HashMap<i32, [u8; LONG_BYTES - SHORT_BYTES], RandomState>,
     last_pid: i32,
 }
 
+/// As small as can be: there is one for every client.
 #[derive(Debug)]
 struct Session {
-    secret: Secret,
+    secret: [u8; SHORT_BYTES],
     card: Arc<Card>,
-}
-
-/// Inline, as there is one for every client.
-#[derive(Debug)]
-enum Secret {
-    Short([u8; SHORT_BYTES]),
-    Long(Box<[u8; LONG_BYTES]>),
 }
 
 /// Where a session hears of a cancel request. Dropped, the key is forgotten.
@@ -88,7 +84,8 @@ impl CancelRegistry {
     /// The same; who is not here may be `elsewhere`.
     #[must_use]
     pub fn before(limit: usize, elsewhere: Option<mpsc::Sender<ForeignCancel>>) -> Arc<Self> {
-        let sessions = Sessions { limit, by_pid: HashMap::default(), last_pid: 0 };
+        let (by_pid, rests) = (HashMap::default(), HashMap::default());
+        let sessions = Sessions { limit, by_pid, rests, last_pid: 0 };
         Arc::new(Self { sessions: Mutex::new(sessions), elsewhere })
     }
 
@@ -115,17 +112,14 @@ impl CancelRegistry {
         keys: CancelKeys,
         random: &[u8; LONG_BYTES],
     ) -> Result<(BackendKey, CancelHandle), Full> {
-        let (secret, bytes) = match keys {
-            CancelKeys::Short => {
-                let [a, b, c, d, ..] = *random;
-                (Secret::Short([a, b, c, d]), vec![a, b, c, d])
-            }
-            CancelKeys::Long => (Secret::Long(Box::new(*random)), random.to_vec()),
-        };
-        let card = self.lock().insert(secret, beyond)?;
+        let card = self.lock().insert(keys, random, beyond)?;
         let pid = card.pid();
         let handle = CancelHandle { card, registry: Arc::clone(self), visit: None };
-        Ok((BackendKey { pid, secret: bytes }, handle))
+        let secret = match keys {
+            CancelKeys::Short => random[..SHORT_BYTES].to_vec(),
+            CancelKeys::Long => random.to_vec(),
+        };
+        Ok((BackendKey { pid, secret }, handle))
     }
 
     /// Tells the session with this key, here or elsewhere; ends when it has been told. Unknown keys are ignored without a word,
@@ -138,13 +132,7 @@ impl CancelRegistry {
 
     /// Whether there is such a session here.
     fn tell(&self, key: &BackendKey) -> bool {
-        let card = {
-            let sessions = self.lock();
-            let session = sessions.by_pid.get(&key.pid);
-            session
-                .filter(|session| session.secret.is(&key.secret))
-                .map(|session| Arc::clone(&session.card))
-        };
+        let card = self.lock().with_key(key).map(Arc::clone);
         if let Some(card) = &card {
             card.want(Wanted::CANCEL);
         }
@@ -197,7 +185,12 @@ impl CancelRegistry {
 
 impl Sessions {
     /// Process ids count up and start again at 1; one that is still in use is passed over.
-    fn insert(&mut self, secret: Secret, beyond: usize) -> Result<Arc<Card>, Full> {
+    fn insert(
+        &mut self,
+        keys: CancelKeys,
+        random: &[u8; LONG_BYTES],
+        beyond: usize,
+    ) -> Result<Arc<Card>, Full> {
         if self.by_pid.len() >= self.limit.saturating_add(beyond) {
             return Err(Full { limit: self.limit });
         }
@@ -205,23 +198,42 @@ impl Sessions {
             self.last_pid = self.last_pid.checked_add(1).unwrap_or(1);
             if let Entry::Vacant(free) = self.by_pid.entry(self.last_pid) {
                 let card = Arc::new(Card::new(self.last_pid));
+                let (secret, rest) = parts(random);
                 free.insert(Session { secret, card: Arc::clone(&card) });
+                if keys == CancelKeys::Long {
+                    self.rests.insert(self.last_pid, rest);
+                }
                 return Ok(card);
             }
         }
     }
+
+    fn remove(&mut self, pid: i32) {
+        self.by_pid.remove(&pid);
+        self.rests.remove(&pid);
+    }
+
+    /// The client that was given this key.
+    fn with_key(&self, key: &BackendKey) -> Option<&Arc<Card>> {
+        let session = self.by_pid.get(&key.pid)?;
+        let rest = self.rests.get(&key.pid).map_or(&[][..], |rest| &rest[..]);
+        let known = [&session.secret[..], rest].concat();
+        is_same(&known, &key.secret).then_some(&session.card)
+    }
 }
 
-impl Secret {
-    /// Compares without telling by its time where the difference is.
-    fn is(&self, offered: &[u8]) -> bool {
-        let known: &[u8] = match self {
-            Self::Short(bytes) => bytes,
-            Self::Long(bytes) => bytes.as_slice(),
-        };
-        let difference = known.iter().zip(offered).fold(0, |all, (a, b)| all | (a ^ b));
-        known.len() == offered.len() && std::hint::black_box(difference) == 0
-    }
+/// A secret's beginning, and what only a long one has.
+fn parts(random: &[u8; LONG_BYTES]) -> ([u8; SHORT_BYTES], [u8; LONG_BYTES - SHORT_BYTES]) {
+    let (mut short, mut rest) = ([0; SHORT_BYTES], [0; LONG_BYTES - SHORT_BYTES]);
+    short.copy_from_slice(&random[..SHORT_BYTES]);
+    rest.copy_from_slice(&random[SHORT_BYTES..]);
+    (short, rest)
+}
+
+/// Compares without telling by its time where the difference is.
+fn is_same(known: &[u8], offered: &[u8]) -> bool {
+    let difference = known.iter().zip(offered).fold(0, |all, (a, b)| all | (a ^ b));
+    known.len() == offered.len() && std::hint::black_box(difference) == 0
 }
 
 impl CancelHandle {
@@ -253,7 +265,7 @@ impl CancelHandle {
 
 impl Drop for CancelHandle {
     fn drop(&mut self) {
-        self.registry.lock().by_pid.remove(&self.card.pid());
+        self.registry.lock().remove(self.card.pid());
     }
 }
 
@@ -304,6 +316,16 @@ mod tests {
         );
         handle.clear();
         assert!(handle.card.poll_wanted(&cx).is_pending());
+        registry.tell(&long);
+        assert!(other.card.poll_wanted(&cx).is_ready());
+        drop((handle, other));
+        let sessions = registry.lock();
+        assert!(sessions.by_pid.is_empty() && sessions.rests.is_empty());
+    }
+
+    #[test]
+    fn a_session_takes_little_room() {
+        assert_eq!(size_of::<(i32, Session)>(), 24);
     }
 
     #[tokio::test]
