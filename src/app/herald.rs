@@ -94,7 +94,7 @@ impl Herald {
                 _ = rounds.tick() => {
                     let line = tower.line();
                     if line != told && !drain.is_draining() {
-                        self.tell(&format!("STATUS={line}"));
+                        self.tell(&status(&line));
                         told = line;
                     }
                 }
@@ -109,6 +109,11 @@ impl Herald {
             tracing::debug!(%error, words, "the service manager does not hear us");
         }
     }
+}
+
+/// One field: clients have a say in the names of pools, and a line's end would begin another.
+fn status(line: &str) -> String {
+    format!("STATUS={}", line.replace(char::is_control, " "))
 }
 
 async fn next(rounds: Option<&mut Interval>) {
@@ -129,5 +134,13 @@ impl Post {
         // A manager that does not read must not hold us up.
         socket.set_nonblocking(true)?;
         Ok(Self { socket, to })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_status_is_one_field() {
+        assert_eq!(super::status("a\nMAINPID=1\0b"), "STATUS=a MAINPID=1 b");
     }
 }

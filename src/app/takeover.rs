@@ -152,9 +152,10 @@ impl Control {
         }
         // Before anything changes: if it has gone meanwhile, nothing has.
         talk.say("yours").await.with_context(|| format!("process {pid} has gone"))?;
-        trigger.hand_over();
+        // Before any thread hears that its listener is over: with it goes a file that is still ours.
         self.files.iter().filter_map(Weak::upgrade).for_each(|file| file.leave());
         self.file.leave();
+        trigger.hand_over();
         Ok(Successor { talk, pid })
     }
 }

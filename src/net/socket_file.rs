@@ -75,7 +75,7 @@ pub fn listen(
         return Err(SocketError::Long(bytes));
     }
     // Two that start at once must not both take a file for forsaken.
-    let _lock = lock(path)?;
+    let _lock = lock(path, LOCK_PATIENCE)?;
     make_room(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
@@ -109,8 +109,9 @@ fn make_room(path: &Path) -> Result<(), SocketError> {
     }
 }
 
-/// Keeps others of our kind off the directory; the lock ends with the file.
-fn lock(path: &Path) -> Result<File, SocketError> {
+/// Keeps others of our kind off the directory; the lock ends with the file. `None` when it can't be had in time: whoever may read the
+/// directory may keep it for ever, and then it keeps nobody off.
+fn lock(path: &Path, patience: Duration) -> Result<Option<File>, SocketError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let opened = File::open(directory).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => SocketError::NoDirectory(directory.to_owned()),
@@ -119,12 +120,9 @@ fn lock(path: &Path) -> Result<File, SocketError> {
     let started = Instant::now();
     loop {
         match opened.try_lock() {
-            Ok(()) => return Ok(opened),
+            Ok(()) => return Ok(Some(opened)),
             Err(fs::TryLockError::Error(error)) => return Err(error.into()),
-            Err(fs::TryLockError::WouldBlock) if started.elapsed() > LOCK_PATIENCE => {
-                let problem = format!("another process keeps {} locked", directory.display());
-                return Err(io::Error::new(io::ErrorKind::TimedOut, problem).into());
-            }
+            Err(fs::TryLockError::WouldBlock) if started.elapsed() >= patience => return Ok(None),
             Err(fs::TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
         }
     }
@@ -158,8 +156,9 @@ impl SocketFile {
     /// Removes it, unless another process has put its own there. Call it while the socket is open.
     pub fn remove(&self) {
         let Owner::We(ours) = self.disown() else { return };
-        // Without the lock it stays: whoever has the lock will find that nobody listens on it.
-        if let Ok(_lock) = lock(&self.path)
+        // Without the lock it stays: whoever has the lock will find that nobody listens on it. Others are served meanwhile, so
+        // nobody is waited for.
+        if let Ok(Some(_lock)) = lock(&self.path, Duration::ZERO)
             && inode(&self.path).is_ok_and(|there| there == ours)
         {
             let _gone_already = fs::remove_file(&self.path);
@@ -192,6 +191,20 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn who_keeps_the_directory_locked_keeps_nobody_off() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("socket");
+        let locked = File::open(home.path()).unwrap();
+        locked.lock().unwrap();
+        let (listener, file) = listen(&path, 0o600, BACKLOG).unwrap();
+        UnixStream::connect(&path).unwrap();
+        let asked = Instant::now();
+        file.remove();
+        assert!(path.exists() && asked.elapsed() < LOCK_PATIENCE);
+        drop(listener);
     }
 
     #[test]

@@ -28,6 +28,21 @@ const SETTINGS: Suspects = {
     all
 };
 
+/// What a name may stand for that is written in code points (`U&"d\0061ta"`), with an escape character that may be given behind it:
+/// it is not read.
+const OF_ANY_NAME: Suspects = {
+    let mut all = Suspects::OF_A_BLOCK;
+    all.insert(Suspects::SEED);
+    all.insert(Suspects::DBLINK);
+    all.insert(Suspects::SEQUENCE_READ);
+    all.insert(Suspects::RELEASE);
+    all
+};
+
+fn is_space(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || byte == 0x0b
+}
+
 /// Reads one query, in pieces of any size.
 #[derive(Clone, Debug)]
 pub struct Lexer {
@@ -41,12 +56,26 @@ pub struct Lexer {
     findings: Findings,
     quoting: Quoting,
     call: Option<Call>,
+    /// The byte before the next, if it means nothing by itself and was looked at; nought if not.
+    last: u8,
+    /// Behind an `E'..'`, as long as another string would go on with it.
+    adjacent: Adjacent,
     /// Inside a DO block: its dollar quote, and the body is read as SQL.
     block: Option<Vec<u8>>,
     /// What calls leave behind.
     routines: Option<Arc<Routines>>,
     /// What is left by what is called here.
     by_calls: Findings,
+}
+
+/// How the next string reads, if it is one with the string before it: only spaces with a line's end, and line comments, stand
+/// between (PostgreSQL documentation, "String Constants").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Adjacent {
+    /// As any other: nothing is behind it that it would go on with.
+    No,
+    /// With backslashes that escape.
+    Escapes,
 }
 
 /// A call of `set_config()` being read: with `true` as its last argument it ends with the transaction.
@@ -189,6 +218,8 @@ impl Lexer {
             findings: Findings::default(),
             quoting,
             call: None,
+            last: 0,
+            adjacent: Adjacent::No,
             block: None,
             routines: routines.cloned(),
             by_calls: Findings::default(),
@@ -246,12 +277,20 @@ impl Lexer {
     fn words(&mut self, rest: &[u8]) -> usize {
         let mut at = 0;
         while self.call.is_none() {
-            at += quick::dull(&rest[at..]);
+            let dull = quick::dull(&rest[at..]);
+            if dull > 0 {
+                self.last = 0;
+                if !rest[at..at + dull].iter().copied().all(is_space) {
+                    self.adjacent = Adjacent::No;
+                }
+            }
+            at += dull;
             let Some(word) = quick::whole_word(&rest[at..]) else { break };
             if word.len() > NAME_BYTES {
                 break;
             }
             at += word.len();
+            (self.last, self.adjacent) = (0, Adjacent::No);
             if self.routines.is_none() && self.means_nothing_here(word) {
                 self.pass_over();
                 continue;
@@ -280,11 +319,13 @@ impl Lexer {
             }
             Place::Escaped => self.place = Place::Text { escapes: true },
             Place::TextEnd { escapes } => {
+                let escapes = *escapes;
                 if byte != b'\'' {
                     self.place = Place::Plain;
+                    self.adjacent = if escapes { Adjacent::Escapes } else { Adjacent::No };
                     return Taken::No;
                 }
-                self.place = Place::Text { escapes: *escapes };
+                self.place = Place::Text { escapes };
             }
             Place::Name => match byte {
                 b'"' => self.place = Place::NameEnd,
@@ -327,8 +368,17 @@ impl Lexer {
                 self.place = Place::Word;
                 self.push(byte.to_ascii_lowercase());
             }
-            b'\'' => self.place = Place::Text { escapes: self.quoting == Quoting::Backslash },
-            b'"' => self.place = Place::Name,
+            b'\'' => {
+                let escapes =
+                    self.quoting == Quoting::Backslash || self.adjacent == Adjacent::Escapes;
+                self.place = Place::Text { escapes };
+            }
+            b'"' => {
+                if self.last == b'&' {
+                    self.suspect(OF_ANY_NAME);
+                }
+                self.place = Place::Name;
+            }
             b'-' => self.place = Place::Dash,
             b'/' => self.place = Place::Slash,
             b'$' => self.place = Place::DollarTag(Vec::new()),
@@ -340,7 +390,12 @@ impl Lexer {
             b'.' if self.verb == Verb::Set && self.index == 2 => self.suspect(Suspects::SETTING),
             _ => {}
         }
-        if !byte.is_ascii_whitespace() {
+        self.last = byte;
+        if !is_space(byte) {
+            // What a dash begins is seen behind it.
+            if byte != b'-' {
+                self.adjacent = Adjacent::No;
+            }
             self.in_call(byte);
         }
         Taken::Yes
@@ -396,7 +451,10 @@ impl Lexer {
         let (next, taken) = match (&self.place, byte) {
             (Place::Dash, b'-') => (Place::LineComment, Taken::Yes),
             (Place::Slash, b'*') => (Place::BlockComment { depth: 1, last: 0 }, Taken::Yes),
-            _ => (Place::Plain, Taken::No),
+            _ => {
+                self.adjacent = Adjacent::No;
+                (Place::Plain, Taken::No)
+            }
         };
         self.place = next;
         taken

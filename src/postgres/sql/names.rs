@@ -94,6 +94,10 @@ fn read_tokens(tokens: &[Token<'_>], quoting: Quoting, depth: usize, named: &mut
             "reset" if starts => name(rest, named),
             "do" if starts => block(rest, quoting, depth, named),
             "set_config" => call(rest, named),
+            // A name in code points: it may be that of a routine that changes any.
+            "u" if matches!(rest, [Token::Sign(b'&'), Token::Quoted(_), ..]) => {
+                named.add(SettingName::Unknown);
+            }
             "pg_settings" if tokens[..at].iter().any(|token| is(token, "update")) => {
                 named.add(SettingName::Unknown);
             }
@@ -327,7 +331,11 @@ fn string(text: &[u8], escapes: bool) -> (Token<'_>, &[u8]) {
             (b'\'', Some(b'\'')) => at += 1,
             (b'\'', _) => {
                 at += 1;
-                break;
+                match goes_on(&text[at..]).filter(|_| escapes) {
+                    Some(between) => at += between,
+                    None => break,
+                }
+                continue;
             }
             (b'\\', _) if escapes => {
                 escaped = true;
@@ -340,6 +348,19 @@ fn string(text: &[u8], escapes: bool) -> (Token<'_>, &[u8]) {
     }
     let value = String::from_utf8(value).ok().filter(|_| !escaped);
     (Token::Text(value), text.get(at..).unwrap_or_default())
+}
+
+/// How many bytes stand between a string and one that goes on with it, with that one's quote: spaces and line comments.
+fn goes_on(behind: &[u8]) -> Option<usize> {
+    let mut rest = behind;
+    loop {
+        rest = match rest {
+            [byte, next @ ..] if super::is_space(*byte) => next,
+            [b'-', b'-', next @ ..] => past_line(next),
+            [b'\'', next @ ..] => return Some(behind.len() - next.len()),
+            _ => return None,
+        };
+    }
 }
 
 /// A name in quotes that has just begun.
@@ -407,6 +428,9 @@ mod tests {
             ("select pg_catalog.\"set_config\"('app.x', 'y', false)", "app.x"),
             ("do $$ begin execute 'set a.b = 1'; end $$", "?"),
             ("-- c\rset app.x = 1", "app.x"),
+            ("select U&\"set_confi\\0067\"('app.x', 'y', false)", "?"),
+            ("select E'a' -- b\n 'b\\'', set_config('app.x', 'y', false)", "app.x"),
+            ("select 'a'\n'b\\', set_config('app.x', 'y', false)", "app.x"),
             ("reset app.x", "app.x"),
             ("reset all", ""),
             ("begin; set app.x = 1; set app.y = 2; commit", "app.x app.y"),

@@ -22,7 +22,7 @@ const DULL: [bool; 256] = {
     loop {
         let matters = byte.is_ascii_alphabetic()
             || byte >= 0x80
-            || matches!(byte, b'_' | b'\'' | b'"' | b'-' | b'/' | b'$' | b';' | b'*' | b'.');
+            || matches!(byte, b'_' | b'\'' | b'"' | b'-' | b'/' | b'$' | b';' | b'*' | b'.' | b'&');
         table[byte as usize] = !matters;
         if byte == u8::MAX {
             break table;
@@ -72,6 +72,9 @@ pub(super) fn is_harmless(text: &[u8]) -> bool {
     while let [byte, behind @ ..] = rest {
         let taken = match (byte, behind) {
             (b';' | b'.' | b'*', _) => 1,
+            // A name in code points may follow.
+            (b'&', [b'"', ..]) => return false,
+            (b'&', _) => 1,
             _ if DULL[usize::from(*byte)] => 1,
             (b'-', [next, ..]) if *next != b'-' => 1,
             (b'/', [next, ..]) if *next != b'*' => 1,
@@ -253,6 +256,7 @@ mod tests {
             b"select e'\\''",
             b"select \"pg_temp\".x",
             b"select 'open",
+            b"select U&\"\\0073et_config\"('a', 'b', false)",
             b"select 1 -",
             b"select x; set",
             b"set x = 1",

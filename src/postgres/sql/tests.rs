@@ -56,6 +56,18 @@ fn suspects_what_outlives_a_transaction() {
         ("create temp table t (drop int, commit int)", Suspects::TEMPORARY),
         ("create table pg_temp.t()", Suspects::TEMPORARY),
         ("select pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        // The strings are one: its escapes are those of its beginning.
+        ("select E'a'\n'b\\'', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        ("select e'a' -- 'c\n\t'b\\'', pg_advisory_lock(1), '", Suspects::ADVISORY_LOCK),
+        ("select 'a'\n'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        ("select E'a' || 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        ("select E'a' - 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        ("select E'a', 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        ("select E'a' x, 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        // Nobody reads code points: it may be anything.
+        ("select U&\"pg_advisory_loc\\006b\"(7)", OF_ANY_NAME),
+        ("create table u&\"pg_t\\0065mp\".zz (a int)", OF_ANY_NAME),
+        ("select u&'\\0061' & \"b\" & c", Suspects::NONE),
         ("select pg_try_advisory_lock_shared(1)", Suspects::ADVISORY_LOCK),
         ("LOAD 'auto_explain'", Suspects::LOAD),
         ("select setseed(0.5)", Suspects::SEED),
