@@ -247,6 +247,25 @@ fn an_upstream_that_is_ourselves_is_refused() {
     assert!(stdout.starts_with(&format!("postgres://u:OWN@{listen}/app")), "{stdout}");
 }
 
+/// What the outer one listens on is not asked for once more.
+#[test]
+fn one_inside_another_wants_no_socket_of_its_own() {
+    let home = tempfile::tempdir().unwrap();
+    let (socket, listen) = (home.path().join("redis"), format!("127.0.0.1:{}", port()));
+    let variables = [
+        REDIS,
+        ("TIDEGATE_REDIS_SOCKET", socket.to_str().unwrap()),
+        ("TIDEGATE_REDIS_PIN", "sha256//47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="),
+        ("TIDEGATE_REDIS_LISTEN", &listen),
+    ];
+    let listeners = ["-u", "TIDEGATE_REDIS_LISTEN", "-u", "TIDEGATE_ADMIN_LISTEN"];
+    let inner = [env!("CARGO_BIN_EXE_tidegate"), "run", "env"];
+    let arguments = [&["run", "env"], &listeners[..], &inner[..]].concat();
+    let (status, stdout, stderr) = output(&arguments, &variables);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(!stdout.contains("TIDEGATE_REDIS_SOCKET") && !stdout.contains("_PIN"), "{stdout}");
+}
+
 /// The servers' own URLs, under whatever names, and what only tidegate is to know.
 #[test]
 fn the_command_has_nothing_that_leads_past() {

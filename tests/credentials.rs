@@ -250,4 +250,9 @@ fn what_the_command_has_outlives_every_rotation() {
     reloaded(3.0);
     assert!(enters(gate, "app", &own) && enters(gate, "app2", "fourth"));
     assert!(!enters(gate, "app2", &own) && !enters(gate, "app", "third"));
+    // And back again.
+    fs::write(file("url"), server.url_with("app", "third", "app")).unwrap();
+    reloaded(4.0);
+    assert!(enters(gate, "app", &own) && enters(gate, "app", "third"));
+    assert!(!enters(gate, "app2", &own) && !enters(gate, "app2", "fourth"));
 }

@@ -33,10 +33,18 @@ pub(super) const OTHER_VARIABLES: [&str; 5] = [
     "TIDEGATE_REDIS_URL_FILE",
 ];
 
-/// Variables of ours that the wrapped command is not to have: where we push to may hold a secret, and another tidegate in the
-/// command would push the same names there once more.
-pub(super) const OURS_ALONE: [&str; 2] =
-    ["TIDEGATE_PUSH_REMOTE_WRITE_URL", "TIDEGATE_PUSH_REMOTE_WRITE_TOKEN"];
+/// Variables of ours that the wrapped command is not to have. Where we push to may hold a secret. And another tidegate in the
+/// command would push the same names there once more, find our sockets taken, and take our certificate for an impostor's.
+pub(super) const OURS_ALONE: [&str; 8] = [
+    "TIDEGATE_PUSH_REMOTE_WRITE_URL",
+    "TIDEGATE_PUSH_REMOTE_WRITE_TOKEN",
+    "TIDEGATE_POSTGRES_SOCKET_DIR",
+    "TIDEGATE_REDIS_SOCKET",
+    "TIDEGATE_POSTGRES_PIN",
+    "TIDEGATE_POSTGRES_PIN_FILE",
+    "TIDEGATE_REDIS_PIN",
+    "TIDEGATE_REDIS_PIN_FILE",
+];
 
 /// Those that it is not to have, besides, where the file is for us alone: the file's, and the one that names something in it.
 pub(super) const OURS_WITH_THE_FILE: [&str; 2] = ["TIDEGATE_CONFIG", "TIDEGATE_REDIS_NAMESPACE"];

@@ -205,8 +205,18 @@ pub fn load(
     let mut resolved = resolve::resolve(&written, environment)?;
     resolved.settings.check_roots()?;
     let pooled = resolve::pooled_names(&written);
-    // Whom we have bound to a namespace, a second tidegate would bind again, and a prefix would come twice.
-    let bound = written.entry("redis.namespace").is_some();
+    // Whom we have bound to a namespace, a second tidegate would bind again, and a prefix would come twice. Our sockets it would
+    // find taken, and our certificate is none of those that are pinned.
+    let ours = [
+        "redis.namespace",
+        "redis.socket",
+        "redis.pin",
+        "redis.pin_file",
+        "postgres.socket_dir",
+        "postgres.pin",
+        "postgres.pin_file",
+    ];
+    let bound = ours.iter().any(|name| written.entry(name).is_some());
     let ours_alone = if secret || bound { keys::OURS_WITH_THE_FILE.to_vec() } else { Vec::new() };
     resolved.warnings.extend(written::unknown_variables(environment, &pooled));
     let watched = watched::watched(file.as_deref(), &written, environment, &resolved);

@@ -51,14 +51,15 @@ pub(super) fn look_up(
             return Ok(Found { file: Some(file), warning: Some(warning), password: None });
         }
     };
-    let mut passwords = hosts.list.iter().filter_map(|host| {
+    // That a host has none is a difference, too: it is not to hear another's.
+    let mut passwords = hosts.list.iter().map(|host| {
         let port = host.port.to_string();
         text.lines().find_map(|line| password(line, [&name(host), &port, database, user]))
     });
-    let first = passwords.next();
-    if passwords.any(|other| Some(&other) != first.as_ref()) {
-        return Err("has hosts whose passwords differ in the password file, and tidegate knows one for all hosts of a \
-            URL; give them the same, or write one into the URL"
+    let first = passwords.next().flatten();
+    if passwords.any(|other| other != first) {
+        return Err("has hosts whose passwords differ in the password file, or are there for some only, and tidegate knows \
+            one for all hosts of a URL; give them the same, or write one into the URL"
             .to_owned());
     }
     Ok(Found { password: first.map(Secret::new), file: Some(file), warning: None })

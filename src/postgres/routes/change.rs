@@ -129,15 +129,26 @@ impl Fixed {
         let now = Instant::now();
         let mut former: Vec<_> =
             self.former.iter().filter(|name| name.leads(now)).cloned().collect();
-        let Name { user, database, passwords, .. } = &self.name;
-        let name = if *user == upstream.user && *database == upstream.database {
-            let secret = upstream.password.clone().map(UserSecret::Clear);
-            Name { passwords: passwords.replaced(secret, overlap, seed), ..self.name.clone() }
+        let is_wanted =
+            |name: &Name| name.user == upstream.user && name.database == upstream.database;
+        let secret = upstream.password.clone().map(UserSecret::Clear);
+        let again = |name: &Name| {
+            let passwords = name.passwords.replaced(secret, overlap, seed);
+            Name { passwords, until: None, ..name.clone() }
+        };
+        let name = if is_wanted(&self.name) {
+            again(&self.name)
         } else {
+            // It may be one that the URL had before: who came in by that goes on to.
+            let before = former.iter().position(is_wanted).map(|at| former.remove(at));
+            let passwords = &self.name.passwords;
             let until = (!passwords.stays()).then(|| now + overlap);
             let passwords = passwords.left_to_command(overlap, seed);
             former.push(Name { until, passwords, ..self.name.clone() });
-            Name::new(upstream, &ChildCredentials::default())
+            match before {
+                Some(before) => again(&before),
+                None => Name::new(upstream, &ChildCredentials::default()),
+            }
         };
         while former.len() > FORMER_MOST
             && let Some(oldest) = former.iter().position(|name| name.until.is_some())

@@ -25,6 +25,26 @@ fn names_what_is_not_listened_to_any_more() {
 }
 
 #[test]
+fn strings_over_lines_and_names_in_code_points_hide_nothing() {
+    for (text, what) in [
+        // The strings are one: its escapes are those of its beginning.
+        ("select E'a'\n'b\\'', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        ("select e'a' -- 'c\n\t'b\\'', pg_advisory_lock(1), '", Suspects::ADVISORY_LOCK),
+        ("select 'a'\n'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        ("select E'a' || 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        ("select E'a' - 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        ("select E'a', 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        ("select E'a' x, 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
+        // Nobody reads code points: it may be anything.
+        ("select U&\"pg_advisory_loc\\006b\"(7)", OF_ANY_NAME),
+        ("create table u&\"pg_t\\0065mp\".zz (a int)", OF_ANY_NAME),
+        ("select u&'\\0061' & \"b\" & c", Suspects::NONE),
+    ] {
+        assert_eq!(suspects(text), what, "{text}");
+    }
+}
+
+#[test]
 fn suspects_what_outlives_a_transaction() {
     for (text, what) in [
         ("SET x = 1", Suspects::SETTING),
@@ -56,18 +76,6 @@ fn suspects_what_outlives_a_transaction() {
         ("create temp table t (drop int, commit int)", Suspects::TEMPORARY),
         ("create table pg_temp.t()", Suspects::TEMPORARY),
         ("select pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
-        // The strings are one: its escapes are those of its beginning.
-        ("select E'a'\n'b\\'', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
-        ("select e'a' -- 'c\n\t'b\\'', pg_advisory_lock(1), '", Suspects::ADVISORY_LOCK),
-        ("select 'a'\n'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
-        ("select E'a' || 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
-        ("select E'a' - 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
-        ("select E'a', 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
-        ("select E'a' x, 'b\\', pg_advisory_lock(1)", Suspects::ADVISORY_LOCK),
-        // Nobody reads code points: it may be anything.
-        ("select U&\"pg_advisory_loc\\006b\"(7)", OF_ANY_NAME),
-        ("create table u&\"pg_t\\0065mp\".zz (a int)", OF_ANY_NAME),
-        ("select u&'\\0061' & \"b\" & c", Suspects::NONE),
         ("select pg_try_advisory_lock_shared(1)", Suspects::ADVISORY_LOCK),
         ("LOAD 'auto_explain'", Suspects::LOAD),
         ("select setseed(0.5)", Suspects::SEED),
