@@ -341,7 +341,15 @@ impl<C: Connect> Pool<C> {
     fn kind_at_deadline(&self, state: &State<C>) -> CheckoutErrorKind {
         let serves = self.serves(state);
         let failure = state.failure().filter(|error| error.fault != Fault::Refused || !serves);
-        failure.map_or(CheckoutErrorKind::TimedOut, CheckoutErrorKind::of)
+        match failure {
+            Some(error) => CheckoutErrorKind::of(error),
+            // Nothing is in use: the first attempt lasts longer than the wait.
+            None if !serves && state.openers > 0 => CheckoutErrorKind::Unreachable {
+                code: "timeout".to_owned(),
+                message: "it has not answered yet".to_owned(),
+            },
+            None => CheckoutErrorKind::TimedOut,
+        }
     }
 
     /// Whether any connection to its server is open, whichever pool's it is.

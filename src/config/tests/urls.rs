@@ -334,7 +334,7 @@ fn a_service_and_a_password_file_count_where_the_url_says_nothing() {
         "[s]\nhost=a,b\nuser=v\nsslmode=require\napplication_name=n\n",
         0o644,
     );
-    write(".pgpass", "b:5432:d:v:q\n*:*:*:other:r\n", 0o600);
+    write(".pgpass", "a:5432:d:v:q\nb:5432:d:v:q\n*:*:*:other:r\n", 0o600);
     let environment = [("HOME", home)];
     let url = postgres("postgres:///d?service=s", &environment).unwrap();
     assert_eq!(meaning(&url), "a 5432,b 5432 v q d Require");
@@ -354,10 +354,13 @@ fn a_service_and_a_password_file_count_where_the_url_says_nothing() {
     let open = postgres("host=h user=u", &environment).unwrap();
     assert_eq!(open.upstream.password, None);
     assert!(open.warnings[0].contains("chmod 0600"), "{:?}", open.warnings);
-    write("other", "a:*:*:*:q\nb:*:*:*:r\n", 0o600);
     let several = format!("host=a,b user=u passfile={}", at("other").display());
-    let error = postgres(&several, &environment).unwrap_err();
-    assert!(error.contains("differ"), "{error}");
+    // A host for which there is none must not hear another's.
+    for differing in ["a:*:*:*:q\nb:*:*:*:r\n", "b:*:*:*:r\n", "a:*:*:*:r\n"] {
+        write("other", differing, 0o600);
+        let error = postgres(&several, &environment).unwrap_err();
+        assert!(error.contains("differ"), "{differing}: {error}");
+    }
 }
 
 #[test]

@@ -107,6 +107,21 @@ async fn a_deaf_server_is_given_up_after_the_connect_timeout() {
     granted(&mut waiter).give_back();
 }
 
+/// Where the wait is shorter than an attempt may last: nobody is told to shorten transactions.
+#[tokio::test(start_paused = true)]
+async fn a_deaf_server_is_named_as_such_before_the_first_attempt_ends() {
+    let (server, _, pool) = pool_of(1);
+    pool.reconfigure(&PoolSettings { wait: Duration::from_millis(500), ..settings("p") });
+    server.set(Mood::Hangs);
+    let mut waiter = queued(&pool);
+    pass(600).await;
+    let kind = failed(&mut waiter);
+    assert!(
+        matches!(&kind, CheckoutErrorKind::Unreachable { code, .. } if code == "timeout"),
+        "{kind:?}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_the_connector_is_a_failure_with_back_off() {
     let (server, budget, pool) = pool_of(1);
