@@ -505,10 +505,12 @@ fn another_user_takes_over() {
     home.url(&server.url());
     home.settings("password_overlap_ms = 0");
     let ended = home.path("ended");
-    let script = "trap '' HUP; while [ ! -e \"$0\" ]; do sleep 0.05; done";
+    let script = "trap '' HUP; : >\"$0.begun\"; while [ ! -e \"$0\" ]; do sleep 0.05; done";
     let words = ["run", "--", "sh", "-c", script, ended.to_str().unwrap()];
     let setup = Setup::new().database_url_file(&home.path("url")).config(&home.file());
     let mut gate = setup.arguments(&words).start();
+    // The signal is the command's, too.
+    eventually("the command has begun", || home.path("ended.begun").exists().then_some(()));
     let (mut busy, mut idle) = (gate.client(), gate.client());
     idle.query("set work_mem = '5MB'").expect_no_error();
     busy.query("begin").expect_no_error();
