@@ -4,14 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate::config::{
-    Access, Auth, ChannelBinding, Host, Hosts, PostgresListener, PostgresSettings,
-    PostgresUpstream, Secret, SslMode, SslNegotiation,
-};
+use tidegate::config::{Auth, PostgresListener, PostgresSettings, PostgresUpstream, SslMode};
 use tidegate::lifecycle::{Drain, DrainTrigger, Newcomers};
 use tidegate::metrics::Metrics;
-use tidegate::net::{Handshake, Pins, Vigilance};
-use tidegate::postgres::login::Methods;
 use tidegate::postgres::message::{
     BackendKey, ErrorFields, VERSION_3_2, cancel_request, next_frame, parse_backend_key, query,
     ssl_request, startup,
@@ -35,24 +30,9 @@ struct Gate {
 
 fn settings(upstream_port: u16) -> PostgresSettings {
     let upstream = PostgresUpstream {
-        name: "DATABASE_URL".into(),
-        hosts: Hosts::one(Host::Tcp("127.0.0.1".into()), upstream_port),
-        connect_timeout: None,
-        vigilance: Vigilance::default(),
-        required_peer: None,
-        methods: Methods::default(),
-        handshake: Handshake::default(),
-        access: Access::Write,
-        user: "app".into(),
-        password: Some(Secret::new("secret")),
         database: "shop".into(),
-        options: Vec::new(),
         sslmode: SslMode::Prefer,
-        sslrootcert: None,
-        sslnegotiation: SslNegotiation::Postgres,
-        channel_binding: ChannelBinding::Prefer,
-        identity: None,
-        pins: Pins::default(),
+        ..super::upstream(upstream_port, "app", Some("secret"))
     };
     let listener = PostgresListener {
         listen: SocketAddr::from(([127, 0, 0, 1], free_port())),
