@@ -16,13 +16,16 @@ use std::time::Duration;
 
 use super::backend::{Key, RedisPool, checkout_error};
 use super::greeting::write_error;
-use super::mailbox::{MailLimits, Mailbox, Tail};
+use super::mailbox::{Called, MailLimits, Mailbox, Tail};
+use crate::net::READ_BUFFER_BYTES;
 use crate::pool::{Checkout, CheckoutError, Lease};
 use crate::status::LaneStatus;
 use run::{Ending, LaneRun};
 
-/// Bytes that may wait for the lane's next write before sessions have to wait.
-const PENDING_LIMIT: usize = 8 * 1024 * 1024;
+/// Bytes that may wait for the lane's next write before sessions have to wait: more in one write saves nothing.
+const PENDING_LIMIT: usize = 1024 * 1024;
+/// How many of those are called at a time when there is room again. Should they have little to say, the next ones are called.
+const CALLED: usize = 2 * PENDING_LIMIT / READ_BUFFER_BYTES;
 /// How long a spare lane that found no connection waits before it looks again.
 const SPARE_PAUSE: Duration = Duration::from_millis(100);
 /// How often a batch that was never sent is tried on a fresh connection.
@@ -108,6 +111,8 @@ pub struct Lane {
     sharing: Sharing,
     /// Beside the lock, as it is looked at in every turn.
     leaves: AtomicBool,
+    /// Whether sessions have to wait: as `inner` has it, for those who are about to read.
+    full: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -116,7 +121,10 @@ struct Inner {
     batches: VecDeque<Batch>,
     pending_bytes: usize,
     task: Option<Waker>,
-    waiting: Vec<Waker>,
+    /// Who waits for room, each once.
+    waiting: VecDeque<Arc<Mailbox>>,
+    /// How long the latest batch was, in bytes and parts: the next one will be, too.
+    usual: (usize, usize),
     retries: u32,
     life: Life,
     door: Door,
@@ -179,7 +187,9 @@ impl Inner {
         {
             Some(at) => at,
             None => {
-                self.batches.push_back(Batch { key, bytes: Vec::new(), parts: Vec::new() });
+                let (length, parts) = self.usual;
+                let bytes = Vec::with_capacity(length.max(bytes.len()));
+                self.batches.push_back(Batch { key, bytes, parts: Vec::with_capacity(parts) });
                 self.batches.len() - 1
             }
         };
@@ -188,6 +198,23 @@ impl Inner {
         let part = Part { mailbox: Arc::clone(mailbox), silent, replies, begins, tries: 0, fate };
         batch.bytes.extend_from_slice(bytes);
         batch.parts.push(part);
+    }
+
+    fn is_full(&self) -> bool {
+        self.pending_bytes > PENDING_LIMIT
+    }
+
+    /// Has the session called when there is room.
+    fn await_room(&mut self, cx: &Context<'_>, mailbox: &Arc<Mailbox>) {
+        if mailbox.await_room(cx) == Called::Later {
+            self.waiting.push_back(Arc::clone(mailbox));
+        }
+    }
+
+    /// Calls those who have waited longest.
+    fn call(&mut self) {
+        let first = self.waiting.len().min(CALLED);
+        self.waiting.drain(..first).for_each(|mailbox| mailbox.call());
     }
 
     fn put_back(&mut self, batch: Batch) {
@@ -210,8 +237,8 @@ impl Lane {
     /// A lane that takes its connection from `pool` when there is something to send.
     #[must_use]
     pub fn new(pool: Arc<RedisPool>, limits: MailLimits, sharing: Sharing) -> Arc<Self> {
-        let leaves = AtomicBool::new(false);
-        Arc::new(Self { pool, limits, sharing, leaves, inner: Mutex::default() })
+        let (leaves, full) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { pool, limits, sharing, leaves, full, inner: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -268,19 +295,30 @@ impl Lane {
         if fate == Fate::Here && inner.link == Link::Down {
             return Submitted::Shut;
         }
-        if inner.pending_bytes > PENDING_LIMIT {
-            // It may have asked before, and will again.
-            if !inner.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-                inner.waiting.push(cx.waker().clone());
-            }
+        if inner.is_full() {
+            inner.await_room(cx, mailbox);
             return Submitted::Full;
         }
         mailbox.owe(work.replies);
         inner.append(key, work, mailbox, fate);
+        self.note_full(&inner);
         if let Some(task) = inner.task.take() {
             task.wake();
         }
         Submitted::Taken
+    }
+
+    /// Ready when there is room for a session's commands: before that it need not read them. The session is woken then.
+    pub fn poll_room(&self, cx: &Context<'_>, mailbox: &Arc<Mailbox>) -> Poll<()> {
+        if !self.full.load(Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
+        let mut inner = self.lock();
+        if !inner.is_full() {
+            return Poll::Ready(());
+        }
+        inner.await_room(cx, mailbox);
+        Poll::Pending
     }
 
     /// Wakes the lane to look around (a session waits for its connection, or all is over).
@@ -359,16 +397,34 @@ impl Lane {
         match inner.batches.pop_front() {
             Some(batch) => {
                 inner.pending_bytes -= batch.bytes.len();
-                for waker in inner.waiting.drain(..) {
-                    waker.wake();
-                }
+                inner.usual = (batch.bytes.len(), batch.parts.len());
+                self.make_room(&mut inner);
                 Poll::Ready(Some(batch))
             }
             None if inner.life == Life::Closed => Poll::Ready(None),
             None => {
                 inner.task = Some(cx.waker().clone());
+                if !inner.waiting.is_empty() {
+                    // Perhaps those who were called have gone: it asks again behind the next ones.
+                    inner.call();
+                    cx.waker().wake_by_ref();
+                }
                 Poll::Pending
             }
+        }
+    }
+
+    fn note_full(&self, inner: &Inner) {
+        if inner.is_full() {
+            self.full.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// There is room again, if there is.
+    fn make_room(&self, inner: &mut Inner) {
+        if !inner.is_full() {
+            self.full.store(false, Ordering::Relaxed);
+            inner.call();
         }
     }
 
@@ -389,7 +445,9 @@ impl Lane {
 
     /// Puts back what was never sent, ahead of everything else.
     pub(super) fn put_back(&self, batch: Batch) {
-        self.lock().put_back(batch);
+        let mut inner = self.lock();
+        inner.put_back(batch);
+        self.note_full(&inner);
     }
 
     /// The lane's task: takes a connection when there is work, and another when that one has ended. Ends after
@@ -443,6 +501,7 @@ impl Lane {
         let mut inner = self.lock();
         inner.pending_bytes += batches.iter().map(|batch| batch.bytes.len()).sum::<usize>();
         inner.batches.extend(batches);
+        self.note_full(&inner);
         if let Some(task) = inner.task.take() {
             task.wake();
         }
@@ -453,9 +512,8 @@ impl Lane {
         let mut inner = self.lock();
         inner.pending_bytes = 0;
         inner.retries = 0;
-        for waker in inner.waiting.drain(..) {
-            waker.wake();
-        }
+        self.full.store(false, Ordering::Relaxed);
+        inner.waiting.drain(..).for_each(|mailbox| mailbox.call());
         std::mem::take(&mut inner.batches)
     }
 

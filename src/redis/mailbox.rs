@@ -84,6 +84,8 @@ pub struct Mailbox {
     large: AtomicBool,
     /// Whether [`Inner::stuck`] is set.
     stuck: AtomicBool,
+    /// Whether its session stands among those who wait for a lane's room.
+    calls: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -195,6 +197,15 @@ pub enum Progress {
     None,
 }
 
+/// Whether a session that waits for room at a lane has to be called when there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Called {
+    /// It has.
+    Later,
+    /// Somebody will already.
+    Already,
+}
+
 /// What a session learns when it takes what has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mail {
@@ -209,6 +220,13 @@ pub struct Mail {
 impl Inner {
     fn mail(&self) -> Mail {
         Mail { state: self.state, owed: self.owed, tail: self.tail }
+    }
+
+    /// The session is woken from now on.
+    fn hear(&mut self, cx: &Context<'_>) {
+        if self.session.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            self.session = Some(cx.waker().clone());
+        }
     }
 }
 
@@ -251,6 +269,7 @@ impl Mailbox {
             awaited: AtomicUsize::new(0),
             large: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            calls: AtomicBool::new(false),
         }
     }
 
@@ -262,6 +281,20 @@ impl Mailbox {
     pub fn owe(&self, replies: u32) {
         let mut inner = self.lock();
         inner.owed = inner.owed.saturating_add(replies);
+    }
+
+    /// The session is woken by [`Mailbox::call`]. Tells whether it has to be called, or will be already.
+    pub fn await_room(&self, cx: &Context<'_>) -> Called {
+        self.lock().hear(cx);
+        if self.calls.swap(true, Ordering::Relaxed) { Called::Already } else { Called::Later }
+    }
+
+    /// There is room for its session's commands.
+    pub fn call(&self) {
+        self.calls.store(false, Ordering::Relaxed);
+        if let Some(session) = &self.lock().session {
+            session.wake_by_ref();
+        }
     }
 
     /// How many replies more may be owed: at most `depth` in all, and fewer if those that came of late were long.
@@ -347,9 +380,7 @@ impl Mailbox {
         } else if out.is_empty() {
             inner.looks = LOOKS;
         }
-        if inner.session.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-            inner.session = Some(cx.waker().clone());
-        }
+        inner.hear(cx);
         inner.mail()
     }
 
@@ -357,7 +388,7 @@ impl Mailbox {
     pub fn poll_take_whole(&self, cx: &Context<'_>, out: &mut Vec<u8>) -> Mail {
         let mail = {
             let mut inner = self.lock();
-            inner.session = Some(cx.waker().clone());
+            inner.hear(cx);
             inner.mail()
         };
         match mail.state {

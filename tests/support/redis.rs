@@ -119,6 +119,10 @@ impl Redis {
         }
     }
 
+    pub fn signal(&self, signal: Signal) {
+        self.server.as_ref().expect("it runs").signal(signal);
+    }
+
     pub fn restart(&mut self) {
         self.stop();
         self.resume();

@@ -146,8 +146,8 @@ impl Session {
         }
         let unseen = self.inbox.len() > self.scanner.length();
         let willing = match &self.state {
-            // The beginning of a large command waits for what is owed.
-            State::Shared => !unseen && !self.is_full(),
+            // The beginning of a large command waits for what is owed, any other for room at the lane.
+            State::Shared => !unseen && !self.is_full() && self.lane_has_room(cx),
             State::Waiting(_) => false,
             // Read on behind a command that blocks: only so is the client's end seen.
             State::Parked(_) => !unseen || self.inbox.len() < READ_AHEAD,
@@ -181,6 +181,11 @@ impl Session {
             }
             Ok(Moved::Yes)
         })
+    }
+
+    /// Whether what the client says next could go on; if not, it stays in the kernel till then.
+    fn lane_has_room(&self, cx: &Context<'_>) -> bool {
+        self.lane.as_ref().is_none_or(|lane| lane.poll_room(cx, &self.mailbox).is_ready())
     }
 
     /// Behind bytes that are not read yet no wake-up tells of the client's end: asks again in a while.
