@@ -30,16 +30,25 @@ pub enum Doing {
     Linked,
 }
 
-/// One client: what it does, and where its session hears what is wanted of it.
+/// One client: what it does, and where its session hears what is wanted of it. As small as can be: a client that does nothing
+/// is not much more than this.
 #[derive(Debug)]
 pub struct Card {
     pid: i32,
     wanted: AtomicU8,
-    waker: Mutex<Option<Waker>>,
     doing: AtomicU8,
+    session: Mutex<OfSession>,
     /// Since when it does that, by the clock of its pool's seats.
     since_ms: AtomicU64,
     who: OnceLock<Who>,
+}
+
+/// What changes of a client.
+#[derive(Debug, Default)]
+struct OfSession {
+    waker: Option<Waker>,
+    /// Once it is logged in.
+    settings: Option<Arc<Settings>>,
 }
 
 /// What is known of a client once it is logged in.
@@ -47,9 +56,8 @@ pub struct Card {
 struct Who {
     address: Address,
     /// Our end.
-    local: Option<Address>,
+    local: Option<Arc<Address>>,
     born_ms: u64,
-    settings: Mutex<Arc<Settings>>,
     seats: Arc<Seats>,
 }
 
@@ -79,8 +87,8 @@ impl Card {
         Self {
             pid,
             wanted: AtomicU8::new(0),
-            waker: Mutex::default(),
             doing: AtomicU8::new(Doing::Idle as u8),
+            session: Mutex::default(),
             since_ms: AtomicU64::new(0),
             who: OnceLock::new(),
         }
@@ -94,8 +102,11 @@ impl Card {
         seats: &Arc<Seats>,
     ) {
         self.since_ms.store(seats.now_ms(), Relaxed);
-        let (settings, seats) = (Mutex::new(Arc::clone(settings)), Arc::clone(seats));
-        let _known = self.who.set(Who { address, local, born_ms: now_ms(), settings, seats });
+        let local = local.map(|local| seats.local(local));
+        let seats = Arc::clone(seats);
+        if self.who.set(Who { address, local, born_ms: now_ms(), seats }).is_ok() {
+            self.settled(settings);
+        }
     }
 
     /// The number it was told at login.
@@ -108,7 +119,7 @@ impl Card {
     pub fn want(&self, what: Wanted) {
         self.wanted.fetch_or(what.0, Release);
         // It stays: the session keeps it here once and for all.
-        if let Some(waker) = &*lock(&self.waker) {
+        if let Some(waker) = &lock(&self.session).waker {
             waker.wake_by_ref();
         }
     }
@@ -125,8 +136,8 @@ impl Card {
             return Poll::Ready(());
         }
         {
-            let mut waker = lock(&self.waker);
-            match waker.as_ref() {
+            let waker = &mut lock(&self.session).waker;
+            match waker {
                 Some(known) if known.will_wake(cx.waker()) => {}
                 _ => *waker = Some(cx.waker().clone()),
             }
@@ -182,16 +193,13 @@ impl Card {
 
     /// Its settings have changed, and with them perhaps how it names itself.
     pub fn settled(&self, settings: &Arc<Settings>) {
-        if let Some(who) = self.who.get() {
-            *lock(&who.settings) = Arc::clone(settings);
-        }
+        lock(&self.session).settings = Some(Arc::clone(settings));
     }
 
     /// How it names itself; empty if it doesn't.
     #[must_use]
     pub fn application_name(&self) -> String {
-        let Some(who) = self.who.get() else { return String::new() };
-        let settings = Arc::clone(&lock(&who.settings));
+        let Some(settings) = lock(&self.session).settings.clone() else { return String::new() };
         let named = settings.asked.iter().find(|(name, _)| name == "application_name");
         let name = named.map_or("", |(_, value)| value);
         name.chars().filter(|one| !one.is_control()).take(APPLICATION_NAME_CHARS).collect()
@@ -206,7 +214,7 @@ impl Card {
     /// Our end of its connection, once it is logged in.
     #[must_use]
     pub fn local_address(&self) -> Option<&Address> {
-        self.who.get().and_then(|who| who.local.as_ref())
+        self.who.get().and_then(|who| who.local.as_deref())
     }
 }
 
@@ -380,6 +388,8 @@ pub struct Seats {
     /// The metrics' clock, kept to the second: spares the hot path the real one.
     now_ms: AtomicU64,
     seats: Mutex<Vec<Weak<Seat>>>,
+    /// Our ends of the clients' connections: mostly all have the same.
+    locals: Mutex<Vec<Arc<Address>>>,
 }
 
 impl Seats {
@@ -387,7 +397,26 @@ impl Seats {
     #[must_use]
     pub fn new(pool: &str, user: &str, database: &str) -> Arc<Self> {
         let (pool, user, database) = (pool.to_owned(), user.to_owned(), database.to_owned());
-        Arc::new(Self { pool, user, database, now_ms: AtomicU64::new(0), seats: Mutex::default() })
+        Arc::new(Self {
+            pool,
+            user,
+            database,
+            now_ms: AtomicU64::new(0),
+            seats: Mutex::default(),
+            locals: Mutex::default(),
+        })
+    }
+
+    /// Our end of a client's connection, kept once for all who have the same.
+    fn local(&self, address: Address) -> Arc<Address> {
+        let mut locals = lock(&self.locals);
+        if let Some(known) = locals.iter().find(|known| ***known == address) {
+            return Arc::clone(known);
+        }
+        locals.retain(|known| Arc::strong_count(known) > 1);
+        let local = Arc::new(address);
+        locals.push(Arc::clone(&local));
+        local
     }
 
     /// One more was opened.

@@ -23,7 +23,7 @@ use crate::status::LaneStatus;
 use run::{Ending, LaneRun};
 
 /// Bytes that may wait for the lane's next write before sessions have to wait: more in one write saves nothing.
-const PENDING_LIMIT: usize = 1024 * 1024;
+const PENDING_LIMIT: usize = 256 * 1024;
 /// How many of those are called at a time when there is room again. Should they have little to say, the next ones are called.
 const CALLED: usize = 2 * PENDING_LIMIT / READ_BUFFER_BYTES;
 /// How long a spare lane that found no connection waits before it looks again.

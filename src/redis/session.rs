@@ -377,10 +377,9 @@ impl Session {
 
     /// Forgets the first `used` bytes of the inbox.
     pub(super) fn consume(&mut self, used: usize) {
-        if used == self.inbox.len() {
-            self.inbox = Vec::new();
-        } else {
-            self.inbox.drain(..used);
+        if used > 0 {
+            // What is left is mostly little, and would keep the room of all.
+            self.inbox = self.inbox[used..].to_vec();
         }
     }
 

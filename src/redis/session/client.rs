@@ -160,7 +160,12 @@ impl Session {
         }
         self.next_look = None;
         with_read_buffer(|buffer| {
-            let n = match self.stream.poll_read_into(cx, buffer) {
+            // Behind the beginning of a command, which is moved there when more of it has come.
+            let begun = match &self.state {
+                State::Shared if self.inbox.len() <= buffer.len() / 2 => self.inbox.len(),
+                _ => 0,
+            };
+            let n = match self.stream.poll_read_into(cx, &mut buffer[begun..]) {
                 Poll::Pending => return Ok(Moved::No),
                 Poll::Ready(Ok(n)) if n > 0 => n,
                 Poll::Ready(Ok(_)) => return self.end_of_client(),
@@ -171,9 +176,11 @@ impl Session {
             if let Some(gate) = &self.gate {
                 gate.metrics().bytes_received.inc_by(received);
             }
-            if self.inbox.is_empty() && matches!(self.state, State::Shared) {
-                let used = self.digest(cx, &buffer[..n], 0)?;
-                self.inbox.extend_from_slice(&buffer[used..n]);
+            if self.inbox.len() == begun && matches!(self.state, State::Shared) {
+                let inbox = std::mem::take(&mut self.inbox);
+                buffer[..begun].copy_from_slice(&inbox);
+                let used = self.digest(cx, &buffer[..begun + n], self.scanner.length())?;
+                self.inbox = buffer[used..begun + n].to_vec();
                 self.bound_inbox(cx)?;
             } else {
                 self.inbox.extend_from_slice(&buffer[..n]);
