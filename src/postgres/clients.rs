@@ -31,15 +31,16 @@ pub enum Doing {
 }
 
 /// One client: what it does, and where its session hears what is wanted of it. As small as can be: a client that does nothing
-/// is not much more than this.
+/// is not much more than this. In this order: what each turn of its session looks at lies in one line of the cache.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Card {
     pid: i32,
     wanted: AtomicU8,
     doing: AtomicU8,
-    session: Mutex<OfSession>,
     /// Since when it does that, by the clock of its pool's seats.
     since_ms: AtomicU64,
+    session: Mutex<OfSession>,
     who: OnceLock<Who>,
 }
 
@@ -88,8 +89,8 @@ impl Card {
             pid,
             wanted: AtomicU8::new(0),
             doing: AtomicU8::new(Doing::Idle as u8),
-            session: Mutex::default(),
             since_ms: AtomicU64::new(0),
+            session: Mutex::default(),
             who: OnceLock::new(),
         }
     }
@@ -168,14 +169,8 @@ impl Card {
         self.who.get().map_or(0, |who| who.born_ms)
     }
 
-    /// It does something else from now on.
-    pub fn turn(&self, doing: Doing) {
-        let Some(who) = self.who.get() else { return };
-        self.turn_at(doing, who.seats.now_ms());
-    }
-
-    /// As [`Card::turn`], since a moment that is known better than the seats' clock has it.
-    pub fn turn_at(&self, doing: Doing, now_ms: u64) {
+    /// It does something else from now on, by the clock of its pool's seats or one that is finer.
+    pub fn turn(&self, doing: Doing, now_ms: u64) {
         self.doing.store(doing as u8, Relaxed);
         self.since_ms.store(now_ms, Relaxed);
     }

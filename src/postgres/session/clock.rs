@@ -81,12 +81,12 @@ impl Session {
             Phase::Barred(_) | Phase::Waiting(_) => Doing::Waiting,
             Phase::Linked(_) => Doing::Linked,
         };
-        let card = self.cancel.card();
-        match doing {
+        let now_ms = match doing {
             // Waits are told to the millisecond.
-            Doing::Waiting => card.turn_at(doing, self.pool.metrics().times.now_ns() / 1_000_000),
-            Doing::Idle | Doing::Linked => card.turn(doing),
-        }
+            Doing::Waiting => self.pool.metrics().times.now_ns() / 1_000_000,
+            Doing::Idle | Doing::Linked => self.pool.connector().seats().now_ms(),
+        };
+        self.cancel.card().turn(doing, now_ms);
     }
 }
 
