@@ -227,11 +227,10 @@ impl<C: Connect> Pool<C> {
             // Nobody waits, and nobody did when this was told last: it is known.
             return;
         }
-        let stamp = |slot: &Slot<C>| self.account.budget().stamp(slot.since);
         // While the gate is shut nobody has a claim to a connection.
         let first = state.queue.front().filter(|_| state.gate.is_open());
-        let oldest = first.map_or(NOBODY, |slot| stamp(slot));
-        self.account.publish(oldest, state.demand().map_or(NOBODY, stamp));
+        let oldest = first.map_or(NOBODY, |slot| slot.stamp);
+        self.account.publish(oldest, state.demand().map_or(NOBODY, |slot| slot.stamp));
         let counted = std::mem::replace(&mut state.counted, state.queue.len());
         self.metrics.queue_changed(counted, state.queue.len());
         let (before, now) = (state.shortage, state.shortage());

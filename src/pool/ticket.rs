@@ -21,6 +21,10 @@ pub(super) struct Slot<C: Connect> {
     /// Position in the queue: ascending.
     pub(super) number: u64,
     pub(super) since: Instant,
+    /// The same by the budget's clock.
+    pub(super) stamp: u64,
+    /// And by the metrics'.
+    since_ns: u64,
     place: Mutex<Place<C>>,
 }
 
@@ -39,8 +43,9 @@ impl<C: Connect> Slot<C> {
         let since = Instant::now();
         let metrics = pool.metrics();
         metrics.checkout_waits.inc();
-        metrics.times.wait_began(metrics.times.at_ns(since));
-        Self { pool, number, since, place }
+        let (stamp, since_ns) = (pool.account.budget().stamp(since), metrics.times.at_ns(since));
+        metrics.times.wait_began(since_ns);
+        Self { pool, number, since, stamp, since_ns, place }
     }
 
     /// Hands a connection over; the waker is to be called after the pool is unlocked.
@@ -80,7 +85,7 @@ impl<C: Connect> Slot<C> {
     fn wait_ended(&self, outcome: Outcome) -> u64 {
         let times = &self.pool.metrics().times;
         let now_ns = times.now_ns();
-        times.wait_ended(times.at_ns(self.since), now_ns, outcome);
+        times.wait_ended(self.since_ns, now_ns, outcome);
         now_ns
     }
 }

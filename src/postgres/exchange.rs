@@ -115,6 +115,17 @@ pub enum Status {
     Failed,
 }
 
+/// What the client's request in front is, if rows come for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// A Query: nothing but ReadyForQuery ends it.
+    Query,
+    /// An Execute: the first reply behind its rows does.
+    Execute,
+    /// Something else.
+    Otherwise,
+}
+
 /// What becomes of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -303,10 +314,14 @@ impl Exchange {
         matches!(self.owed.front(), Some(Owed::Truth))
     }
 
-    /// Whether rows and what is copied out are the client's now, and end nothing.
+    /// Whether the server answers the client now.
     #[must_use]
-    pub fn relays_rows(&self) -> bool {
-        matches!(self.owed.front(), Some(Owed::Query | Owed::Execute))
+    pub fn answering(&self) -> Answers {
+        match self.owed.front() {
+            Some(Owed::Query) => Answers::Query,
+            Some(Owed::Execute) => Answers::Execute,
+            _ => Answers::Otherwise,
+        }
     }
 
     /// The statement that the reply which comes now may describe.

@@ -60,12 +60,37 @@ pub fn head(bytes: &[u8]) -> Head {
     }
 }
 
-/// How many bytes at the start of `bytes` are whole frames of this type, one behind another.
+/// Some types of frames whose names are letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tags(u64);
+
+impl Tags {
+    /// Those of these names.
+    #[must_use]
+    pub const fn of(letters: &[u8]) -> Self {
+        let (mut set, mut at) = (0, 0);
+        while at < letters.len() {
+            assert!(letters[at].is_ascii_alphabetic());
+            set |= 1 << (letters[at] - b'@');
+            at += 1;
+        }
+        Self(set)
+    }
+
+    /// Whether this one is among them.
+    #[must_use]
+    pub const fn has(self, tag: u8) -> bool {
+        let at = tag.wrapping_sub(b'@');
+        at < 64 && self.0 >> at & 1 == 1
+    }
+}
+
+/// How many bytes at the start of `bytes` are whole frames of these types, one behind another.
 #[must_use]
-pub fn run_of(tag: u8, bytes: &[u8]) -> usize {
+pub fn run_of(tags: Tags, bytes: &[u8]) -> usize {
     let mut end = 0;
     while let Head::Frame(header) = head(&bytes[end..])
-        && header.tag == tag
+        && tags.has(header.tag)
         && header.frame() <= bytes.len() - end
     {
         end += header.frame();

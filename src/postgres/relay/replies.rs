@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::super::exchange::{Desync, Outcome, Owed, Refusal, Status, Verdict};
+use super::super::exchange::{Answers, Desync, Outcome, Owed, Refusal, Status, Verdict};
 use super::super::message::ErrorFields;
 use super::super::statements::{SessionStatements, Statement};
-use super::super::wire::{self, HEADER_BYTES, Head, Header};
+use super::super::wire::{self, HEADER_BYTES, Head, Header, Tags};
 use super::reports::{Left, Whose};
 use super::shapes::{self, Told};
 use super::{Gate, Ledger, Line, NO_STATEMENT, News, Plans, Retry, Row, Unnamed, Writing};
@@ -21,6 +21,12 @@ const GATHERED_REPORT_BYTES: u32 = 16 * 1024;
 
 /// Longest description of parameters that is held back until it is known whether its statement is void.
 const HELD_PARAMETERS_BYTES: u32 = 8 * 1024;
+
+/// Rows, and what is copied out.
+const ROWS: Tags = Tags::of(b"Dd");
+
+/// Those, their description, and that a command is done.
+const PLAIN_ANSWERS: Tags = Tags::of(b"TDdC");
 
 /// The field of an error by which a server refuses to write.
 const READ_ONLY: &[u8] = b"\0C25006\0";
@@ -73,10 +79,10 @@ pub fn replies(
             Head::Absurd { tag } => return Err(Desync { tag }),
             Head::Frame(header) => header,
         };
-        let rows = line.rows(header, &buffer[read..]);
-        if rows > 0 {
-            write = keep(buffer, read, write, rows);
-            read += rows;
+        let plain = line.plain(ledger.as_deref(), header, &buffer[read..]);
+        if plain > 0 {
+            write = keep(buffer, read, write, plain);
+            read += plain;
             continue;
         }
         let whole = buffer.len() - read >= header.frame();
@@ -153,13 +159,18 @@ fn reply_or_other(
 }
 
 impl Line {
-    /// How many bytes of rows, or of what is copied out, begin here that are the client's: most of what servers say, passed on as a
-    /// run without a look at each.
-    fn rows(&mut self, header: Header, bytes: &[u8]) -> usize {
-        if !matches!(header.tag, b'D' | b'd') || !self.exchange.relays_rows() {
+    /// How many bytes begin here that are the client's, end nothing, and change nothing that is kept: rows, and what is copied out,
+    /// which are most of what servers say; of the answer to a Query all but its end, where no ledger minds what has been done.
+    fn plain(&mut self, ledger: Option<&Ledger>, header: Header, bytes: &[u8]) -> usize {
+        let tags = match (self.exchange.answering(), ledger) {
+            (Answers::Query, None) => PLAIN_ANSWERS,
+            (Answers::Query | Answers::Execute, _) => ROWS,
+            (Answers::Otherwise, _) => return 0,
+        };
+        if !tags.has(header.tag) {
             return 0;
         }
-        let run = wire::run_of(header.tag, bytes);
+        let run = wire::run_of(tags, bytes);
         if run > 0 {
             self.server_row = Row::Other;
             self.tells(header.tag);

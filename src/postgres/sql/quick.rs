@@ -68,38 +68,45 @@ pub(super) fn whole_word(bytes: &[u8]) -> Option<&[u8]> {
 /// Whether a whole query is made of nothing that matters, where no routine's call and no backslash does: what most are. `false` says
 /// only that it takes a closer look.
 pub(super) fn is_harmless(text: &[u8]) -> bool {
-    let mut rest = text;
-    while let [byte, behind @ ..] = rest {
-        let taken = match (byte, behind) {
-            (b';' | b'.' | b'*', _) => 1,
-            // A name in code points may follow.
-            (b'&', [b'"', ..]) => return false,
-            (b'&', _) => 1,
-            _ if DULL[usize::from(*byte)] => 1,
-            (b'-', [next, ..]) if *next != b'-' => 1,
-            (b'/', [next, ..]) if *next != b'*' => 1,
-            (b'$', [next, ..]) if next.is_ascii_digit() => 2,
-            (b'\'', body) => match memchr::memchr(b'\'', body) {
-                Some(end) => end + 2,
-                None => return false,
-            },
-            (b'"', body) => match memchr::memchr(b'"', body) {
-                Some(end) if !may_matter(&body[..end]) => end + 2,
-                _ => return false,
-            },
-            (b'-' | b'/' | b'$', _) => return false,
-            _ => {
-                let end = rest.iter().position(|byte| WORD[usize::from(*byte)] == 0);
-                let end = end.unwrap_or(rest.len());
-                if rest.get(end) == Some(&b'\'') || may_matter(&rest[..end]) {
-                    return false;
-                }
-                end
-            }
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        if DULL[usize::from(*byte)] {
+            at += 1;
+            continue;
+        }
+        let taken = if WORD[usize::from(*byte)] != 0 && *byte != b'$' {
+            harmless_word(&text[at..])
+        } else {
+            harmless_mark(*byte, &text[at + 1..])
         };
-        rest = &rest[taken..];
+        let Some(taken) = taken else { return false };
+        at += taken;
     }
     true
+}
+
+/// How long the word at the start is, if it means nothing.
+fn harmless_word(text: &[u8]) -> Option<usize> {
+    let end = text.iter().position(|byte| WORD[usize::from(*byte)] == 0).unwrap_or(text.len());
+    (text.get(end) != Some(&b'\'') && !may_matter(&text[..end])).then_some(end)
+}
+
+/// How many bytes a mark takes that has `behind` it, if it means nothing, or with all that belongs to it.
+fn harmless_mark(mark: u8, behind: &[u8]) -> Option<usize> {
+    match (mark, behind) {
+        // A name in code points may follow.
+        (b'&', [b'"', ..]) => None,
+        (b';' | b'.' | b'*' | b'&', _) => Some(1),
+        (b'-', [next, ..]) if *next != b'-' => Some(1),
+        (b'/', [next, ..]) if *next != b'*' => Some(1),
+        (b'$', [next, ..]) if next.is_ascii_digit() => Some(2),
+        (b'\'', body) => memchr::memchr(b'\'', body).map(|end| end + 2),
+        (b'"', body) => {
+            let end = memchr::memchr(b'"', body)?;
+            (!may_matter(&body[..end])).then_some(end + 2)
+        }
+        _ => None,
+    }
 }
 
 /// The words that the lexer knows, but for those with one of the beginnings, and those that only triggers heed.
