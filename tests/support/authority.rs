@@ -7,6 +7,8 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
+use super::kept;
+
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: TempDir,
@@ -65,6 +67,7 @@ impl Authority {
             certificate_file: file("cert"),
             key_file: file("key"),
         };
+        kept::key(&issued.key);
         issued.write();
         issued
     }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of the support")]
 
 pub mod authority;
+pub mod kept;
 pub mod metrics;
 pub mod pg;
 pub mod ports;

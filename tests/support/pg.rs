@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
-use super::{DEADLINE, postgres};
+use super::{DEADLINE, kept, postgres};
 
 pub const VERSION_3_0: u32 = 196_608;
 pub const CANCEL: u32 = 80_877_102;
@@ -207,6 +207,7 @@ impl Connection {
 
     /// Answers what the server asks after a startup packet, until ReadyForQuery.
     pub fn greet(&mut self, login: &Login) -> Result<(), Refusal> {
+        kept::secrets([&login.password]);
         let mut scram = None;
         loop {
             let frame = self.try_frame().map_err(|error| silence(&error))?;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::pg::{Connection, Login};
 use super::process::Process;
-use super::{eventually, ports};
+use super::{eventually, kept, ports};
 
 pub const USER: &str = "app";
 pub const PASSWORD: &str = "app-secret";
@@ -207,8 +207,26 @@ impl Postgres {
         self.superuser().one(&sql).parse().expect("a count")
     }
 
+    /// Who has a verifier's keys needs no password. A standby has its primary's.
+    fn note_verifiers(&self) {
+        let Ok(mut owner) = Connection::try_open(self.port, &superuser("postgres")) else { return };
+        let sql = "select coalesce(string_agg(rolpassword, ' '), '') from pg_authid";
+        for verifier in owner.one(sql).split(' ') {
+            // RFC 5803: SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>
+            kept::secrets(verifier.rsplit('$').next().iter().flat_map(|keys| keys.split(':')));
+        }
+    }
+
     pub fn log(&self) -> String {
         self.server.as_ref().map(Process::output).unwrap_or_default()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if std::env::var_os(kept::VARIABLE).is_some() && self.server.is_some() {
+            self.note_verifiers();
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A child process that ends with the test that started it, and keeps what it wrote.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -8,11 +9,14 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::kept::Kept;
+
 pub struct Process {
     child: Child,
     output: Arc<Mutex<Vec<u8>>>,
     collectors: [JoinHandle<()>; 2],
     last_words: Signal,
+    kept: Option<Kept>,
 }
 
 /// Longest time for the last words of a process that has ended to arrive: a child of its own may hold the pipes open.
@@ -24,12 +28,14 @@ impl Process {
     pub fn start(mut command: Command, last_words: Signal) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let kept = Kept::of(&command, child.id());
+        let (out, log) = (kept.as_ref().and_then(Kept::output), kept.as_ref().map(Kept::log));
         let output = Arc::default();
         let collectors = [
-            collect(child.stdout.take().expect("piped"), &output),
-            collect(child.stderr.take().expect("piped"), &output),
+            collect(child.stdout.take().expect("piped"), &output, out),
+            collect(child.stderr.take().expect("piped"), &output, log),
         ];
-        Self { child, output, collectors, last_words }
+        Self { child, output, collectors, last_words, kept }
     }
 
     pub fn pid(&self) -> u32 {
@@ -46,6 +52,8 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) {
+        let ends = [Signal::TERM, Signal::INT, Signal::QUIT, Signal::KILL].contains(&signal);
+        self.kept.iter().filter(|_| ends).for_each(Kept::look);
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
         // It may be gone already: then there is nothing to tell.
         let _gone = kill_process(pid, signal);
@@ -92,12 +100,19 @@ impl Drop for Process {
     }
 }
 
-fn collect(mut pipe: impl Read + Send + 'static, output: &Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
+fn collect(
+    mut pipe: impl Read + Send + 'static,
+    output: &Arc<Mutex<Vec<u8>>>,
+    mut file: Option<File>,
+) -> JoinHandle<()> {
     let output = Arc::clone(output);
     std::thread::spawn(move || {
         let mut chunk = [0; 4096];
         while let Ok(read @ 1..) = pipe.read(&mut chunk) {
             output.lock().expect("not poisoned").extend_from_slice(&chunk[..read]);
+            if let Some(file) = &mut file {
+                file.write_all(&chunk[..read]).expect("our own file");
+            }
         }
     })
 }

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 
-use super::DEADLINE;
+use super::{DEADLINE, kept};
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -84,6 +84,9 @@ impl Connection {
     }
 
     pub fn command(&mut self, words: &[&str]) -> Value {
+        if let ["AUTH" | "auth", .., password] = words {
+            kept::secrets([password]);
+        }
         self.send(&encode(words));
         self.reply()
     }
