@@ -32,7 +32,7 @@ use logging::LogSwitch;
 use passed::Passed;
 use reload::Hangup;
 use services::{Outward, Reloading, Serving};
-use takeover::{Control, Successor};
+use takeover::{Control, Earlier, Successor};
 
 /// Most cancel requests that may be on their way to the process before us; more are let go.
 const FOREIGN_CANCELS: usize = 64;
@@ -185,12 +185,20 @@ async fn open(
     let sockets = &loaded.settings.sockets;
     let control = sockets.control.as_deref().filter(|_| *work == Work::Serve);
     let predecessor = takeover::predecessor(control, &mut passed).await?;
-    let (taken, child) = match work {
-        Work::Run(_) => (Taken::Next, ChildCredentials::made(loaded)?),
-        Work::Serve | Work::Check => (Taken::Refuse, ChildCredentials::default()),
+    let child = match work {
+        Work::Run(_) => ChildCredentials::made(loaded)?,
+        Work::Serve | Work::Check => ChildCredentials::default(),
+    };
+    let taken = match (work, control, &predecessor) {
+        (Work::Run(_), ..) => Taken::Next,
+        (_, Some(_), None) => Taken::Await,
+        _ => Taken::Refuse,
     };
     let bound = listeners::bind(loaded, taken, &mut passed).await?;
-    let control = control.map(|path| Control::open(path, &mut passed, &bound)).transpose()?;
+    let mut control = match control {
+        Some(path) => Some(Control::open(path, taken, &mut passed, &bound).await?),
+        None => None,
+    };
     let (variables, socket_files) = (bound.local_urls(loaded, &child)?, bound.socket_files());
     let hears = life.signals.hears(Signal::HUP);
     let hangup = if hears { Hangup::Reloads } else { Hangup::Ignored };
@@ -205,16 +213,13 @@ async fn open(
         return Ok(Opened { variables, socket_files, control, serving, start });
     };
     predecessor.relieve().await.context("the process before us has not handed over")?;
-    control.iter().for_each(|control| control.claim(sockets.mode));
+    let (pid, serving) = (predecessor.pid(), built.open());
+    let earlier = Earlier::of(predecessor.with_earlier(), &serving);
+    control.iter_mut().for_each(|control| control.claim(sockets.mode, earlier.clone()));
     passed.discard();
-    tracing::info!(pid = predecessor.pid(), "taken over");
-    let (serving, start) = (built.open(), Start::AfterPredecessor);
-    let served = serving.clone();
-    tokio::spawn(async move {
-        predecessor.pass_cancels(foreign).await;
-        served.room_made();
-    });
-    Ok(Opened { variables, socket_files, control, serving, start })
+    tracing::info!(pid, "taken over");
+    tokio::spawn(earlier.pass_cancels(foreign));
+    Ok(Opened { variables, socket_files, control, serving, start: Start::AfterPredecessor })
 }
 
 /// Serves until told to stop, or until another process has taken over and had its time.
@@ -224,21 +229,34 @@ async fn serve(loaded: &Loaded, life: &mut Life, opened: Opened) {
         Start::Afresh => life.herald.ready(),
         Start::AfterPredecessor => life.herald.ready_in_its_place(),
     }
-    let Some(successor) = end_of_service(life, opened.control).await else {
+    let (end, successor) = end_of_service(life, opened.control).await;
+    if let Some(successor) = successor {
+        tracing::info!(pid = successor.pid(), "handed over: serving those who are here");
+        tokio::spawn(successor.pass_cancels(opened.serving.postgres));
+    }
+    if end == End::Told {
         life.herald.stopping();
         return;
-    };
+    }
     // The service goes on, in another process: the manager hears nothing of our end.
-    tracing::info!(pid = successor.pid(), "handed over: serving those who are here");
-    tokio::spawn(successor.pass_cancels(opened.serving.postgres));
     tokio::select! {
         () = tokio::time::sleep(loaded.settings.handover) => {}
         _hurry = life.signals.any_of(&STOP) => {}
     }
 }
 
-/// Waits until we are told to stop, or another process has taken over: that one. The control socket goes with it.
-async fn end_of_service(life: &mut Life, mut control: Option<Control>) -> Option<Successor> {
+/// Why `serve` ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// We are told to stop.
+    Told,
+    /// Another process has taken over.
+    HandedOver,
+}
+
+/// Waits until we are told to stop, or another process has taken over: that one. It may have come just before we were told. The
+/// control socket goes with it.
+async fn end_of_service(life: &mut Life, mut control: Option<Control>) -> (End, Option<Successor>) {
     let handed_over = async {
         match &mut control {
             Some(control) => control.handed_over(&life.trigger).await,
@@ -248,14 +266,17 @@ async fn end_of_service(life: &mut Life, mut control: Option<Control>) -> Option
     tokio::select! {
         signal = life.signals.any_of(&STOP) => {
             tracing::info!(signal = signal.as_raw(), "told to stop");
-            None
         }
         () = asked(life.stop.clone()) => {
             tracing::info!("told to stop in the console");
-            None
         }
-        successor = handed_over => Some(successor),
+        successor = handed_over => return (End::HandedOver, Some(successor)),
     }
+    let successor = match &mut control {
+        Some(control) => control.hand_over_at_once().await,
+        None => None,
+    };
+    (End::Told, successor)
 }
 
 /// Drains.

@@ -67,12 +67,13 @@ fn whom_the_server_knows_comes_in_and_works_as_itself() {
     assert_eq!(gate.try_client(&other).unwrap().one("select current_database()"), "other");
     assert_eq!(asked(&server), 1, "it is remembered");
     // Nobody learns who exists.
-    let (wrong, nobody) = (enter(&gate, "ann", "wrong"), enter(&gate, "nobody", "wrong"));
+    let (wrong, nobody) =
+        (enter(&gate, "ann", "wrong-secret"), enter(&gate, "nobody", "wrong-secret"));
     let (wrong, nobody) = (wrong.err().unwrap(), nobody.err().unwrap());
     assert_eq!((wrong.code.as_str(), nobody.code.as_str()), ("28P01", "28P01"));
     assert_eq!(wrong.message.replace("ann", "nobody"), nobody.message);
     for name in ["", "x'; drop role ann; --", "\"quoted\"", &"long".repeat(200)] {
-        let refused = code(enter(&gate, name, "wrong"));
+        let refused = code(enter(&gate, name, "wrong-secret"));
         assert!(refused == "28P01" || refused == "28000", "{name}: {refused}");
     }
     ann.query("select 1").expect_no_error();
@@ -116,8 +117,9 @@ fn a_changed_password_is_heard_of() {
     let gate = setup(&server).config(&file).start();
     let mut ann = enter(&gate, "ann", "ann-secret").unwrap();
     ann.query("begin").expect_no_error();
-    server.superuser().query("alter role ann password 'rotated'").expect_no_error();
-    let mut new = eventually("the new password is known", || enter(&gate, "ann", "rotated").ok());
+    server.superuser().query("alter role ann password 'rotated-secret'").expect_no_error();
+    let mut new =
+        eventually("the new password is known", || enter(&gate, "ann", "rotated-secret").ok());
     assert_eq!(new.one("select session_user"), "ann");
     assert_eq!(code(enter(&gate, "ann", "ann-secret")), "28P01");
     ann.query("commit").expect_no_error();
@@ -165,7 +167,7 @@ fn a_verifier_of_the_users_file_logs_in_as_well() {
     let gate = any.env("TIDEGATE_POSTGRES_USERS_FILE", users.to_str().unwrap()).start();
     let mut ann = enter(&gate, "ann", "ann-secret").unwrap();
     assert_eq!(ann.one("select session_user"), "ann");
-    assert_eq!(code(enter(&gate, "ann", "wrong")), "28P01");
+    assert_eq!(code(enter(&gate, "ann", "wrong-secret")), "28P01");
 }
 
 #[test]

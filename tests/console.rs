@@ -471,9 +471,9 @@ fn who_may_not_use_it_learns_nothing() {
     let usual = gate("*");
     assert_eq!(try_as(&usual, "app", "app-secret", "tidegate"), Ok(()));
     for database in ["tidegate", "pgbouncer"] {
-        let wrong = try_as(&usual, "app", "wrong", database).unwrap_err();
+        let wrong = try_as(&usual, "app", "wrong-secret", database).unwrap_err();
         assert_eq!(wrong.0, "28P01");
-        let unknown = try_as(&usual, "nobody", "wrong", database).unwrap_err();
+        let unknown = try_as(&usual, "nobody", "wrong-secret", database).unwrap_err();
         assert_eq!(unknown.1, wrong.1.replace("app", "nobody"));
         // As of any database that the server has not.
         let missing = try_as(&usual, "reader", "reader-secret", "nowhere").unwrap_err();
@@ -483,7 +483,7 @@ fn who_may_not_use_it_learns_nothing() {
     }
     let named = gate("watch");
     assert_eq!(try_as(&named, "watch", "watch-secret", "pgbouncer"), Ok(()));
-    assert_eq!(try_as(&named, "watch", "wrong", "pgbouncer").unwrap_err().0, "28P01");
+    assert_eq!(try_as(&named, "watch", "wrong-secret", "pgbouncer").unwrap_err().0, "28P01");
     assert_eq!(try_as(&named, "app", "app-secret", "pgbouncer").unwrap_err().0, "3D000");
 }
 

@@ -235,7 +235,7 @@ fn what_the_command_has_outlives_every_rotation() {
         });
     };
     let (mut superuser, mut owner) = (server.superuser(), redis.direct());
-    for (number, word) in (1..).zip(["second", "third"]) {
+    for (number, word) in (1..).zip(["second-secret", "third-secret"]) {
         superuser.query(&format!("alter role app password '{word}'")).expect_no_error();
         fs::write(file("url"), server.url_with("app", word, "app")).unwrap();
         owner.command(&["CONFIG", "SET", "requirepass", word]);
@@ -244,15 +244,17 @@ fn what_the_command_has_outlives_every_rotation() {
         assert!(enters(gate, "app", &own) && enters(gate, "app", word));
         assert!(enters_redis(gate, &[&of_redis]) && enters_redis(gate, &[word]));
     }
-    assert!(!enters(gate, "app", "second") && !enters_redis(gate, &["second"]));
-    superuser.query("create role app2 login password 'fourth' in role app").expect_no_error();
-    fs::write(file("url"), server.url_with("app2", "fourth", "app")).unwrap();
+    assert!(!enters(gate, "app", "second-secret") && !enters_redis(gate, &["second-secret"]));
+    superuser
+        .query("create role app2 login password 'fourth-secret' in role app")
+        .expect_no_error();
+    fs::write(file("url"), server.url_with("app2", "fourth-secret", "app")).unwrap();
     reloaded(3.0);
-    assert!(enters(gate, "app", &own) && enters(gate, "app2", "fourth"));
-    assert!(!enters(gate, "app2", &own) && !enters(gate, "app", "third"));
+    assert!(enters(gate, "app", &own) && enters(gate, "app2", "fourth-secret"));
+    assert!(!enters(gate, "app2", &own) && !enters(gate, "app", "third-secret"));
     // And back again.
-    fs::write(file("url"), server.url_with("app", "third", "app")).unwrap();
+    fs::write(file("url"), server.url_with("app", "third-secret", "app")).unwrap();
     reloaded(4.0);
-    assert!(enters(gate, "app", &own) && enters(gate, "app", "third"));
-    assert!(!enters(gate, "app2", &own) && !enters(gate, "app2", "fourth"));
+    assert!(enters(gate, "app", &own) && enters(gate, "app", "third-secret"));
+    assert!(!enters(gate, "app2", &own) && !enters(gate, "app2", "fourth-secret"));
 }

@@ -195,7 +195,7 @@ fn what_waits_for_a_restart_is_named() {
     }
     assert!(!text.contains("pool_size"), "{text}");
     assert_eq!(limit(&gate), 3.0);
-    assert!(!enters(&gate, "wrong"), "nobody is trusted before");
+    assert!(!enters(&gate, "wrong-secret"), "nobody is trusted before");
     let mut console = console(&gate, &Login::app());
     let rows = console.query("show config").rows();
     let row = |name: &str| rows.iter().find(|row| row[0].as_deref() == Some(name)).unwrap();
@@ -320,8 +320,8 @@ fn a_password_is_rotated() {
     idle.query("set work_mem = '5MB'").expect_no_error();
     busy.query("begin").expect_no_error();
     let backend = busy.backend();
-    server.superuser().query("alter role app password 'rotated'").expect_no_error();
-    home.url(&server.url_with("app", "rotated", "app"));
+    server.superuser().query("alter role app password 'rotated-secret'").expect_no_error();
+    home.url(&server.url_with("app", "rotated-secret", "app"));
     reload(&gate);
     assert_eq!(busy.backend(), backend, "what it has begun it ends");
     busy.query("commit").expect_no_error();
@@ -338,14 +338,18 @@ fn a_password_is_rotated() {
     assert_eq!(gate.postgres_metric("tidegate_listen_losses_total", &[]), 0.0);
     assert_eq!(refused_logins(&server), 0);
     // For a while both open; a third never did.
-    assert!(enters(&gate, "rotated") && enters(&gate, "app-secret") && !enters(&gate, "third"));
+    assert!(
+        enters(&gate, "rotated-secret")
+            && enters(&gate, "app-secret")
+            && !enters(&gate, "third-secret")
+    );
     home.settings("password_overlap_ms = 0\n[postgres]\npool_size = 2");
-    assert!(reload_as(&gate, "rotated").errors().is_empty());
-    server.superuser().query("alter role app password 'third'").expect_no_error();
-    home.url(&server.url_with("app", "third", "app"));
-    assert!(reload_as(&gate, "rotated").errors().is_empty());
-    assert!(enters(&gate, "third") && !enters(&gate, "rotated"));
-    for secret in ["rotated", "third", "app-secret"] {
+    assert!(reload_as(&gate, "rotated-secret").errors().is_empty());
+    server.superuser().query("alter role app password 'third-secret'").expect_no_error();
+    home.url(&server.url_with("app", "third-secret", "app"));
+    assert!(reload_as(&gate, "rotated-secret").errors().is_empty());
+    assert!(enters(&gate, "third-secret") && !enters(&gate, "rotated-secret"));
+    for secret in ["rotated-secret", "third-secret", "app-secret"] {
         assert!(!gate.output().contains(secret), "{secret} is in the log");
     }
 }
@@ -365,7 +369,7 @@ fn a_password_that_the_server_does_not_know_yet_costs_nobody_anything() {
     for client in &mut clients {
         client.query("commit").expect_no_error();
     }
-    home.url(&server.url_with("app", "rotated", "app"));
+    home.url(&server.url_with("app", "rotated-secret", "app"));
     reload(&gate);
     eventually("it is tried", || (refused_logins(&server) > 0).then_some(()));
     for _ in 0..200 {
@@ -374,8 +378,8 @@ fn a_password_that_the_server_does_not_know_yet_costs_nobody_anything() {
         }
     }
     assert_eq!(refused_logins(&server), 1);
-    server.superuser().query("alter role app password 'rotated'").expect_no_error();
-    assert!(reload_as(&gate, "rotated").errors().is_empty());
+    server.superuser().query("alter role app password 'rotated-secret'").expect_no_error();
+    assert!(reload_as(&gate, "rotated-secret").errors().is_empty());
     eventually("it is replaced", || {
         clients[0].query("begin").expect_no_error();
         let now = clients[0].backend();
@@ -395,7 +399,7 @@ fn a_wrong_password_is_no_hammer_and_the_right_one_helps_at_once() {
     let mut clients: Vec<_> = (0..8).map(|_| gate.client()).collect();
     clients[0].query("select 1").expect_no_error();
     let mut superuser = server.superuser();
-    superuser.query("alter role app password 'rotated'").expect_no_error();
+    superuser.query("alter role app password 'rotated-secret'").expect_no_error();
     superuser
         .query("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'")
         .expect_no_error();
@@ -421,10 +425,11 @@ fn a_wrong_password_is_no_hammer_and_the_right_one_helps_at_once() {
         // The first four at once, then one each 3.75 s at the earliest, and later still.
         let (tried, seconds) = (refused_logins(&server), begun.elapsed().as_secs_f64());
         assert!((2..=4 + 3).contains(&tried), "{tried} attempts in {seconds:.1} s");
-        home.url(&server.url_with("app", "rotated", "app"));
+        home.url(&server.url_with("app", "rotated-secret", "app"));
         assert!(reload_as(&gate, "app-secret").errors().is_empty());
-        let mut client =
-            gate.try_client(&known("rotated")).unwrap_or_else(|refusal| panic!("{refusal:?}"));
+        let mut client = gate
+            .try_client(&known("rotated-secret"))
+            .unwrap_or_else(|refusal| panic!("{refusal:?}"));
         client.query("select 1").expect_no_error();
         over.store(true, Ordering::Relaxed);
         assert!(refused_logins(&server) <= tried + 1);
@@ -479,20 +484,24 @@ fn the_wrapped_command_keeps_its_password_and_hears_sighup() {
     assert!(gate.output().contains("ready postgres://"), "{}", gate.output());
     let mut client = gate.client();
     client.query("begin").expect_no_error();
-    server.superuser().query("alter role app password 'rotated'").expect_no_error();
-    home.url(&server.url_with("app", "rotated", "app"));
+    server.superuser().query("alter role app password 'rotated-secret'").expect_no_error();
+    home.url(&server.url_with("app", "rotated-secret", "app"));
     gate.signal(Signal::HUP);
     eventually("both hear of it", || {
         (gate.output().contains("heard") && reloads(&gate, "taken") == 1.0).then_some(())
     });
     client.query("commit").expect_no_error();
     assert!(enters(&gate, "app-secret"), "what the command was given");
-    assert!(enters(&gate, "rotated"));
-    home.url(&server.url_with("app", "third", "app"));
-    server.superuser().query("alter role app password 'third'").expect_no_error();
+    assert!(enters(&gate, "rotated-secret"));
+    home.url(&server.url_with("app", "third-secret", "app"));
+    server.superuser().query("alter role app password 'third-secret'").expect_no_error();
     gate.signal(Signal::HUP);
     eventually("again", || (reloads(&gate, "taken") == 2.0).then_some(()));
-    assert!(enters(&gate, "app-secret") && enters(&gate, "third") && !enters(&gate, "rotated"));
+    assert!(
+        enters(&gate, "app-secret")
+            && enters(&gate, "third-secret")
+            && !enters(&gate, "rotated-secret")
+    );
     fs::write(ended, "").unwrap();
     let status = gate.wait(Duration::from_secs(10));
     assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", gate.output());
@@ -515,8 +524,10 @@ fn another_user_takes_over() {
     idle.query("set work_mem = '5MB'").expect_no_error();
     busy.query("begin").expect_no_error();
     let mut superuser = server.superuser();
-    superuser.query("create role app2 login password 'second' in role app").expect_no_error();
-    home.url(&server.url_with("app2", "second", "app"));
+    superuser
+        .query("create role app2 login password 'second-secret' in role app")
+        .expect_no_error();
+    home.url(&server.url_with("app2", "second-secret", "app"));
     gate.signal(Signal::HUP);
     eventually("it is taken", || (reloads(&gate, "taken") == 1.0).then_some(()));
     assert_eq!(idle.one("select session_user"), "app2");
@@ -526,7 +537,7 @@ fn another_user_takes_over() {
     eventually("the old user is left", || (server.sessions_of("app") == 0).then_some(()));
     superuser.query("alter role app nologin").expect_no_error();
     assert_eq!(gate.client().one("select session_user"), "app2", "by the name it was given");
-    let second = Login { user: "app2".into(), ..known("second") };
+    let second = Login { user: "app2".into(), ..known("second-secret") };
     assert_eq!(gate.try_client(&second).unwrap().one("select session_user"), "app2");
     assert_eq!(busy.one("select session_user"), "app2");
     fs::write(ended, "").unwrap();
@@ -551,11 +562,11 @@ fn the_users_file_is_read_again() {
     client.query("select 1").expect_no_error();
     let mut superuser = server.superuser();
     superuser.query("create role late login password 'late-secret'").expect_no_error();
-    superuser.query("alter role reader password 'rotated'").expect_no_error();
-    home.write("users", "\"reader\" \"rotated\"\n\"late\" \"late-secret\"\n");
+    superuser.query("alter role reader password 'rotated-secret'").expect_no_error();
+    home.write("users", "\"reader\" \"rotated-secret\"\n\"late\" \"late-secret\"\n");
     reload(&gate);
     client.query("select 1").expect_no_error();
-    let mut new = reader("rotated").unwrap();
+    let mut new = reader("rotated-secret").unwrap();
     new.query("select 1").expect_no_error();
     assert_eq!(reader("reader-secret").err().as_deref(), Some("28P01"));
     let late = Login { user: "late".into(), ..known("late-secret") };
@@ -563,7 +574,7 @@ fn the_users_file_is_read_again() {
     assert_eq!(refused_logins(&server), 0);
     home.write("users", "\"late\" \"late-secret\"\n");
     reload(&gate);
-    assert_eq!(reader("rotated").err().as_deref(), Some("28P01"), "it has gone");
+    assert_eq!(reader("rotated-secret").err().as_deref(), Some("28P01"), "it has gone");
     client.query("select 1").expect_no_error();
 }
 
@@ -626,17 +637,21 @@ fn redis_changes_its_password_its_size_and_its_server() {
         eventually("it is taken", || (reloads(&gate, "taken") == times).then_some(()));
     };
     // Another password and a smaller pool.
-    old.direct().command(&["CONFIG", "SET", "requirepass", "rotated"]);
-    home.url(&url(&old, "rotated"));
+    old.direct().command(&["CONFIG", "SET", "requirepass", "rotated-secret"]);
+    home.url(&url(&old, "rotated-secret"));
     home.settings("[redis]\npool_size = 2");
     hup(1.0);
     assert_eq!(client.command(&["GET", "place"]), Value::bulk("old"));
     assert_eq!(gate.redis_metric("tidegate_server_connections_limit", &[]), 2.0);
-    assert!(enter("rotated").is_some() && enter(&secret).is_some() && enter("third").is_none());
+    assert!(
+        enter("rotated-secret").is_some()
+            && enter(&secret).is_some()
+            && enter("third-secret").is_none()
+    );
     assert_eq!(gate.redis_metric("tidegate_subscription_losses_total", &[]), 0.0);
     // Another server.
-    new.direct().command(&["CONFIG", "SET", "requirepass", "third"]);
-    home.url(&url(&new, "third"));
+    new.direct().command(&["CONFIG", "SET", "requirepass", "third-secret"]);
+    home.url(&url(&new, "third-secret"));
     hup(2.0);
     eventually("commands go to the new one", || {
         (client.command(&["GET", "place"]) == Value::Null).then_some(())
@@ -647,7 +662,7 @@ fn redis_changes_its_password_its_size_and_its_server() {
         (publisher.command(&["PUBLISH", "news", "x"]) == Value::Integer(1)).then_some(())
     });
     assert_eq!(subscriber.reply().words(), ["message", "news", "x"]);
-    assert!(enter("third").is_some());
+    assert!(enter("third-secret").is_some());
     let lanes = "[redis]\npool_size = 1";
     home.settings(lanes);
     hup(3.0);
@@ -658,6 +673,6 @@ fn redis_changes_its_password_its_size_and_its_server() {
 /// Past tidegate, with the password that the server was given later.
 fn directly(server: &Redis) -> support::resp::Connection {
     let mut connection = support::resp::Connection::open(server.port());
-    assert_eq!(connection.command(&["AUTH", "third"]), Value::simple("OK"));
+    assert_eq!(connection.command(&["AUTH", "third-secret"]), Value::simple("OK"));
     connection
 }

@@ -213,6 +213,63 @@ fn sockets_that_were_passed_are_listened_on() {
     }
 }
 
+/// The manager keeps its sockets open: who takes over from the process that it started answers there, whatever its own settings say.
+#[test]
+fn a_successor_answers_on_the_manager_s_sockets() {
+    let (server, redis) = (Postgres::start(), Redis::start());
+    let home = tempfile::tempdir().unwrap();
+    let (p, r) = (ports::free(), ports::free());
+    let (path, control) = (home.path().join("redis.sock"), home.path().join("control"));
+    let control = control.to_str().unwrap();
+    let (database, cache) = (server.url(), redis.url());
+    let variables = [
+        ("DATABASE_URL", &*database),
+        ("REDIS_URL", &cache),
+        ("TIDEGATE_CONTROL_SOCKET", control),
+        ("TIDEGATE_HANDOVER_MS", "0"),
+    ];
+    let words = [
+        format!("tcp=postgres@127.0.0.1:{p}"),
+        format!("tcp=redis@127.0.0.1:{r}"),
+        format!("unix=redis@{}", path.display()),
+    ];
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut first = passed(&words, &variables);
+    eventually("successors can ask", || UnixStream::connect(control).ok());
+    // Without Redis it has no use for two of them, and says so before anything changes.
+    let setup = Setup::new().database_url(&database).env("TIDEGATE_CONTROL_SOCKET", control);
+    let mut next = setup.launch();
+    assert_eq!(next.wait(DEADLINE).and_then(|status| status.code()), Some(1));
+    let said = next.output();
+    assert!(
+        said.contains("service manager's, called redis") && said.contains("set its URL"),
+        "{said}"
+    );
+    let setup = || Setup::new().postgres(&server).redis(&redis).env("TIDEGATE_HANDOVER_MS", "0");
+    let second = setup().env("TIDEGATE_CONTROL_SOCKET", control).launch();
+    first.wait(DEADLINE).expect("it has handed over");
+    let answers = || {
+        assert_eq!(Connection::open(p, &Login::app()).one("select 1"), "1");
+        assert_eq!(resp::Connection::open(r).command(&["PING"]).text(), "PONG");
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(b"PING\r\n").unwrap();
+        let mut heard = [0; 7];
+        stream.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"+PONG\r\n");
+    };
+    answers();
+    // And it goes on so.
+    let mut second = second;
+    let third = setup().env("TIDEGATE_CONTROL_SOCKET", control).launch();
+    second.wait(DEADLINE).expect("it has handed over");
+    answers();
+    third.signal(Signal::TERM);
+    let mut third = third;
+    third.wait(DEADLINE).expect("it ends");
+    assert!(path.exists(), "the file is the manager's");
+}
+
 #[test]
 fn what_is_no_listener_of_ours_is_said() {
     let home = tempfile::tempdir().unwrap();

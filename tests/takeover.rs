@@ -439,7 +439,7 @@ fn a_successor_that_cannot_serve_changes_nothing() {
     assert_eq!(next.wait(DEADLINE).and_then(|status| status.code()), Some(1), "{}", next.output());
     goes_on(&stage, &mut first, &mut client);
     // One that dies when it has the sockets, and others that talk nonsense.
-    for words in ["tidegate takeover 1\n", "tidegate takeover 1\nno\n", "hello\n", ""] {
+    for words in ["tidegate takeover 2\n", "tidegate takeover 2\nno\n", "hello\n", ""] {
         let mut stream = UnixStream::connect(stage.control()).unwrap();
         stream.write_all(words.as_bytes()).unwrap();
         if words.starts_with("tidegate") {
@@ -503,4 +503,96 @@ fn the_service_manager_hears_who_serves_now() {
         assert!(!buffer[..length].starts_with(b"STOPPING"));
     }
     assert!(Path::new(&stage.control()).exists());
+}
+
+/// Whoever has the sockets has all when the old one is told to stop, though it is not ready yet.
+#[test]
+fn who_gets_ready_has_all_when_the_old_one_is_told_to_stop() {
+    let stage = Stage::new("handover_ms = 60000\n");
+    let first = stage.first();
+    let port = first.postgres_port();
+    let paths = [stage.path("redis.sock"), stage.control()];
+    let mut stream = UnixStream::connect(stage.control()).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"tidegate takeover 2\n").unwrap();
+    let mut heard = [0; 4096];
+    let length = stream.read(&mut heard).unwrap();
+    let offer = String::from_utf8_lossy(&heard[..length]);
+    assert!(
+        offer.starts_with(&format!("from {}\ntcp tidegate postgres\n", first.pid())),
+        "{offer}"
+    );
+    first.signal(Signal::TERM);
+    let length = stream.read(&mut heard).unwrap();
+    assert_eq!(String::from_utf8_lossy(&heard[..length]), "yours\n");
+    let output = ends(first);
+    assert!(output.contains("told to stop") && output.contains("handed over"), "{output}");
+    assert!(paths.iter().all(|path| path.exists()), "the files were left to the new one");
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "we have taken none of its sockets");
+    // What is left behind keeps nobody from starting.
+    let second = stage.first();
+    assert_eq!(second.client().one("select 1"), "1");
+}
+
+/// However the old one's end and the new one's start cross: the new one serves.
+#[test]
+fn a_stop_and_a_start_that_cross_leave_somebody_who_serves() {
+    let stage = Stage::new("");
+    let mut gate = stage.first();
+    let redis = stage.path("redis.sock");
+    for (number, signal) in
+        [Signal::TERM, Signal::TERM, Signal::KILL].into_iter().cycle().take(36).enumerate()
+    {
+        let mut next = stage.setup().in_place_of(&gate).launch();
+        // A new one asks and is ready within these.
+        thread::sleep(Duration::from_millis(5 * u64::try_from(number).unwrap()));
+        gate.signal(signal);
+        gate.wait(DEADLINE).expect("it ends");
+        let port = next.postgres_port();
+        eventually("the new one serves", || {
+            let ended = next.wait(Duration::ZERO);
+            assert!(ended.is_none(), "{number}, {signal:?}: {ended:?} {}", next.output());
+            Connection::try_open(port, &Login::app()).ok()
+        });
+        eventually("over a unix socket, too", || UnixStream::connect(&redis).ok());
+        eventually("and can be asked", || UnixStream::connect(stage.control()).ok());
+        gate = next;
+    }
+}
+
+/// A client's query goes on in the first process, the second one is gone, and its cancel comes to the third.
+#[test]
+fn a_cancel_finds_its_query_past_a_process_that_is_gone() {
+    let stage = Stage::new("handover_ms = 20000\ndrain_ms = 20000\n");
+    let first = stage.first();
+    let first_pid = first.pid().to_string();
+    let mut clients = [first.client(), first.client()];
+    for client in &mut clients {
+        client.send(&query("select pg_sleep(60)"));
+    }
+    let running = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'";
+    let mut watch = stage.server.superuser();
+    eventually("they run", || (watch.one(running) == "2").then_some(()));
+    let second = stage.successor(&first);
+    let third = stage.successor(&second);
+    let said = third.output();
+    assert!(
+        said.contains(&format!("pid={} ", second.pid())) && !said.contains(&first_pid),
+        "{said}"
+    );
+    second.signal(Signal::TERM);
+    ends(second);
+    let [one, other] = &mut clients;
+    one.cancel();
+    assert_eq!(one.reply().codes(), ["57014"]);
+    // And so on.
+    let fourth = stage.successor(&third);
+    third.signal(Signal::TERM);
+    ends(third);
+    assert_eq!(watch.one(running), "1");
+    other.cancel();
+    assert_eq!(other.reply().codes(), ["57014"]);
+    first.signal(Signal::TERM);
+    ends(first);
+    assert_eq!(fourth.client().one("select 1"), "1");
 }

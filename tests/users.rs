@@ -68,9 +68,10 @@ fn users_of_the_file_come_in_with_their_passwords_and_nobody_else() {
 #[test]
 fn a_password_that_the_server_does_not_take_is_told_and_a_verifier_of_the_servers_opens_it() {
     let server = Postgres::start();
-    let users = file("\"reader\" \"outdated\"\n", 0o600);
+    let users = file("\"reader\" \"outdated-word\"\n", 0o600);
     let gate = serving(&server.url(), &users);
-    let refusal = gate.try_client(&Login::of("reader", "outdated", "app")).map(|_| ()).unwrap_err();
+    let refusal =
+        gate.try_client(&Login::of("reader", "outdated-word", "app")).map(|_| ()).unwrap_err();
     assert_eq!(refusal.code, "28P01", "{refusal:?}");
     // What the client shows of its password opens the server, too.
     let mut superuser = server.superuser();

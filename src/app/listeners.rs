@@ -5,21 +5,50 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use super::passed::{Keeper, Kind, Passed, PassedSocket};
+use super::takeover;
 use crate::config::{Auth, ChildCredentials, ConfigError, Loaded, PooledVariable, Protocol};
-use crate::net::{self, Address, Listener, SocketFile};
+use crate::net::{self, Address, Listener, Opener, SocketError, SocketFile};
 
-/// What to do when a port that nobody asked for by number is taken.
+/// What to do when a place is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// Try those after it: the wrapped command is told which.
+    /// Try the ports after one that nobody asked for by number: the wrapped command is told which.
     Next,
     /// Say so: nobody would find the listener.
     Refuse,
+    /// Wait a while: it may be the process before us, on its way out.
+    Await,
 }
+
+impl Taken {
+    /// Makes the attempt; where a place [`is_taken`] and it is worth waiting, again and again.
+    pub(super) async fn bear<T, E>(
+        self,
+        is_taken: impl Fn(&E) -> bool,
+        mut attempt: impl AsyncFnMut() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let began = Instant::now();
+        loop {
+            match attempt().await {
+                Err(error)
+                    if self == Self::Await && is_taken(&error) && began.elapsed() < DEPARTURE =>
+                {
+                    tokio::time::sleep(DEPARTURE_LOOK).await;
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// Longest time for a process that has given up its control socket to close its listeners, and how often to look.
+const DEPARTURE: Duration = Duration::from_secs(2);
+const DEPARTURE_LOOK: Duration = Duration::from_millis(5);
 
 /// How many ports after a taken one are tried before any free one will do.
 const NEXT_PORTS: u16 = 100;
@@ -56,47 +85,60 @@ pub(super) async fn bind(
         let place = (listener.listen, listener.explicit);
         bound.redis.push(bind_one("redis", place, taken, passed).await?);
     }
-    open_sockets(loaded, &mut bound, passed)?;
+    open_sockets(loaded, &mut bound, taken, passed).await?;
     passed.refuse_rest()?;
     check_reach(loaded, &bound)?;
     Ok(bound)
 }
 
 /// The unix sockets, beside the addresses that were bound.
-fn open_sockets(loaded: &Loaded, bound: &mut Bound, passed: &mut Passed) -> anyhow::Result<()> {
+async fn open_sockets(
+    loaded: &Loaded,
+    bound: &mut Bound,
+    taken: Taken,
+    passed: &mut Passed,
+) -> anyhow::Result<()> {
     let sockets = &loaded.settings.sockets;
     for listener in &mut bound.postgres {
         let path = sockets.postgres(listener.local_addr()?.port());
-        open_socket(("postgres", "postgres.socket_dir"), listener, (path, sockets.mode), passed)?;
+        let place = (path, sockets.mode, taken);
+        open_socket(("postgres", "postgres.socket_dir"), listener, place, passed).await?;
     }
     for (index, listener) in bound.redis.iter_mut().enumerate() {
-        let path = sockets.redis(index);
-        open_socket(("redis", "redis.socket"), listener, (path, sockets.mode), passed)?;
+        let place = (sockets.redis(index), sockets.mode, taken);
+        open_socket(("redis", "redis.socket"), listener, place, passed).await?;
     }
     Ok(())
 }
 
-fn open_socket(
+async fn open_socket(
     (section, setting): (&str, &str),
     listener: &mut Listener,
-    (path, mode): (Option<PathBuf>, u32),
+    (path, mode, taken): (Option<PathBuf>, u32, Taken),
     passed: &mut Passed,
 ) -> anyhow::Result<()> {
     if let Some(PassedSocket { socket: Kind::Unix(socket, path), keeper, .. }) =
         passed.take_unix(section, path.as_deref())
     {
-        let file = (keeper == Keeper::PredecessorAndFile).then(|| SocketFile::of_another(&path));
+        let file = match keeper {
+            Keeper::PredecessorAndFile(inode) => Some(SocketFile::of_another(&path, inode)),
+            Keeper::Manager | Keeper::PredecessorsManager | Keeper::Predecessor => None,
+        };
         listener.take_socket(socket, &path, file)?;
         tracing::info!(listener = section, path = %path.display(), "listening on a socket that was passed");
         return Ok(());
     }
     let Some(path) = path else { return Ok(()) };
     let shown = path.display();
-    listener
-        .open_socket(&path, mode)
-        .with_context(|| format!("cannot listen on the unix socket {shown} ({setting})"))?;
+    let opened = taken.bear(is_listened_on, async || listener.open_socket(&path, mode)).await;
+    opened.with_context(|| format!("cannot listen on the unix socket {shown} ({setting})"))?;
     tracing::info!(listener = section, path = %shown, mode = format!("{mode:04o}"), "listening");
     Ok(())
+}
+
+/// A process that ends may be about to remove it.
+pub(super) const fn is_listened_on(error: &SocketError) -> bool {
+    matches!(error, SocketError::Taken)
 }
 
 /// The settings were checked with the addresses that are written there; a socket that was passed may listen elsewhere.
@@ -147,10 +189,11 @@ async fn bind_one(
     taken: Taken,
     passed: &mut Passed,
 ) -> anyhow::Result<Listener> {
-    if let Some(socket) = passed.take_tcp(section, listen) {
-        return Ok(announce(section, Listener::of(socket)?)?);
+    if let Some((socket, opener)) = passed.take_tcp(section, listen) {
+        return Ok(announce(section, Listener::of(socket, opener)?)?);
     }
-    let error = match net::bind(listen).await {
+    let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    let error = match taken.bear(in_use, async || net::bind(listen).await).await {
         Ok(listener) => return Ok(announce(section, listener)?),
         Err(error) => error,
     };
@@ -201,9 +244,14 @@ impl Bound {
         {
             for listener in side {
                 let (tcp, unix) = listener.duplicates()?;
-                all.push((format!("tcp {name}"), tcp));
-                let kind = if listener.socket_file().is_some() { "file" } else { "unix" };
-                all.extend(unix.map(|unix| (format!("{kind} {name}"), unix)));
+                let keeper = match listener.opener() {
+                    Opener::Manager => Keeper::PredecessorsManager,
+                    Opener::Tidegate => Keeper::Predecessor,
+                };
+                all.push((takeover::line("tcp", keeper, name), tcp));
+                let inode = listener.socket_file().and_then(|file| file.inode());
+                let keeper = inode.map_or(Keeper::PredecessorsManager, Keeper::PredecessorAndFile);
+                all.extend(unix.map(|unix| (takeover::line("unix", keeper, name), unix)));
             }
         }
         Ok(all)

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use listenfd::ListenFd;
 use socket2::SockRef;
 
-use crate::net::SocketFile;
+use crate::net::{Inode, Opener, SocketFile};
 
 /// The names by which sockets are told apart (`FileDescriptorName=`), in the order that counts where they have none of these.
 const NAMES: [&str; 3] = ["postgres", "redis", "admin"];
@@ -37,10 +37,18 @@ pub(super) struct PassedSocket {
 pub(super) enum Keeper {
     /// The service manager: where it listens is its word, and its file is its own.
     Manager,
+    /// The service manager, for the tidegate before us.
+    PredecessorsManager,
     /// The tidegate before us; of use only where the settings want a listener.
     Predecessor,
-    /// The same, and its file goes with it.
-    PredecessorAndFile,
+    /// The same, and this file goes with it.
+    PredecessorAndFile(Inode),
+}
+
+impl Keeper {
+    const fn is_manager(self) -> bool {
+        matches!(self, Self::Manager | Self::PredecessorsManager)
+    }
 }
 
 /// What it listens on.
@@ -104,10 +112,15 @@ impl Passed {
         Ok(())
     }
 
-    /// The next TCP socket for the listeners called `name`: a predecessor's only if it listens on `wanted`, where port 0 is any.
-    pub(super) fn take_tcp(&mut self, name: &str, wanted: SocketAddr) -> Option<TcpListener> {
+    /// The next TCP socket for the listeners called `name`, and who has opened it: a predecessor's own only if it listens on
+    /// `wanted`, where port 0 is any.
+    pub(super) fn take_tcp(
+        &mut self,
+        name: &str,
+        wanted: SocketAddr,
+    ) -> Option<(TcpListener, Opener)> {
         let fits = |socket: &TcpListener, keeper: Keeper| {
-            keeper == Keeper::Manager
+            keeper.is_manager()
                 || socket.local_addr().is_ok_and(|known| {
                     known == wanted || (wanted.port() == 0 && known.ip() == wanted.ip())
                 })
@@ -116,17 +129,19 @@ impl Passed {
             Kind::Tcp(socket) => one.name == name && fits(socket, one.keeper),
             Kind::Unix(..) => false,
         };
-        match self.take(at)?.socket {
-            Kind::Tcp(socket) => Some(socket),
+        let one = self.take(at)?;
+        let opener = if one.keeper.is_manager() { Opener::Manager } else { Opener::Tidegate };
+        match one.socket {
+            Kind::Tcp(socket) => Some((socket, opener)),
             Kind::Unix(..) => None,
         }
     }
 
-    /// The next unix socket for the listeners called `name`: a predecessor's only if it lies at `wanted`.
+    /// The next unix socket for the listeners called `name`: a predecessor's own only if it lies at `wanted`.
     pub(super) fn take_unix(&mut self, name: &str, wanted: Option<&Path>) -> Option<PassedSocket> {
         self.take(|one| match &one.socket {
             Kind::Unix(_, path) => {
-                let fits = one.keeper == Keeper::Manager || Some(path.as_path()) == wanted;
+                let fits = one.keeper.is_manager() || Some(path.as_path()) == wanted;
                 one.name == name && fits
             }
             Kind::Tcp(_) => false,
@@ -136,9 +151,10 @@ impl Passed {
     /// Closes what is left of a predecessor's, which has left it to us: with the files that went with it.
     pub(super) fn discard(self) {
         for one in self.sockets {
-            if let (Kind::Unix(_open, path), Keeper::PredecessorAndFile) = (&one.socket, one.keeper)
+            if let (Kind::Unix(_open, path), Keeper::PredecessorAndFile(inode)) =
+                (&one.socket, one.keeper)
             {
-                let file = SocketFile::of_another(path);
+                let file = SocketFile::of_another(path, inode);
                 // It may be gone: then there is nothing to remove.
                 if file.claim(DISCARDED_MODE).is_ok() {
                     file.remove();
@@ -154,9 +170,15 @@ impl Passed {
 
     /// Nobody would ever answer on a socket of the manager's that is left.
     pub(super) fn refuse_rest(&self) -> anyhow::Result<()> {
-        let mut managers = self.sockets.iter().filter(|one| one.keeper == Keeper::Manager);
-        let Some(PassedSocket { name, socket, .. }) = managers.next() else { return Ok(()) };
+        let mut managers = self.sockets.iter().filter(|one| one.keeper.is_manager());
+        let Some(PassedSocket { name, socket, keeper }) = managers.next() else { return Ok(()) };
         let kind = socket.word();
+        if *keeper == Keeper::PredecessorsManager {
+            bail!(
+                "the process before us has a {kind} of the service manager's, called {name}, for which there is no \
+                 listener: set its URL, or stop that process first (control_socket)"
+            );
+        }
         if name.is_empty() {
             bail!("LISTEN_FDS brings a {kind} more than there are listeners: take it out");
         }

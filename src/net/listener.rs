@@ -20,9 +20,19 @@ use super::{Address, Stream};
 #[derive(Debug)]
 pub struct Listener {
     tcp: TcpListener,
+    opener: Opener,
     unix: Option<UnixDoor>,
     /// Counts looks, as the two take turns in being looked at first.
     looks: AtomicUsize,
+}
+
+/// Who has opened a TCP socket that we listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opener {
+    /// We, or a tidegate before us, as its settings said.
+    Tidegate,
+    /// The service manager, which keeps it open: somebody must answer there.
+    Manager,
 }
 
 /// A unix socket that we listen on.
@@ -60,7 +70,7 @@ pub async fn bind(addr: SocketAddr) -> io::Result<Listener> {
     // Without it a restart within the TIME_WAIT of old clients could not bind.
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
-    Ok(Listener::new(socket.listen(BACKLOG.into())?))
+    Ok(Listener::new(socket.listen(BACKLOG.into())?, Opener::Tidegate))
 }
 
 impl Listener {
@@ -68,12 +78,12 @@ impl Listener {
     ///
     /// # Errors
     /// As the system reports it.
-    pub fn of(socket: std::net::TcpListener) -> io::Result<Self> {
-        Ok(Self::new(TcpListener::from_std(socket)?))
+    pub fn of(socket: std::net::TcpListener, opener: Opener) -> io::Result<Self> {
+        Ok(Self::new(TcpListener::from_std(socket)?, opener))
     }
 
-    fn new(tcp: TcpListener) -> Self {
-        Self { tcp, unix: None, looks: AtomicUsize::new(0) }
+    fn new(tcp: TcpListener, opener: Opener) -> Self {
+        Self { tcp, opener, unix: None, looks: AtomicUsize::new(0) }
     }
 
     /// Listens on the unix socket `path`, too, whose file has `mode` and is removed with the listener. Takes the place of a
@@ -110,6 +120,12 @@ impl Listener {
     pub fn duplicates(&self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
         let unix = self.unix.as_ref().map(|unix| unix.listener.as_fd().try_clone_to_owned());
         Ok((self.tcp.as_fd().try_clone_to_owned()?, unix.transpose()?))
+    }
+
+    /// Who has opened the TCP socket.
+    #[must_use]
+    pub fn opener(&self) -> Opener {
+        self.opener
     }
 
     /// The unix socket's file, if there is one and it is ours.

@@ -14,9 +14,9 @@ pub use address::Address;
 pub use buffer::{READ_BUFFER_BYTES, with_read_buffer};
 pub use connect::{Host, Keepalive, Spot, Vigilance, addresses, connect, connect_to};
 pub use failures::LoginFailures;
-pub use listener::{Listener, bind};
+pub use listener::{Listener, Opener, bind};
 pub use porch::{Porch, PorchPlace};
-pub use socket_file::{PATH_BYTES, SocketError, SocketFile, listen as listen_on_socket};
+pub use socket_file::{Inode, PATH_BYTES, SocketError, SocketFile, listen as listen_on_socket};
 pub use stream::{Opening, Stream};
 pub use tls::{
     Agreed, Certificate, Encrypted, Handshake, Identity, ListenerTls, ListenerTlsSettings, Naming,

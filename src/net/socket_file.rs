@@ -1,11 +1,13 @@
 //! The file of a unix socket that we listen on: made so that it is never more open than it shall be, put in the place of one that
 //! nobody listens on, and removed at the end if it is still ours.
 
+use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,14 +31,34 @@ pub struct SocketFile {
 enum Owner {
     /// Ours to remove, as long as it is this one.
     We(Inode),
-    /// Another process', which listens on the same socket, until it leaves it to us.
-    Predecessor,
+    /// Another process', which listens on the same socket, until it leaves it to us: this one.
+    Predecessor(Inode),
     /// Not ours any more.
     Others,
 }
 
 /// Device and number of a file. While our socket is open nobody else's file can have them.
-type Inode = (u64, u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inode {
+    device: u64,
+    number: u64,
+}
+
+impl fmt::Display for Inode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.device, self.number)
+    }
+}
+
+impl FromStr for Inode {
+    type Err = std::num::ParseIntError;
+
+    /// As it is displayed.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (device, number) = text.split_once(':').unwrap_or_default();
+        Ok(Self { device: device.parse()?, number: number.parse()? })
+    }
+}
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -134,20 +156,34 @@ impl SocketFile {
         Ok(Self { path: path.to_owned(), owner })
     }
 
-    /// The file of a socket that another process has passed to us: not ours before [`SocketFile::claim`].
+    /// The file of a socket that another process has passed to us, which calls it `inode`: not ours before
+    /// [`SocketFile::claim`].
     #[must_use]
-    pub fn of_another(path: &Path) -> Self {
-        Self { path: path.to_owned(), owner: Mutex::new(Owner::Predecessor) }
+    pub fn of_another(path: &Path, inode: Inode) -> Self {
+        Self { path: path.to_owned(), owner: Mutex::new(Owner::Predecessor(inode)) }
     }
 
-    /// Ours from now on, with this mode, if it was the predecessor's.
+    /// Which file it is, unless it is somebody else's already.
+    #[must_use]
+    pub fn inode(&self) -> Option<Inode> {
+        match *self.owner.lock().unwrap_or_else(PoisonError::into_inner) {
+            Owner::We(inode) | Owner::Predecessor(inode) => Some(inode),
+            Owner::Others => None,
+        }
+    }
+
+    /// Ours from now on, with this mode, if it was the predecessor's, and lies there still.
     ///
     /// # Errors
-    /// As the system reports it: then it stays nobody's.
+    /// As the system reports it, or when another file lies there: then it stays nobody's.
     pub fn claim(&self, mode: u32) -> io::Result<()> {
         let mut owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Owner::Predecessor = *owner {
-            *owner = Owner::We(inode(&self.path)?);
+        if let Owner::Predecessor(known) = *owner {
+            if inode(&self.path)? != known {
+                let other = format!("another file lies at {}", self.path.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, other));
+            }
+            *owner = Owner::We(known);
             fs::set_permissions(&self.path, Permissions::from_mode(mode))?;
         }
         Ok(())
@@ -178,7 +214,7 @@ impl SocketFile {
 
 fn inode(path: &Path) -> io::Result<Inode> {
     let about = fs::symlink_metadata(path)?;
-    Ok((about.dev(), about.ino()))
+    Ok(Inode { device: about.dev(), number: about.ino() })
 }
 
 #[cfg(test)]
@@ -285,19 +321,35 @@ mod tests {
     fn what_was_passed_is_ours_when_it_is_claimed() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("socket");
-        let (_listener, _file) = listen(&path, 0o600, BACKLOG).unwrap();
-        let passed = SocketFile::of_another(&path);
+        let (_listener, file) = listen(&path, 0o600, BACKLOG).unwrap();
+        let passed = SocketFile::of_another(&path, file.inode().unwrap());
         passed.claim(0o660).unwrap();
         assert_eq!(mode(&path), 0o660);
         passed.remove();
         assert!(!path.exists());
         let (_listener, file) = listen(&path, 0o600, BACKLOG).unwrap();
-        let unclaimed = SocketFile::of_another(&path);
+        let unclaimed = SocketFile::of_another(&path, file.inode().unwrap());
         unclaimed.remove();
         assert!(path.exists(), "it is the predecessor's");
         unclaimed.claim(0o660).unwrap();
         assert_eq!(mode(&path), 0o600, "too late");
         file.remove();
+    }
+
+    /// A name may have come to mean another file since it was told.
+    #[test]
+    fn only_the_very_file_is_claimed() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("socket");
+        let (_listener, file) = listen(&path, 0o600, BACKLOG).unwrap();
+        let told = file.inode().unwrap();
+        assert_eq!(told.to_string().parse::<Inode>().ok(), Some(told));
+        fs::remove_file(&path).unwrap();
+        let (_other, _others) = listen(&path, 0o600, BACKLOG).unwrap();
+        let passed = SocketFile::of_another(&path, told);
+        assert!(passed.claim(0o660).is_err());
+        passed.remove();
+        assert!(path.exists() && mode(&path) == 0o600, "it is another's");
     }
 
     #[test]

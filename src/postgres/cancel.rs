@@ -130,8 +130,8 @@ impl CancelRegistry {
         }
     }
 
-    /// Whether there is such a session here.
-    fn tell(&self, key: &BackendKey) -> bool {
+    /// Tells the session with this key, if it is here: whether it is.
+    pub fn tell(&self, key: &BackendKey) -> bool {
         let card = self.lock().with_key(key).map(Arc::clone);
         if let Some(card) = &card {
             card.want(Wanted::CANCEL);

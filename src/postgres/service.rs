@@ -222,9 +222,9 @@ impl Service {
         listener.chain(servers).fold(Ok(()), Result::and)
     }
 
-    /// Hears of a cancel request that has come to another process.
-    pub async fn cancel(&self, key: &BackendKey) {
-        self.cancels.request(key).await;
+    /// Hears of a cancel request that has come to another process. It asks all that were before it, so it goes no further.
+    pub fn cancel(&self, key: &BackendKey) {
+        self.cancels.tell(key);
     }
 
     /// Another process has closed its connections to the servers.

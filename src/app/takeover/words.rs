@@ -18,7 +18,13 @@ use tokio::net::UnixStream;
 use crate::postgres::message::BackendKey;
 
 /// How a successor begins; the number is this language's.
-pub(super) const TAKEOVER: &str = "tidegate takeover 1";
+pub(super) const TAKEOVER: &str = "tidegate takeover 2";
+/// Before the process number of who offers.
+const FROM: &str = "from ";
+/// Introduces another, whose socket comes with it.
+pub(super) const ALSO: &str = "also";
+/// Instead of an offer, or after it: everything goes on as before.
+pub(super) const NO: &str = "no";
 /// Most sockets in one message: the kernel takes 253 (unix(7)).
 const SOCKETS_MOST: usize = 250;
 /// Longest text that is waited for: a line for each socket, and no line is long.
@@ -31,7 +37,11 @@ pub(super) enum Word {
     Takeover,
     Ready,
     Yours,
+    /// [`NO`].
+    No,
     Heard,
+    /// [`ALSO`].
+    Also,
     Cancel(BackendKey),
     Unknown,
 }
@@ -42,7 +52,9 @@ impl Word {
             TAKEOVER => Self::Takeover,
             "ready" => Self::Ready,
             "yours" => Self::Yours,
+            NO => Self::No,
             "heard" => Self::Heard,
+            ALSO => Self::Also,
             _ => cancel(line).map_or(Self::Unknown, Self::Cancel),
         }
     }
@@ -63,6 +75,13 @@ pub(super) fn cancel_line(key: &BackendKey) -> String {
         let _unfailing = write!(line, "{byte:02x}");
     }
     line
+}
+
+/// Whether the other process has closed the conversation.
+pub(super) fn is_gone(error: &anyhow::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe))
 }
 
 /// One conversation.
@@ -103,29 +122,44 @@ impl Talk {
         word.context("the other process says nothing")?.context("the other process has gone")
     }
 
-    /// A line for each socket, an empty one, and the sockets, in one piece.
+    /// Our process number, a line for each socket, an empty one, and the sockets, in one piece.
     pub(super) async fn offer(&mut self, sockets: &[&(String, OwnedFd)]) -> anyhow::Result<()> {
         if sockets.len() > SOCKETS_MOST {
             bail!("more than {SOCKETS_MOST} listeners can't be handed over");
         }
         let lines: String = sockets.iter().map(|(line, _)| format!("{line}\n")).collect();
-        let text = lines + "\n";
+        let text = format!("{FROM}{}\n{lines}\n", std::process::id());
         let files: Vec<BorrowedFd<'_>> = sockets.iter().map(|(_, socket)| socket.as_fd()).collect();
+        Ok(self.say_with(&text, &files).await?)
+    }
+
+    /// Text, and sockets beside it.
+    pub(super) async fn say_with(
+        &mut self,
+        text: &str,
+        sockets: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         let sent = self.stream.async_io(Interest::WRITABLE, || {
             let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(SOCKETS_MOST))];
             let mut beside = SendAncillaryBuffer::new(&mut space);
-            if !beside.push(SendAncillaryMessage::ScmRights(&files)) {
+            if !beside.push(SendAncillaryMessage::ScmRights(sockets)) {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             let text = [IoSlice::new(text.as_bytes())];
             Ok(sendmsg(&self.stream, &text, &mut beside, SendFlags::NOSIGNAL)?)
         });
         let sent = sent.await?;
-        Ok(self.stream.write_all(&text.as_bytes()[sent..]).await?)
+        self.stream.write_all(&text.as_bytes()[sent..]).await
     }
 
-    /// What [`Talk::offer`] says.
-    pub(super) async fn offered(&mut self) -> anyhow::Result<Vec<(String, OwnedFd)>> {
+    /// What [`Talk::offer`] says: the other's process number, and the sockets with their lines.
+    pub(super) async fn offered(&mut self) -> anyhow::Result<(i32, Vec<(String, OwnedFd)>)> {
+        let first = self.line().await?;
+        if first == NO {
+            bail!("it does not hand over what this version asks for");
+        }
+        let pid = first.strip_prefix(FROM).and_then(|pid| pid.parse().ok());
+        let pid = pid.context("it does not say who it is")?;
         let mut lines = Vec::new();
         loop {
             let line = self.line().await?;
@@ -138,7 +172,12 @@ impl Talk {
         if lines.len() != sockets.len() {
             bail!("{} sockets came and {} were named", sockets.len(), lines.len());
         }
-        Ok(lines.into_iter().zip(sockets).collect())
+        Ok((pid, lines.into_iter().zip(sockets).collect()))
+    }
+
+    /// A socket that came beside the last word.
+    pub(super) fn take_socket(&mut self) -> Option<OwnedFd> {
+        self.sockets.pop()
     }
 
     async fn line(&mut self) -> io::Result<String> {
@@ -194,7 +233,8 @@ mod tests {
             .collect();
         one.offer(&sockets.iter().collect::<Vec<_>>()).await.unwrap();
         one.say("yours").await.unwrap();
-        let offered = other.offered().await.unwrap();
+        let (pid, offered) = other.offered().await.unwrap();
+        assert_eq!(u32::try_from(pid).unwrap(), std::process::id());
         assert_eq!(offered.len(), 200);
         for (index, (name, socket)) in offered.into_iter().enumerate() {
             assert_eq!(name, format!("tcp {index}"));
