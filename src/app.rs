@@ -239,6 +239,7 @@ async fn serve(loaded: &Loaded, life: &mut Life, opened: Opened) {
         return;
     }
     // The service goes on, in another process: the manager hears nothing of our end.
+    life.herald.handed_over();
     tokio::select! {
         () = tokio::time::sleep(loaded.settings.handover) => {}
         _hurry = life.signals.any_of(&STOP) => {}

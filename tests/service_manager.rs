@@ -97,6 +97,37 @@ fn it_hears_of_the_whole_life() {
     manager.hears("STOPPING=1");
 }
 
+/// A reload that is still reading when we are told to stop ends without a word: `READY=1` would take the stop back.
+#[test]
+fn the_end_is_the_last_that_it_hears() {
+    let home = tempfile::tempdir().unwrap();
+    let (path, file) = (home.path().join("notify"), home.path().join("tidegate.toml"));
+    std::fs::write(&file, "reload_check_ms = 0\n").unwrap();
+    let mut manager = Manager::at(&path);
+    let server = Postgres::start();
+    let setup = Setup::new().postgres(&server).config(&file);
+    let mut gate = setup.env("NOTIFY_SOCKET", path.to_str().unwrap()).launch();
+    manager.hears("READY=1");
+    let mut client = gate.client();
+    client.query("begin").expect_no_error();
+    // A file whose reading takes as long as we like.
+    std::fs::remove_file(&file).unwrap();
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    gate.signal(Signal::HUP);
+    manager.hears("RELOADING=1");
+    gate.signal(Signal::TERM);
+    let end = manager.hears("STOPPING=1");
+    // It is empty, for who looks whether it has changed, and for who takes what it says.
+    std::thread::spawn(move || while std::fs::File::options().write(true).open(&file).is_ok() {});
+    let read = || gate.output().contains("the settings were read again").then_some(());
+    eventually("it is read to its end", read);
+    client.query("commit").expect_no_error();
+    gate.wait(DEADLINE).expect("it ends");
+    let after = &manager.heard()[end + 1..];
+    let wrong = |one: &&String| one.contains("READY") || one.contains("RELOADING");
+    assert_eq!(after.iter().find(wrong), None);
+}
+
 #[test]
 fn it_hears_that_we_live_as_often_as_it_wants() {
     let name = format!("tidegate-test-{}", ports::free());

@@ -6,7 +6,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -40,6 +40,15 @@ pub(super) struct Herald {
 struct Post {
     socket: UnixDatagram,
     to: SocketAddr,
+    service: Mutex<Service>,
+}
+
+/// Whether the service is ours to speak for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    Ours,
+    /// It ends, or another process goes on with it: that we are ready would be wrong.
+    Over,
 }
 
 impl Herald {
@@ -60,24 +69,41 @@ impl Herald {
 
     /// All listeners accept.
     pub(super) fn ready(&self) {
-        self.tell("READY=1");
+        self.tell_if_ours("READY=1", Service::Ours);
     }
 
     /// All listeners accept, and we are the service's main process now: another was it before.
     pub(super) fn ready_in_its_place(&self) {
-        self.tell(&format!("READY=1\nMAINPID={}", std::process::id()));
+        let words = format!("READY=1\nMAINPID={}", std::process::id());
+        self.tell_if_ours(&words, Service::Ours);
     }
 
     /// The settings are being read again; [`Herald::ready`] says when that is over.
     pub(super) fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+        self.tell_if_ours(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"), Service::Ours);
     }
 
-    /// We are on the way out.
+    /// We are on the way out: the last word.
     pub(super) fn stopping(&self) {
-        self.tell("STOPPING=1\nSTATUS=draining");
+        self.tell_if_ours("STOPPING=1\nSTATUS=draining", Service::Over);
+    }
+
+    /// Another process speaks for the service from now on.
+    pub(super) fn handed_over(&self) {
+        let Some(post) = &self.post else { return };
+        *post.service.lock().unwrap_or_else(PoisonError::into_inner) = Service::Over;
+    }
+
+    /// Says so, unless it is over; a reload and a stop may cross in different threads.
+    fn tell_if_ours(&self, words: &str, then: Service) {
+        let Some(post) = &self.post else { return };
+        let mut service = post.service.lock().unwrap_or_else(PoisonError::into_inner);
+        if *service == Service::Ours {
+            self.tell(words);
+            *service = then;
+        }
     }
 
     /// Says that we live, and how the pools are when that has changed, for as long as the process lives.
@@ -94,7 +120,7 @@ impl Herald {
                 _ = rounds.tick() => {
                     let line = tower.line();
                     if line != told && !drain.is_draining() {
-                        self.tell(&status(&line));
+                        self.tell_if_ours(&status(&line), Service::Ours);
                         told = line;
                     }
                 }
@@ -133,7 +159,7 @@ impl Post {
         let socket = UnixDatagram::unbound()?;
         // A manager that does not read must not hold us up.
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, to })
+        Ok(Self { socket, to, service: Mutex::new(Service::Ours) })
     }
 }
 
