@@ -258,3 +258,136 @@ fn what_the_command_has_outlives_every_rotation() {
     assert!(enters(gate, "app", &own) && enters(gate, "app", "third-secret"));
     assert!(!enters(gate, "app2", &own) && !enters(gate, "app2", "fourth-secret"));
 }
+
+fn reloaded(gate: &Tidegate, count: f64) {
+    gate.signal(Signal::HUP);
+    eventually("it is taken", || {
+        let taken = gate.page().sum("tidegate_reloads_total", &[("outcome", "taken")]);
+        (taken == count).then_some(())
+    });
+}
+
+/// `true` for a client that says nothing before its first command.
+fn is_let_in(gate: &Tidegate) -> bool {
+    gate.redis_client().command(&["PING"]).text() == "PONG"
+}
+
+/// The command can't learn that its URL has a password by now, or none any more.
+#[test]
+fn a_password_that_comes_or_goes_keeps_the_command_in() {
+    let (server, redis, home) = (Postgres::start(), Redis::start(), TempDir::new().unwrap());
+    let file = |name: &str| -> PathBuf { home.path().join(name) };
+    // Whom the server asks for nothing.
+    let bare = server.url_with("postgres", "x", "app").replace(":x@", "@");
+    fs::write(file("tidegate.toml"), "reload_check_ms = 0\npassword_overlap_ms = 0").unwrap();
+    let with_password = |on: bool| {
+        let word = if on { "new-secret" } else { "" };
+        redis.direct().command(&["CONFIG", "SET", "requirepass", word]);
+        let user = if on { "@".to_owned() + "127" } else { "127".to_owned() };
+        let url = redis.url().replace("127", &user.replace('@', ":new-secret@"));
+        fs::write(file("redis"), url).unwrap();
+        let url = if on { bare.replace("postgres@", "postgres:new-secret@") } else { bare.clone() };
+        fs::write(file("url"), url).unwrap();
+    };
+    let setup = || {
+        let setup = Setup::new().database_url_file(&file("url")).redis_url_file(&file("redis"));
+        setup.config(&file("tidegate.toml"))
+    };
+    with_password(false);
+    let wrapped = Wrapped::start(setup(), &[]);
+    let without = setup().start();
+    for gate in [&wrapped.gate, &without] {
+        assert!(enters(gate, "postgres", "") && is_let_in(gate));
+    }
+    with_password(true);
+    for gate in [&wrapped.gate, &without] {
+        reloaded(gate, 1.0);
+        assert!(enters(gate, "postgres", "new-secret") && enters_redis_with(gate, "new-secret"));
+    }
+    assert!(enters(&wrapped.gate, "postgres", "") && is_let_in(&wrapped.gate));
+    assert!(wrapped.gate.output().contains("the command was started without"));
+    // Others can be told.
+    assert!(!enters(&without, "postgres", "") && !is_let_in(&without));
+    // And one that was started with it.
+    let later = Wrapped::start(setup(), &[]);
+    let own = ["DATABASE_URL", "REDIS_URL"].map(|name| later.credential(name).1);
+    assert!(!is_let_in(&later.gate));
+    let comes_in = || {
+        let [database, cache] = &own;
+        enters(&later.gate, "postgres", database) && enters_redis_with(&later.gate, cache)
+    };
+    assert!(comes_in());
+    with_password(false);
+    reloaded(&later.gate, 1.0);
+    assert!(comes_in() && is_let_in(&later.gate));
+    with_password(true);
+    reloaded(&later.gate, 2.0);
+    assert!(comes_in() && !is_let_in(&later.gate) && !enters(&later.gate, "postgres", ""));
+}
+
+fn enters_redis_with(gate: &Tidegate, word: &str) -> bool {
+    let mut client = gate.redis_client();
+    let answer = client.command(&["AUTH", word]).text();
+    answer == "OK" && client.command(&["PING"]).text() == "PONG"
+}
+
+/// One variable comes to name the server of another: whoever was sent to either place is served there.
+#[test]
+fn a_url_that_becomes_another_s_equal_is_served_as_before() {
+    let (server, second, home) = (Postgres::start(), Postgres::start(), TempDir::new().unwrap());
+    let (redis, other_redis) = (Redis::with_password(), Redis::with_password());
+    let file = |name: &str| -> PathBuf { home.path().join(name) };
+    let settings = "reload_check_ms = 0\npassword_overlap_ms = 0\n\
+        postgres.urls = [\"DATABASE_URL\", \"OTHER_URL\", \"APART_URL\"]\n\
+        redis.urls = [\"REDIS_URL\", \"OTHER_REDIS_URL\"]\n";
+    fs::write(file("tidegate.toml"), settings).unwrap();
+    fs::write(file("other"), server.url_with("app", PASSWORD, "other")).unwrap();
+    // On a listener of its own, as its user and database have the same names.
+    fs::write(file("apart"), second.url()).unwrap();
+    fs::write(file("redis"), other_redis.url()).unwrap();
+    // Each side's second listener takes the port behind its first.
+    let setup = Setup::new().postgres(&server);
+    let _room = support::ports::free();
+    let setup = setup.redis(&redis).config(&file("tidegate.toml"));
+    let _room = support::ports::free();
+    let path = |name: &str| file(name).to_str().unwrap().to_owned();
+    let setup = setup.env("OTHER_URL_FILE", &path("other")).env("APART_URL_FILE", &path("apart"));
+    let wrapped = Wrapped::start(setup.env("OTHER_REDIS_URL_FILE", &path("redis")), &[]);
+    let databases = || {
+        ["DATABASE_URL", "OTHER_URL", "APART_URL"].map(|variable| {
+            let database = wrapped.environment[variable].rsplit_once('/').unwrap().1;
+            let database = database.split('?').next().unwrap();
+            let (user, own) = wrapped.credential(variable);
+            let login = Login::of(&user, &own, database);
+            let client = support::pg::Connection::try_open(wrapped.port(variable), &login);
+            let sql = "select current_database() || current_setting('port')";
+            client.unwrap_or_else(|refusal| panic!("{variable}: {refusal:?}")).one(sql)
+        })
+    };
+    let caches = || {
+        ["REDIS_URL", "OTHER_REDIS_URL"].map(|variable| {
+            let mut client = support::resp::Connection::open(wrapped.port(variable));
+            client.command(&["AUTH", &wrapped.credential(variable).1]);
+            client.command(&["GET", "place"]).text()
+        })
+    };
+    redis.direct().command(&["SET", "place", "one"]);
+    other_redis.direct().command(&["SET", "place", "other"]);
+    let at = |name: &str, server: &Postgres| format!("{name}{}", server.port());
+    assert_eq!(databases(), [at("app", &server), at("other", &server), at("app", &second)]);
+    assert_eq!(caches(), ["one", "other"]);
+    for name in ["other", "apart"] {
+        fs::write(file(name), server.url()).unwrap();
+    }
+    fs::write(file("redis"), redis.url()).unwrap();
+    reloaded(&wrapped.gate, 1.0);
+    assert_eq!(databases(), [at("app", &server), at("app", &server), at("app", &server)]);
+    // A lane goes on with the connection that it has until another is there.
+    eventually("commands go to the other one", || (caches() == ["one", "one"]).then_some(()));
+    // And apart again.
+    fs::write(file("apart"), second.url()).unwrap();
+    fs::write(file("redis"), other_redis.url()).unwrap();
+    reloaded(&wrapped.gate, 2.0);
+    assert_eq!(databases(), [at("app", &server), at("app", &server), at("app", &second)]);
+    eventually("and apart", || (caches() == ["one", "other"]).then_some(()));
+}

@@ -109,7 +109,7 @@ impl Loaded {
         let Sources { file, environment, flags } = &self.sources;
         let flags: Vec<_> =
             flags.iter().map(|(path, text)| (path.as_str(), text.clone())).collect();
-        load(file.as_deref(), environment, &flags)
+        load_beside(file.as_deref(), environment, &flags, &self.variables)
     }
 
     /// The variables that the wrapped command is not to inherit: what would lead it, or another tidegate in it, past us to a
@@ -179,6 +179,16 @@ pub fn load(
     environment: &Environment,
     flags: &[(&str, String)],
 ) -> Result<Loaded, ConfigError> {
+    load_beside(file, environment, flags, &[])
+}
+
+/// The same, for a process that has these variables already.
+fn load_beside(
+    file: Option<&Path>,
+    environment: &Environment,
+    flags: &[(&str, String)],
+    running: &[PooledVariable],
+) -> Result<Loaded, ConfigError> {
     let sources = Sources {
         file: file.map(Path::to_owned),
         environment: environment.clone(),
@@ -202,7 +212,7 @@ pub fn load(
     for (path, text) in flags {
         written.take_flag(path, text);
     }
-    let mut resolved = resolve::resolve(&written, environment)?;
+    let mut resolved = resolve::resolve(&written, environment, running)?;
     resolved.settings.check_roots()?;
     let pooled = resolve::pooled_names(&written);
     // Whom we have bound to a namespace, a second tidegate would bind again, and a prefix would come twice. Our sockets it would

@@ -19,8 +19,8 @@ use super::written::{Entry, Environment, Written};
 use super::{
     Access, AdminSettings, Auth, ChildPassword, ConfigError, ConsoleUsers, LogFormat, LogLevel,
     LogSettings, Passing, PoolMode, PoolModeRule, PoolModes, PooledUrl, PooledVariable, Portions,
-    PostgresLimits, PostgresListener, PostgresSettings, Probe, RedisLimits, RedisListener,
-    RedisSettings, RedisTls, Settings, UserSecret, Users,
+    PostgresLimits, PostgresListener, PostgresSettings, PostgresUpstream, Probe, RedisLimits,
+    RedisListener, RedisSettings, RedisTls, Settings, UserSecret, Users,
 };
 
 const POSTGRES_LISTEN: SocketAddr =
@@ -50,16 +50,18 @@ pub(super) struct Resolved {
     pub(super) warnings: Vec<String>,
 }
 
-/// Resolves everything that was written.
+/// Resolves everything that was written. A process that runs already has a place for each of the variables `running`.
 pub(super) fn resolve(
     written: &Written,
     environment: &Environment,
+    running: &[PooledVariable],
 ) -> Result<Resolved, ConfigError> {
     let default = Settings::default();
     let mut variables = Vec::new();
     let mut warnings = Vec::new();
-    let postgres = postgres(written, environment, &mut variables, &mut warnings)?;
-    let redis = redis(written, environment, &mut variables, &mut warnings)?;
+    let running = Running(running);
+    let postgres = postgres(written, environment, running, &mut variables, &mut warnings)?;
+    let redis = redis(written, environment, running, &mut variables, &mut warnings)?;
     let settings = Settings {
         workers: written.count("workers", default.workers, 1..=64)?,
         log: log(written, default.log)?,
@@ -85,6 +87,19 @@ pub(super) fn resolve(
     };
     check_addresses(&settings)?;
     Ok(Resolved { settings, variables, warnings })
+}
+
+/// The variables of a process that runs.
+#[derive(Clone, Copy)]
+struct Running<'a>(&'a [PooledVariable]);
+
+impl Running<'_> {
+    /// The listener that leads to the variable's own pool. Its clients come there by what the variable said before, so it must
+    /// stay, though the variable names the server of another by now.
+    fn listener_of(self, name: &str) -> Option<usize> {
+        let known = self.0.iter().find(|known| known.name == name && known.pool == name);
+        known.map(|known| known.listener)
+    }
 }
 
 /// The names of the variables to pool, in both protocols.
@@ -138,6 +153,7 @@ fn admin(written: &Written) -> Result<AdminSettings, ConfigError> {
 fn postgres(
     written: &Written,
     environment: &Environment,
+    running: Running<'_>,
     variables: &mut Vec<PooledVariable>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<PostgresSettings>, ConfigError> {
@@ -164,8 +180,14 @@ fn postgres(
         let secret =
             url.upstream.password.is_some() || settings.users.get(&url.upstream.user).is_some();
         check_password(secret, settings.auth, listen, &text.source)?;
-        let place = place_postgres(&mut listeners, &url, settings.any, (listen, explicit))
-            .ok_or_else(|| ConfigError::new(&text.source, "no port is left for a listener"))?;
+        let first = (listen, explicit);
+        let settled = running
+            .listener_of(&name)
+            .and_then(|index| settle_postgres(&mut listeners, &url, settings.any, first, index));
+        let place =
+            settled
+                .or_else(|| place_postgres(&mut listeners, &url, settings.any, first))
+                .ok_or_else(|| ConfigError::new(&text.source, "no port is left for a listener"))?;
         variables.push(PooledVariable::new(name, place, PooledUrl::Postgres(Box::new(url))));
     }
     let served = !listeners.is_empty();
@@ -332,13 +354,42 @@ fn users(written: &Written, warnings: &mut Vec<String>) -> Result<Arc<Users>, Co
     Ok(Arc::new(file.users))
 }
 
+/// The listener that leads to the variable's own pool already, if it may lead to `url`.
+fn settle_postgres(
+    listeners: &mut Vec<PostgresListener>,
+    url: &PostgresUrl,
+    any: bool,
+    first: (SocketAddr, bool),
+    index: usize,
+) -> Option<(usize, String)> {
+    let upstream = &url.upstream;
+    if index == listeners.len() {
+        return add_postgres(listeners, upstream, first);
+    }
+    let listener = listeners.get_mut(index)?;
+    let confused = |known: &Arc<PostgresUpstream>| {
+        are_confused(known, upstream, any) && **known != renamed_postgres(upstream, &known.name)
+    };
+    if listener.upstreams.iter().any(confused) {
+        return None;
+    }
+    listener.upstreams.push(Arc::new(upstream.clone()));
+    Some((index, upstream.name.clone()))
+}
+
+/// Whether one listener can't lead to both.
+fn are_confused(known: &PostgresUpstream, upstream: &PostgresUpstream, any: bool) -> bool {
+    let same_route = known.user == upstream.user && known.database == upstream.database;
+    same_route || (any && known.hosts != upstream.hosts)
+}
+
 /// The listener that may lead to `url` without two upstreams being confused, a new one on the next
 /// port if none may; and the name of its pool. `None` when ports run out.
 fn place_postgres(
     listeners: &mut Vec<PostgresListener>,
     url: &PostgresUrl,
     any: bool,
-    (listen, explicit): (SocketAddr, bool),
+    first: (SocketAddr, bool),
 ) -> Option<(usize, String)> {
     let upstream = &url.upstream;
     for (index, listener) in listeners.iter_mut().enumerate() {
@@ -349,16 +400,20 @@ fn place_postgres(
             return Some((index, known.name.clone()));
         }
         let mut known = listener.upstreams.iter();
-        let confused = known.any(|known| {
-            let same_route = known.user == upstream.user && known.database == upstream.database;
-            let same_server = known.hosts == upstream.hosts;
-            same_route || (any && !same_server)
-        });
-        if !confused {
+        if !known.any(|known| are_confused(known, upstream, any)) {
             listener.upstreams.push(Arc::new(upstream.clone()));
             return Some((index, upstream.name.clone()));
         }
     }
+    add_postgres(listeners, upstream, first)
+}
+
+/// A listener for this one, behind those that there are.
+fn add_postgres(
+    listeners: &mut Vec<PostgresListener>,
+    upstream: &PostgresUpstream,
+    (listen, explicit): (SocketAddr, bool),
+) -> Option<(usize, String)> {
     let (listen, explicit) = following(listen, explicit, listeners.len())?;
     listeners.push(PostgresListener {
         listen,
@@ -368,8 +423,8 @@ fn place_postgres(
     Some((listeners.len() - 1, upstream.name.clone()))
 }
 
-fn renamed_postgres(upstream: &super::PostgresUpstream, name: &str) -> super::PostgresUpstream {
-    super::PostgresUpstream { name: name.to_owned(), ..upstream.clone() }
+fn renamed_postgres(upstream: &PostgresUpstream, name: &str) -> PostgresUpstream {
+    PostgresUpstream { name: name.to_owned(), ..upstream.clone() }
 }
 
 fn postgres_limits(written: &Written) -> Result<PostgresLimits, ConfigError> {
@@ -439,6 +494,7 @@ fn postgres_limits(written: &Written) -> Result<PostgresLimits, ConfigError> {
 fn redis(
     written: &Written,
     environment: &Environment,
+    running: Running<'_>,
     variables: &mut Vec<PooledVariable>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<RedisSettings>, ConfigError> {
@@ -471,7 +527,8 @@ fn redis(
             let name = known.upstream.name.clone();
             *known.upstream == super::RedisUpstream { name, ..url.upstream.clone() }
         };
-        let index = match listeners.iter().position(same) {
+        let own = running.listener_of(&name) == Some(listeners.len());
+        let index = match listeners.iter().position(same).filter(|_| !own) {
             Some(index) => index,
             None => {
                 let (listen, explicit) =

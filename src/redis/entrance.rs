@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::greeting::{Access, Door, FormerKey, Main};
+use super::greeting::{Access, Door, FormerKey, Main, Standing};
 use crate::config::{
     Auth, ChildCredentials, Current, FirstPasswords, NamespaceSettings, RedisListener,
     RedisUpstream,
@@ -34,7 +34,7 @@ impl Entrance {
         let upstream = &listener.upstream;
         let user = || upstream.user.as_deref().map(Into::into);
         let own = child.of(&upstream.name);
-        let own = own.map(|own| FormerKey { user: user(), password: own.expose().into() });
+        let own = own.map(|own| FormerKey { user: user(), password: Some(own.expose().into()) });
         Self {
             config: Arc::clone(&listener.upstream),
             auth,
@@ -57,7 +57,7 @@ impl Entrance {
     pub fn access(&self) -> Access<'_> {
         let main = match (self.auth, &self.config.password) {
             (Auth::Trust, _) => Main::Open,
-            (Auth::Password, None) => Main::NoPassword,
+            (Auth::Password, None) => Main::NoPassword { former: &self.former },
             (Auth::Password, Some(password)) => Main::Password {
                 user: self.config.user.as_deref(),
                 password: password.expose(),
@@ -67,15 +67,17 @@ impl Entrance {
         Access { main, doors: &self.doors, first: self.first_namespace }
     }
 
-    /// The same, leading elsewhere; a password that is replaced opens for as long as `overlap`.
+    /// The same, leading elsewhere; a password that is replaced opens for as long as `overlap`, and where the wrapped command was
+    /// told of none, none is asked for as long as it lives.
     pub(super) fn leading_to(&self, config: &Arc<RedisUpstream>, overlap: Duration) -> Self {
         let now = Instant::now();
         let mut next = self.pruned(now);
         let same = self.config.password == config.password && self.config.user == config.user;
-        if let Some(replaced) = self.config.password.as_ref().filter(|_| !same) {
-            let stays = next.first_password == FirstPasswords::Stay;
+        let stays = next.first_password == FirstPasswords::Stay;
+        let password = self.config.password.as_ref().map(|replaced| replaced.expose().into());
+        if !same && (password.is_some() || stays) {
             let user = self.config.user.as_deref().map(Into::into);
-            next.former.push(FormerKey { user, password: replaced.expose().into() });
+            next.former.push(FormerKey { user, password });
             next.until.push((!stays).then(|| now + overlap));
             next.first_password = FirstPasswords::Expire;
         }
@@ -87,6 +89,12 @@ impl Entrance {
         }
         next.config = Arc::clone(config);
         next
+    }
+
+    /// Whether nothing is asked for though there is a password.
+    pub(super) fn lets_all_in(&self) -> bool {
+        let main = self.access().main;
+        matches!(main, Main::Password { .. }) && main.standing() == Standing::Known
     }
 
     fn is_stale(&self, now: Instant) -> bool {

@@ -108,7 +108,10 @@ pub enum Main<'a> {
     /// Nothing, and any password will do (`trust`).
     Open,
     /// Nothing, because the upstream URL has no password; as a Redis without `requirepass`.
-    NoPassword,
+    NoPassword {
+        /// What those may say who were told otherwise.
+        former: &'a [FormerKey],
+    },
     /// The upstream URL's password and user (none: `default`).
     Password {
         /// The URL's user.
@@ -120,13 +123,32 @@ pub enum Main<'a> {
     },
 }
 
-/// A user and a password that open besides: the wrapped command's own, or what the upstream URL gave before.
+impl<'a> Main<'a> {
+    /// What a client may say who has connected.
+    #[must_use]
+    pub fn standing(self) -> Standing {
+        let nothing = |former: &[FormerKey]| former.iter().any(|key| key.password.is_none());
+        match self {
+            Self::Password { former, .. } if !nothing(former) => Standing::Stranger,
+            Self::Open | Self::NoPassword { .. } | Self::Password { .. } => Standing::Known,
+        }
+    }
+
+    fn former(self) -> &'a [FormerKey] {
+        match self {
+            Self::Open => &[],
+            Self::NoPassword { former } | Self::Password { former, .. } => former,
+        }
+    }
+}
+
+/// What opens besides: the wrapped command's own, or what the upstream URL gave before.
 #[derive(Clone, PartialEq, Eq)]
 pub struct FormerKey {
     /// The user.
     pub user: Option<Box<str>>,
-    /// The user's password.
-    pub password: Box<str>,
+    /// The user's password. `None`: it had none, and whoever says nothing is let in.
+    pub password: Option<Box<str>>,
 }
 
 impl std::fmt::Debug for FormerKey {
@@ -196,15 +218,11 @@ impl Identity {
     /// A client that has just connected.
     #[must_use]
     pub fn new(id: u64, db: u32, access: Access<'_>) -> Self {
-        let standing = match access.main {
-            Main::Open | Main::NoPassword => Standing::Known,
-            Main::Password { .. } => Standing::Stranger,
-        };
         Self {
             id,
             db,
             proto: Proto::Resp2,
-            standing,
+            standing: access.main.standing(),
             namespace: access.first,
             address: Box::default(),
             local: Box::default(),
@@ -407,14 +425,13 @@ impl Identity {
     }
 
     fn auth(&mut self, arguments: &[&[u8]], access: Access<'_>, out: &mut Vec<u8>) {
-        let answer = match arguments {
-            [password] if access.main == Main::NoPassword => {
-                let _unused = password;
+        let answer = match (arguments, access.main) {
+            ([password], Main::NoPassword { former }) if !opens(former, None, password) => {
                 Err(NO_PASSWORD)
             }
-            [password] => self.prove(None, password, access),
-            [user, password] => self.prove(Some(user), password, access),
-            [] => return wrong_number("auth", out),
+            ([password], _) => self.prove(None, password, access),
+            ([user, password], _) => self.prove(Some(user), password, access),
+            ([], _) => return wrong_number("auth", out),
             _ => Err("-ERR syntax error\r\n"),
         };
         out.extend_from_slice(answer.err().unwrap_or("+OK\r\n").as_bytes());
@@ -434,22 +451,16 @@ impl Identity {
             (self.standing, self.namespace) = (Standing::Known, Some(at));
             return Ok(());
         }
+        // All are compared, whichever fits.
+        let former = opens(access.main.former(), user, password);
         let right = match access.main {
             Main::Open => true,
-            Main::NoPassword => user.is_none_or(|user| user == b"default"),
-            Main::Password { user: expected, password: secret, former } => {
-                // As with Redis, a lone password is the default user's; the URL's user is the one we are.
-                let opens = |expected: Option<&str>, secret: &str| {
-                    let named =
-                        user.is_none_or(|user| user == expected.unwrap_or("default").as_bytes());
-                    same_secret(password, secret.as_bytes()) && named
-                };
-                // All are compared, whichever fits.
-                let former = former.iter().map(|key| opens(key.user.as_deref(), &key.password));
-                former.fold(opens(expected, secret), |right, one| right | one)
+            Main::NoPassword { .. } => user.is_none_or(|user| user == b"default"),
+            Main::Password { user: expected, password: secret, .. } => {
+                is_key((expected, secret), user, password)
             }
         };
-        if !right {
+        if !(right | former) {
             return Err(WRONGPASS);
         }
         (self.standing, self.namespace) = (Standing::Known, access.first);
@@ -590,6 +601,20 @@ fn integer(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
+/// Whether one of them fits.
+fn opens(former: &[FormerKey], user: Option<&[u8]>, password: &[u8]) -> bool {
+    let keys =
+        former.iter().filter_map(|key| Some((key.user.as_deref(), key.password.as_deref()?)));
+    keys.map(|key| is_key(key, user, password)).fold(false, |right, one| right | one)
+}
+
+/// Whether a client that says this has the key. As with Redis, a lone password is the default user's; the URL's user is the one we
+/// are.
+fn is_key((expected, secret): (Option<&str>, &str), user: Option<&[u8]>, password: &[u8]) -> bool {
+    let named = user.is_none_or(|user| user == expected.unwrap_or("default").as_bytes());
+    same_secret(password, secret.as_bytes()) && named
+}
+
 /// Compares in a time that does not tell how much was right.
 fn same_secret(given: &[u8], secret: &[u8]) -> bool {
     let difference = given
@@ -648,11 +673,36 @@ mod tests {
 
     #[test]
     fn a_url_without_password_needs_none() {
-        let (no_password, open) = (Main::NoPassword.into(), Main::Open.into());
+        let (no_password, open) = (Main::NoPassword { former: &[] }.into(), Main::Open.into());
         let mut client = Identity::new(1, 0, no_password);
         assert!(say(&mut client, Word::Auth, "AUTH x", no_password).starts_with("-ERR AUTH"));
         assert_eq!(say(&mut client, Word::Auth, "AUTH default x", no_password), "+OK\r\n");
         assert_eq!(say(&mut client, Word::Auth, "AUTH any x", open), "+OK\r\n");
+    }
+
+    /// Whoever was told of another URL comes in by that.
+    #[test]
+    fn what_the_url_said_before_opens() {
+        let key = |user: Option<&str>, password: Option<&str>| FormerKey {
+            user: user.map(Into::into),
+            password: password.map(Into::into),
+        };
+        let keys = [key(None, Some("own")), key(Some("me"), Some("mine"))];
+        let access = Main::NoPassword { former: &keys }.into();
+        let mut client = Identity::new(1, 0, access);
+        for line in ["AUTH own", "AUTH default own", "AUTH me mine", "AUTH mine"] {
+            assert_eq!(say(&mut client, Word::Auth, line, access), "+OK\r\n", "{line}");
+        }
+        assert!(say(&mut client, Word::Auth, "AUTH x", access).starts_with("-ERR AUTH"));
+        assert!(say(&mut client, Word::Auth, "AUTH me own", access).starts_with("-WRONGPASS"));
+        let keys = [key(None, None)];
+        let main = Main::Password { user: None, password: "pw", former: &keys };
+        let mut client = Identity::new(1, 0, main.into());
+        assert_eq!(say(&mut client, Word::Id, "CLIENT ID", main.into()), ":1\r\n");
+        assert_eq!(say(&mut client, Word::Auth, "AUTH pw", main.into()), "+OK\r\n");
+        for line in ["AUTH x", "AUTH default x", "AUTH me pw"] {
+            assert!(say(&mut client, Word::Auth, line, main.into()).starts_with("-WRONGPASS"));
+        }
     }
 
     #[test]

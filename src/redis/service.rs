@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::backend::Way;
 use super::census;
-use super::greeting::Main;
+use super::greeting::Standing;
 use super::plan;
 use super::session::{Greeting, Session};
 use super::upstream::{Realm, Upstream};
@@ -179,9 +179,9 @@ impl Service {
                 continue;
             }
             // Where nobody needs to prove anything there are no strangers.
-            let stranger = match upstream.entrance().access().main {
-                Main::Password { .. } => Some(self.porch.enter().await),
-                Main::Open | Main::NoPassword => None,
+            let stranger = match upstream.entrance().access().main.standing() {
+                Standing::Stranger => Some(self.porch.enter().await),
+                Standing::Known => None,
             };
             let visitor = Visitor {
                 stream,

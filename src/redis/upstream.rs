@@ -240,7 +240,15 @@ impl Upstream {
     pub(super) fn change(&self, settings: &RedisSettings, way: Way) -> Vec<String> {
         let config = Arc::clone(way.upstream());
         let before = self.entrance.get();
-        self.entrance.set(before.leading_to(&config, settings.password_overlap));
+        let next = before.leading_to(&config, settings.password_overlap);
+        if next.lets_all_in() && !before.lets_all_in() {
+            tracing::warn!(
+                pool = self.name,
+                "the URL has a password now, and the command was started without: all who reach the listener are let in as \
+                 before, until a restart"
+            );
+        }
+        self.entrance.set(next);
         let before = before.config().clone();
         let mut pools = vec![Arc::clone(&self.holds)];
         pools.extend(self.lanes.first().map(|lane| Arc::clone(lane.pool())));

@@ -155,7 +155,7 @@ fn a_namespace_without_a_redis_is_no_mistake() {
     let mut written = Written::default();
     let text = "[redis]\nnamespace = \"cache\"\n[[redis.namespaces]]\nname = \"cache\"\n";
     written.take_file("tidegate.toml", text).unwrap();
-    let resolved = crate::config::resolve::resolve(&written, &Environment::new()).unwrap();
+    let resolved = crate::config::resolve::resolve(&written, &Environment::new(), &[]).unwrap();
     assert_eq!(resolved.settings.redis, None);
 }
 

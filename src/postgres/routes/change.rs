@@ -67,6 +67,13 @@ impl Routes {
         };
         let (overlap, seed) = self.overlap();
         let next = known.renamed(upstream, overlap, &seed);
+        if next.name.passwords.let_all_in() && !known.name.passwords.let_all_in() {
+            tracing::warn!(
+                pool = upstream.name,
+                "the URL has a password now, and the command was started without: all who reach the listener are let in as \
+                 before, until a restart"
+            );
+        }
         redial(&next.pool, dial);
         next
     }

@@ -39,6 +39,15 @@ pub(super) struct Passwords {
     own: Option<Known>,
     first: FirstPasswords,
     former: Vec<Former>,
+    demand: Demand,
+}
+
+/// What is asked for where there is a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Demand {
+    Password,
+    /// Nothing: the wrapped command was told of none, and can't learn it.
+    Nothing,
 }
 
 /// What is known of one password.
@@ -80,7 +89,8 @@ impl Passwords {
     /// Of `user`; without a secret nobody needs to prove anything.
     pub(super) fn new(user: &str, secret: Option<UserSecret>) -> Self {
         let (user, secret) = (user.to_owned(), secret.map(Known::new));
-        Self { user, secret, own: None, first: FirstPasswords::Expire, former: Vec::new() }
+        let (first, demand) = (FirstPasswords::Expire, Demand::Password);
+        Self { user, secret, own: None, first, former: Vec::new(), demand }
     }
 
     /// Those of a URL, and what the wrapped command comes in with.
@@ -114,9 +124,11 @@ impl Passwords {
         {
             former.remove(oldest);
         }
+        let open = self.secret.is_none() && self.first == FirstPasswords::Stay;
+        let demand = if open && !same { Demand::Nothing } else { self.demand };
         let first = if same { self.first } else { FirstPasswords::Expire };
         let secret = if same { self.secret.clone() } else { secret.map(Known::new) };
-        Self { secret, first, former, ..self.clone() }
+        Self { secret, first, former, demand, ..self.clone() }
     }
 
     /// Those of a user whom the URL doesn't name any more: the wrapped command's own goes on to open.
@@ -127,13 +139,21 @@ impl Passwords {
 
     /// What must be proved now.
     pub(super) fn proof(&self, seed: &[u8; 32]) -> Proof {
-        let Some(known) = &self.secret else { return Proof::Nothing };
+        let known = match (&self.secret, self.demand) {
+            (Some(known), Demand::Password) => known,
+            (None, _) | (_, Demand::Nothing) => return Proof::Nothing,
+        };
         let now = Instant::now();
         let own = self.own.iter().map(|own| own.verifier(&self.user, seed));
         let former = self.former.iter().filter(|former| former.opens(now));
         let others = own.chain(former.map(|former| &former.verifier));
         let verifier = known.verifier(&self.user, seed).clone();
         Proof::Password(others.fold(verifier, Verifier::accepting))
+    }
+
+    /// Whether nothing is asked for though there is a password.
+    pub(super) fn let_all_in(&self) -> bool {
+        self.secret.is_some() && self.demand == Demand::Nothing
     }
 
     /// Whether both ask for the same.
