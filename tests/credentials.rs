@@ -13,6 +13,7 @@ use support::eventually;
 use support::pg::Login;
 use support::postgres::Postgres;
 use support::redis::{PASSWORD as REDIS_PASSWORD, Redis};
+use support::resp::Value;
 use support::tidegate::{Setup, Tidegate};
 use tempfile::TempDir;
 
@@ -211,6 +212,39 @@ fn one_run_inside_another_adds_a_prefix_once() {
     assert_eq!(client.command(&["AUTH", &wrapped.credential("REDIS_URL").1]).text(), "OK");
     assert_eq!(client.command(&["SET", "k", "v"]).text(), "OK");
     assert_eq!(redis.direct().command(&["KEYS", "*"]).words(), ["cache:k"]);
+}
+
+/// What opens is ours to say, wherever it is said.
+#[test]
+fn the_own_credential_is_right_inside_a_transaction() {
+    let (_postgres, redis, setup) = setup();
+    let wrapped = Wrapped::start(setup.env("TIDEGATE_LOGIN_FAILURES_PER_MINUTE", "3"), &[]);
+    let own = wrapped.credential("REDIS_URL").1;
+    let mut client = wrapped.gate.redis_client();
+    assert_eq!(client.command(&["AUTH", &own]).text(), "OK");
+    let said = client.pipeline(&[
+        &["MULTI"],
+        &["AUTH", &own],
+        &["AUTH", "default", REDIS_PASSWORD],
+        &["SET", "k", "v"],
+        &["AUTH", "mistyped"],
+        &["AUTH", "a", "b", "c"],
+        &["EXEC"],
+    ]);
+    let [.., answer] = &said[..] else { panic!("{said:?}") };
+    let wrong = "WRONGPASS invalid username-password pair or user is disabled.";
+    assert_eq!(answer.words(), ["OK", "OK", "OK", wrong, "ERR syntax error"]);
+    assert_eq!(said[..6].iter().map(Value::text).collect::<Vec<_>>()[1..], ["QUEUED"; 5]);
+    // The server has heard of none of them: no failed login, no other user.
+    let log = redis.direct().command(&["ACL", "LOG"]);
+    assert_eq!(log, Value::Array(Vec::new()));
+    // Without a word it is no command, as on the server.
+    let said = client.pipeline(&[&["MULTI"], &["AUTH"], &["EXEC"]]);
+    assert!(said[1].error().contains("wrong number"), "{said:?}");
+    assert!(said[2].error().starts_with("EXECABORT"), "{said:?}");
+    // Guesses are counted there, too.
+    let failures = || wrapped.gate.redis_metric("tidegate_login_failures_total", &[]);
+    assert_eq!(failures(), 1.0);
 }
 
 /// The password changes, and then the user; the command goes on with what it was given.

@@ -173,6 +173,17 @@ fn only_who_knows_the_namespaces_password_comes_in() {
     let mut cache = stage.client("cache");
     assert_eq!(cache.command(&["MULTI"]), ok());
     assert!(cache.command(&["AUTH", "queue", "queue-secret"]).error().starts_with("NOPERM"));
+    let said = client.pipeline(&[
+        &["MULTI"],
+        &["AUTH", "cache", "cache-secret"],
+        &["GET", "queue:a"],
+        &["AUTH", PASSWORD],
+        &["EXEC"],
+    ]);
+    let Value::Array(answers) = &said[4] else { panic!("{said:?}") };
+    assert!(answers[0].error().contains("another user"), "{answers:?}");
+    assert_eq!(answers[1..], [Value::bulk("1"), ok()]);
+    assert_eq!(client.command(&["GET", "queue:a"]), Value::bulk("1"), "it is who it was");
     let mut cache = stage.client("cache");
     assert_eq!(cache.command(&["WATCH", "cache:a"]), ok());
     assert!(cache.command(&["AUTH", "queue", "queue-secret"]).error().contains("another user"));

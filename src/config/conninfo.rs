@@ -224,6 +224,9 @@ impl Conninfo {
         });
         let mut all = self.clone();
         all.add_missing(inherited.collect());
+        if requires_ssl(environment) {
+            all.add_missing(vec![("sslmode".to_owned(), "require".to_owned())]);
+        }
         all
     }
 
@@ -295,6 +298,14 @@ impl Conninfo {
             None => self.written.push((key, value)),
         }
     }
+}
+
+/// What older clients were told by: counts where `PGSSLMODE` is not there, and begins with a 1 (libpq's
+/// `conninfo_add_defaults`).
+pub(super) fn requires_ssl(environment: &Environment) -> bool {
+    let variable = |name: &str| environment.get(name).and_then(Option::as_deref);
+    let asks = variable("PGREQUIRESSL").is_some_and(|value| value.starts_with('1'));
+    asks && !environment.contains_key("PGSSLMODE")
 }
 
 impl fmt::Debug for Conninfo {

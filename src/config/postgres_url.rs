@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::conninfo::Conninfo;
+use super::conninfo::{Conninfo, requires_ssl};
 use super::local::local_host;
 use super::postgres_options::{self, is_ours, is_tls_option};
 use super::tls::PostgresTls;
@@ -72,7 +72,8 @@ impl PostgresUrl {
             identity: tls.identity,
             pins: Pins::default(),
         };
-        let environment_insists = pg("PGSSLMODE").is_some_and(|mode| insists(&mode));
+        let environment_insists =
+            pg("PGSSLMODE").is_some_and(|mode| insists(&mode)) || requires_ssl(environment);
         let taken_back = taken_back(environment);
         let files = service_file.into_iter().chain(found.file).collect();
         Ok(Self { conninfo, upstream, warnings, files, environment_insists, taken_back })

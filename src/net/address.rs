@@ -24,10 +24,16 @@ impl Address {
         }
     }
 
-    /// Of whoever comes from there; a unix socket's clients are on this machine.
+    /// Of whoever comes from there.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
-        self.tcp().map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
+        Self::ip_of(self.tcp())
+    }
+
+    /// Of whoever comes from `network`: without such an address it is on this machine, as a unix socket's clients are, or gone.
+    #[must_use]
+    pub fn ip_of(network: Option<SocketAddr>) -> IpAddr {
+        network.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
     }
 
     /// Whether only this machine's processes have it.

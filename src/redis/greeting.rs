@@ -211,6 +211,9 @@ const NOAUTH: &str = "-NOAUTH Authentication required.\r\n";
 const WRONGPASS: &str = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
 const NO_PASSWORD: &str = "-ERR AUTH <password> called without any password configured for the default user. \
      Are you sure your configuration is correct?\r\n";
+/// What is told to a client that would come into another namespace while something of this one's lasts.
+pub const TOO_LATE: &str = "ERR tidegate: a client that has subscribed, or is inside a transaction, can't become another user; \
+     do it before";
 const BAD_NAME: &str =
     "-ERR Client names cannot contain spaces, newlines or special characters.\r\n";
 
@@ -312,14 +315,32 @@ impl Identity {
                 self.answer(command.word, &words, access, facts, &mut Vec::new());
                 out.extend_from_slice(reply);
             }
-            Word::Auth
-            | Word::Reset
+            Word::Auth => self.settle_auth(&words, access, facts, out),
+            Word::Reset
             | Word::Quit
             | Word::NoEvict
             | Word::ReplyOn
             | Word::List
             | Word::Kill
             | Word::MaintNotifications => out.extend_from_slice(reply),
+        }
+    }
+
+    /// Whether a user and a password are right is for us to say. In a transaction a client stays whose it is.
+    fn settle_auth(
+        &mut self,
+        words: &[&[u8]],
+        access: Access<'_>,
+        facts: &ServerFacts,
+        out: &mut Vec<u8>,
+    ) {
+        let (mut then, from) = (self.clone(), out.len());
+        then.answer(Word::Auth, words, access, facts, out);
+        if then.namespace == self.namespace {
+            *self = then;
+        } else {
+            out.truncate(from);
+            write_error(TOO_LATE, out);
         }
     }
 

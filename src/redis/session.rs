@@ -29,7 +29,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::backend::Key;
 use super::command::{Carriage, Reason, Step, Word, carriage, step};
-use super::greeting::{Effect, Identity, ServerFacts, Standing, write_error};
+use super::greeting::{Effect, Identity, ServerFacts, Standing, TOO_LATE, write_error};
 use super::lane::{Lane, Submitted, Work};
 use super::mailbox::{MailState, Mailbox, Size, Tail};
 use super::namespace::replies::Shape;
@@ -56,9 +56,6 @@ const READ_AHEAD: usize = 1024 * 1024;
 
 /// How long until a client with unread bytes is looked at again, to see whether it is gone.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
-
-const TOO_LATE: &str = "ERR tidegate: a client that has subscribed, or is inside a transaction, can't become another user; \
-     do it before";
 
 /// Looks at both sides before others get their turn.
 const TURNS: usize = 32;

@@ -181,6 +181,28 @@ fn only_a_unix_socket_goes_without_encryption() {
     }
 }
 
+/// The variable of older clients.
+#[test]
+fn who_requires_encryption_in_the_old_way_gets_it() {
+    let mode = |options: &str, variables: &[(&str, &str)]| {
+        let url = postgres(&format!("postgres://u:p@h/d?{options}"), variables).unwrap();
+        (url.upstream.sslmode, url.local(LISTEN.parse().unwrap(), TlsMode::On, None))
+    };
+    let base = "postgres://u:p@127.0.0.1:6432/d";
+    let disabled = format!("{base}?sslmode=disable");
+    // Only what begins with a 1 counts, and only where nothing else says so.
+    assert_eq!(mode("", &[("PGREQUIRESSL", "1")]), (SslMode::Require, disabled.clone()));
+    assert_eq!(mode("", &[("PGREQUIRESSL", "12")]), (SslMode::Require, disabled.clone()));
+    for other in ["0", "on", "true", ""] {
+        assert_eq!(mode("", &[("PGREQUIRESSL", other)]), (SslMode::Prefer, base.to_owned()));
+    }
+    let both = [("PGREQUIRESSL", "1"), ("PGSSLMODE", "verify-full")];
+    assert_eq!(mode("", &both).0, SslMode::VerifyFull);
+    let none = [("PGREQUIRESSL", "1"), ("PGSSLMODE", "")];
+    assert_eq!(mode("", &none).0, SslMode::Prefer);
+    assert_eq!(mode("sslmode=disable", &both[..1]), (SslMode::Disable, disabled));
+}
+
 #[test]
 fn how_to_encrypt_is_read_as_libpq_reads_it() {
     let read = |options: &str, variables: &[(&str, &str)]| {

@@ -1,12 +1,17 @@
 //! Before the login: how long it may take, who makes room for others, and what is done about many wrong passwords.
 
 use std::future::Future as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
+use std::pin::Pin;
 use std::task::Context;
+
+use tokio::time::Sleep;
 
 use super::{Closing, End, Session, write_error};
 use crate::metrics::Happening;
+use crate::net::{Address, Stream};
 use crate::redis::greeting::Standing;
+use crate::redis::upstream::Upstream;
 
 const CROWDED: &str = "ERR tidegate: too many clients that have not logged in; send AUTH at once, or raise redis.login_limit";
 
@@ -37,33 +42,13 @@ impl Session {
 
     /// Whether too many logins from the client's address have failed for this one to be looked at; then it is told so.
     pub(super) fn looks_away(&mut self) -> bool {
-        let peer = self.peer();
-        let Some(left) = self.upstream.failures.barred(peer) else { return false };
-        let metrics = &self.upstream.metrics;
-        metrics.login_failures.inc();
-        metrics.logins_refused.inc();
-        let detail =
-            format_args!("client {}: too many failed logins from {peer}", self.identity.id);
-        metrics.lines.tell(Happening::Refused, detail);
-        let words = format!(
-            "ERR tidegate: too many failed logins from {peer}: the next one is looked at in {} s; correct the password that is \
-             wrong, or raise login_failures_per_minute",
-            left.as_secs() + 1
-        );
-        write_error(&words, &mut self.out.bytes);
-        true
+        looks_away(&self.upstream, &self.stream, self.identity.id, &mut self.out.bytes)
     }
 
     /// Counts a failed login, the answer to which is written; it leaves later if there are too many.
     pub(super) fn note_wrong_password(&mut self) {
-        let metrics = &self.upstream.metrics;
-        metrics.login_failures.inc();
-        let detail = format_args!("client {}: a wrong user or password", self.identity.id);
-        metrics.lines.tell(Happening::Refused, detail);
-        if let Some(delay) = self.upstream.failures.note(self.peer()) {
-            metrics.logins_delayed.inc();
-            self.held = Some(Box::pin(tokio::time::sleep(delay)));
-        }
+        let later = note_wrong_password(&self.upstream, &self.stream, self.identity.id);
+        self.held = later.or(self.held.take());
     }
 
     /// Whether the client is still to wait for the answer.
@@ -75,9 +60,40 @@ impl Session {
         self.held = None;
         false
     }
+}
 
-    /// A client whose address is not to be had is on this machine, or gone.
-    fn peer(&self) -> IpAddr {
-        self.stream.peer().map_or(Ipv4Addr::LOCALHOST.into(), |peer| peer.ip())
-    }
+/// As [`Session::looks_away`], for the client with the number `id`; what it is told goes to `out`.
+pub(super) fn looks_away(upstream: &Upstream, stream: &Stream, id: u64, out: &mut Vec<u8>) -> bool {
+    let peer = peer(stream);
+    let Some(left) = upstream.failures.barred(peer) else { return false };
+    let metrics = &upstream.metrics;
+    metrics.login_failures.inc();
+    metrics.logins_refused.inc();
+    let detail = format_args!("client {id}: too many failed logins from {peer}");
+    metrics.lines.tell(Happening::Refused, detail);
+    let words = format!(
+        "ERR tidegate: too many failed logins from {peer}: the next one is looked at in {} s; correct the password that is \
+         wrong, or raise login_failures_per_minute",
+        left.as_secs() + 1
+    );
+    write_error(&words, out);
+    true
+}
+
+/// As [`Session::note_wrong_password`], for the client with the number `id`: when it may have the answer, if not at once.
+pub(super) fn note_wrong_password(
+    upstream: &Upstream,
+    stream: &Stream,
+    id: u64,
+) -> Option<Pin<Box<Sleep>>> {
+    let metrics = &upstream.metrics;
+    metrics.login_failures.inc();
+    metrics.lines.tell(Happening::Refused, format_args!("client {id}: a wrong user or password"));
+    let delay = upstream.failures.note(peer(stream))?;
+    metrics.logins_delayed.inc();
+    Some(Box::pin(tokio::time::sleep(delay)))
+}
+
+fn peer(stream: &Stream) -> IpAddr {
+    Address::ip_of(stream.peer())
 }

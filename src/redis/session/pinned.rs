@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
+use super::entering::{looks_away, note_wrong_password};
 use super::{Closing, End, Moved, Passed, Purpose, Session, Shape, Special, State};
 use crate::redis::backend::Key;
 use crate::redis::command::{Carriage, Reason, Word};
@@ -78,10 +79,17 @@ impl Session {
         let mut late = None;
         if unread < PINNED_BUFFER {
             slow.unread = None;
-            let (identity, upstream) = (&mut self.identity, &self.upstream);
+            let (identity, upstream, stream) = (&mut self.identity, &self.upstream, &self.stream);
             let mut settle = |command: &OwnCommand, reply: &[u8], out: &mut Vec<u8>| {
-                let facts = upstream.facts.get().as_deref().cloned().unwrap_or_default();
-                identity.settle(command, reply, upstream.entrance().access(), &facts, out);
+                let (from, proves) = (out.len(), command.word == Word::Auth);
+                if !(proves && looks_away(upstream, stream, identity.id, out)) {
+                    let facts = upstream.facts.get().as_deref().cloned().unwrap_or_default();
+                    identity.settle(command, reply, upstream.entrance().access(), &facts, out);
+                    if proves && out[from..].starts_with(b"-WRONGPASS") {
+                        let later = note_wrong_password(upstream, stream, identity.id);
+                        self.held = later.or(self.held.take());
+                    }
+                }
                 Key { db: identity.db, proto: identity.proto }
             };
             match pinned.poll_receive(cx, &mut self.out.bytes, &mut settle) {
