@@ -58,8 +58,11 @@ fn in_base64(secret: &[u8], before: usize) -> [String; 2] {
         .map(|text| text[first..end].to_owned())
 }
 
+/// A form, and the secret that it is of.
+type Form = (Vec<u8>, String);
+
 /// All forms of all secrets, by their beginning.
-struct Sought(HashMap<[u8; SHORTEST], Vec<(Vec<u8>, String)>, foldhash::fast::RandomState>);
+struct Sought(HashMap<[u8; SHORTEST], Vec<Form>, foldhash::fast::RandomState>);
 
 impl Sought {
     fn of(secrets: &BTreeSet<String>) -> Self {
