@@ -124,7 +124,8 @@ impl Kept {
     }
 
     fn read_files(&self) {
-        for path in &self.files {
+        // Another kind of file may be one whose reading takes as long as the test likes.
+        for path in self.files.iter().filter(|path| path.is_file()) {
             if let Ok(text) = fs::read_to_string(path) {
                 secrets(secrets_in(&text));
             }
