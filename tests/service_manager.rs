@@ -295,9 +295,15 @@ fn a_successor_answers_on_the_manager_s_sockets() {
     let third = setup().env("TIDEGATE_CONTROL_SOCKET", control).launch();
     second.wait(DEADLINE).expect("it has handed over");
     answers();
-    third.signal(Signal::TERM);
+    // But if the manager has sockets for the new one, those count.
     let mut third = third;
-    third.wait(DEADLINE).expect("it ends");
+    let other = ports::free();
+    let listen = format!("127.0.0.1:{}", ports::free());
+    let variables = [&variables[..], &[("TIDEGATE_POSTGRES_LISTEN", &*listen)]].concat();
+    let mut fourth = passed(&[&format!("tcp=redis@127.0.0.1:{other}")], &variables);
+    third.wait(DEADLINE).expect("it has handed over");
+    assert_eq!(resp::Connection::open(other).command(&["PING"]).text(), "PONG");
+    fourth.end(Signal::TERM, DEADLINE).expect("it ends");
     assert!(path.exists(), "the file is the manager's");
 }
 

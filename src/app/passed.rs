@@ -81,9 +81,11 @@ impl Passed {
         Ok(Self { sockets })
     }
 
-    /// Adds those of a predecessor, which count where the manager has none.
+    /// Adds those of a predecessor, which count where the manager has none. If it has passed some to us, those are all it has.
     pub(super) fn add(&mut self, sockets: Vec<PassedSocket>) {
-        self.sockets.extend(sockets);
+        let told = self.sockets.iter().any(|one| one.keeper == Keeper::Manager);
+        let counts = |one: &PassedSocket| !(told && one.keeper == Keeper::PredecessorsManager);
+        self.sockets.extend(sockets.into_iter().filter(counts));
     }
 
     /// Gives those of the manager that have no name of ours one by their order: each kind goes to `postgres` so many times, then to

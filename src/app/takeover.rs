@@ -222,7 +222,10 @@ impl Control {
             guest.stage = Stage::Asked;
         }
         let mut more = match &self.earlier {
-            Some(earlier) => earlier.introduce().await,
+            // Without them the new one is better than none.
+            Some(earlier) => {
+                tokio::time::timeout(patience, earlier.introduce()).await.unwrap_or_default()
+            }
             None => Vec::new(),
         };
         if let Some(inode) = self.file.inode() {
