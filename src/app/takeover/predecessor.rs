@@ -24,14 +24,15 @@ impl Predecessor {
     pub(in crate::app) async fn call(
         path: &Path,
     ) -> anyhow::Result<Option<(Self, Vec<PassedSocket>)>> {
-        let stream = match UnixStream::connect(path).await {
-            Ok(stream) => stream,
-            Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(None),
-                _ => return Err(error.into()),
-            },
+        let connected = UnixStream::connect(path).await;
+        let nobody = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
         };
-        match Self::ask(Talk::with(stream)).await {
+        if connected.as_ref().is_err_and(nobody) {
+            return Ok(None);
+        }
+        let asked = async { Self::ask(Talk::with(connected?)).await };
+        match asked.await {
             Err(error) if is_gone(&error) => {
                 tracing::info!("the process that served before is on its way out: starting afresh");
                 Ok(None)
