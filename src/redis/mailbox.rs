@@ -375,10 +375,7 @@ impl Mailbox {
     pub fn poll_take(&self, cx: &Context<'_>, out: &mut Vec<u8>) -> Mail {
         let mut inner = self.lock();
         if out.is_empty() && !inner.bytes.is_empty() {
-            std::mem::swap(out, &mut inner.bytes);
-            inner.bytes = Vec::new();
-        } else if out.is_empty() {
-            inner.looks = LOOKS;
+            *out = std::mem::take(&mut inner.bytes);
         }
         inner.hear(cx);
         inner.mail()
@@ -400,6 +397,9 @@ impl Mailbox {
     /// The lane brings bytes that end `replies` replies.
     pub fn deliver(&self, bytes: &[u8], replies: u32, tail: Tail) {
         let mut inner = self.lock();
+        if self.held() == 0 {
+            inner.looks = LOOKS;
+        }
         inner.tail = tail;
         inner.owed = inner.owed.saturating_sub(replies);
         inner.window.note(bytes.len(), replies);

@@ -300,6 +300,7 @@ impl Session {
             self.watch_clock(cx)?;
             return Ok(Moved::No);
         }
+        let plain = self.is_plain();
         let mut moved = self.flush(cx)?;
         moved |= self.read_letters(cx)?;
         moved |= match &self.state {
@@ -312,9 +313,26 @@ impl Session {
             return self.leave(cx, moved);
         }
         moved |= self.carry_inbox(cx)?;
-        moved |= self.read(cx)?;
+        let read = self.read(cx)?;
+        moved |= read;
+        // All mail was taken and written, so of what another turn looks at there can only be more to read.
+        let seen_all =
+            plain && self.is_plain() && (read == Moved::No || self.read(cx)? == Moved::No);
         self.watch_clock(cx)?;
-        Ok(moved)
+        Ok(if seen_all { Moved::No } else { moved })
+    }
+
+    /// Whether all there is to do is to bring the client what comes by mail, and to read on.
+    fn is_plain(&self) -> bool {
+        matches!(self.state, State::Shared)
+            && self.out.bytes.is_empty()
+            && self.inbox.len() == self.scanner.length()
+            && self.closing == Closing::No
+            && matches!(self.sending, Sending::Open)
+            && self.amending.is_none()
+            && self.subscribed.is_none()
+            && self.unblocking.is_none()
+            && self.gate.as_ref().is_none_or(|gate| !gate.runs_errand())
     }
 
     fn leave(&mut self, cx: &mut Context<'_>, moved: Moved) -> Result<Moved, End> {
@@ -384,8 +402,8 @@ impl Session {
     fn bound_inbox(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let partial = self.inbox.len() == self.scanner.length();
         let large = self.inbox.len() > self.upstream.limits.understood_frame_bytes;
-        let ready = matches!(self.state, State::Shared) && !self.awaits_replies();
-        if !(partial && large && ready) {
+        let shared = matches!(self.state, State::Shared);
+        if !(partial && large && shared) || self.awaits_replies() {
             return Ok(());
         }
         if let Err(refusal) = self.large_form(&self.inbox) {
@@ -548,10 +566,12 @@ impl Session {
     }
 
     fn send_to(&mut self, cx: &Context<'_>, key: Key, work: Work<'_>) -> Submitted {
-        let mut submitted = self.choose_lane(key).submit(cx, key, work, &self.mailbox);
+        self.choose_lane(key);
+        let mut submitted = self.submit_work(cx, key, work);
         if submitted == Submitted::Shut && !self.mailbox.is_owed() {
             self.lane = None;
-            submitted = self.choose_lane(key).submit(cx, key, work, &self.mailbox);
+            self.choose_lane(key);
+            submitted = self.submit_work(cx, key, work);
         }
         if submitted == Submitted::Taken {
             self.upstream.metrics.requests.inc_by(u64::from(work.replies));
@@ -559,19 +579,22 @@ impl Session {
         submitted
     }
 
-    /// The lane of this session. While it is owed nothing it may go to another: large replies travel apart, if there is a
-    /// connection for them.
-    fn choose_lane(&mut self, key: Key) -> Arc<Lane> {
+    fn submit_work(&self, cx: &Context<'_>, key: Key, work: Work<'_>) -> Submitted {
+        let Some(lane) = &self.lane else { return Submitted::Shut };
+        lane.submit(cx, key, work, &self.mailbox)
+    }
+
+    /// Sees to it that this session has a lane. While it is owed nothing it may go to another: large replies travel apart, if there
+    /// is a connection for them.
+    fn choose_lane(&mut self, key: Key) {
         let large = self.mailbox.size() == Size::Large;
-        let lane = match self.lane.take() {
-            Some(lane) if lane.is_spare() == large || self.mailbox.is_owed() => lane,
-            _ => match self.upstream.spare().filter(|spare| large && spare.admits()) {
-                Some(spare) => Arc::clone(spare),
-                None => Arc::clone(self.upstream.lane(key)),
-            },
-        };
-        self.lane = Some(Arc::clone(&lane));
-        lane
+        if let Some(lane) = &self.lane
+            && (lane.is_spare() == large || self.mailbox.is_owed())
+        {
+            return;
+        }
+        let spare = self.upstream.spare().filter(|spare| large && spare.admits());
+        self.lane = Some(Arc::clone(spare.unwrap_or_else(|| self.upstream.lane(key))));
     }
 
     /// Bytes of replies that the client has not taken.
