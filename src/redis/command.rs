@@ -184,6 +184,38 @@ impl Upper {
     }
 }
 
+/// A name as one number, for comparison with others that begin with a letter and are shorter than nine.
+pub(super) const fn packed(name: &[u8]) -> u64 {
+    let mut number = 0;
+    let mut at = 0;
+    while at < name.len() {
+        // Letters of both cases come to the same.
+        number = (number << 8) | (name[at] & 0xdf) as u64;
+        at += 1;
+    }
+    number
+}
+
+/// The most common commands that go over a lane, whatever their arguments: without a search.
+const COMMON: &[u64] = &[
+    packed(b"GET"),
+    packed(b"SET"),
+    packed(b"DEL"),
+    packed(b"INCR"),
+    packed(b"EXPIRE"),
+    packed(b"HGET"),
+    packed(b"HSET"),
+    packed(b"PING"),
+    packed(b"MGET"),
+];
+
+fn is_common(name: &[u8]) -> bool {
+    // What begins with a nought would pack like what follows it.
+    name.len() <= 8
+        && name.first().is_some_and(u8::is_ascii_alphabetic)
+        && COMMON.contains(&packed(name))
+}
+
 fn find(name: &[u8]) -> Option<&'static Command> {
     let found = COMMANDS.binary_search_by(|command| command.name.as_bytes().cmp(name));
     COMMANDS.get(found.ok()?)
@@ -209,13 +241,13 @@ pub fn all() -> &'static [Command] {
 /// How the command with these arguments is carried. `arguments` begins with the name and may be cut short when the
 /// command is too large to be held; what follows decides only for XREAD, XREADGROUP and CLIENT.
 pub fn carriage<'a>(mut arguments: impl Iterator<Item = &'a [u8]>) -> Carriage {
-    let name = Upper::new(arguments.next().unwrap_or_default());
+    let name = arguments.next().unwrap_or_default();
+    if is_common(name) {
+        return Carriage::Lane;
+    }
+    let name = Upper::new(name);
     let name = name.as_slice();
     match name {
-        // The most common ones, without a search.
-        b"GET" | b"SET" | b"DEL" | b"INCR" | b"EXPIRE" | b"HGET" | b"HSET" | b"PING" | b"MGET" => {
-            return Carriage::Lane;
-        }
         b"CLIENT" => return client(arguments.next().unwrap_or_default(), arguments.next()),
         b"SCRIPT" | b"FUNCTION" => return about_scripts(arguments.next().unwrap_or_default()),
         _ => {}

@@ -186,6 +186,11 @@ impl RequestScanner {
                 continue;
             }
             at += 1;
+            let line = self.take_short_line(byte, &unseen[at..], limits)?;
+            if line > 0 {
+                at += line;
+                continue;
+            }
             progress = self.take(byte, limits)?;
             if self.state == RequestState::Inline && self.length.saturating_add(at) > INLINE_LIMIT {
                 return Err(RequestError::Inline);
@@ -210,11 +215,7 @@ impl RequestScanner {
                 Line::Long => return Err(RequestError::CountLine),
                 Line::Bad => return Err(RequestError::Count),
                 Line::Number(None | Some(0)) => return Ok(Progress::Nothing),
-                Line::Number(Some(count)) => {
-                    limits.check_count(count)?;
-                    self.arguments_left = count;
-                    self.next(RequestState::Type);
-                }
+                Line::Number(Some(count)) => self.count(count, limits)?,
             },
             RequestState::Type if byte == b'$' => self.next(RequestState::Length),
             RequestState::Type => return Err(RequestError::NotBulk(printable(byte))),
@@ -222,14 +223,40 @@ impl RequestScanner {
                 Line::More => {}
                 Line::Long => return Err(RequestError::BulkLine),
                 Line::Bad | Line::Number(None) => return Err(RequestError::Bulk),
-                Line::Number(Some(length)) => {
-                    limits.check_bulk(length)?;
-                    self.next(RequestState::Body { left: length + 2 });
-                }
+                Line::Number(Some(length)) => self.begin_body(length, limits)?,
             },
             RequestState::Body { left } => return Ok(self.skip_body(left - 1)),
         }
         Ok(Progress::Partial)
+    }
+
+    /// Takes the line that this byte begins, if it is one of those that need no look at each byte: how many bytes behind that one.
+    fn take_short_line(
+        &mut self,
+        byte: u8,
+        behind: &[u8],
+        limits: RequestLimits,
+    ) -> Result<usize, RequestError> {
+        let Some((number, length)) = short_line(behind) else { return Ok(0) };
+        match (self.state, byte) {
+            (RequestState::Start, b'*') if number > 0 => self.count(number, limits)?,
+            (RequestState::Type, b'$') => self.begin_body(number, limits)?,
+            _ => return Ok(0),
+        }
+        Ok(length)
+    }
+
+    fn count(&mut self, count: u64, limits: RequestLimits) -> Result<(), RequestError> {
+        limits.check_count(count)?;
+        self.arguments_left = count;
+        self.next(RequestState::Type);
+        Ok(())
+    }
+
+    fn begin_body(&mut self, length: u64, limits: RequestLimits) -> Result<(), RequestError> {
+        limits.check_bulk(length)?;
+        self.next(RequestState::Body { left: length + 2 });
+        Ok(())
     }
 
     fn next(&mut self, state: RequestState) {
@@ -261,7 +288,8 @@ impl<'a> Arguments<'a> {
     /// Reads the arguments of `command`, which begins with its `*` line.
     #[must_use]
     pub fn new(command: &'a [u8]) -> Self {
-        let rest = line_end(command).map_or(&[][..], |end| &command[end..]);
+        let short = command.get(1..).and_then(short_line).map(|(_count, length)| 1 + length);
+        let rest = short.or_else(|| line_end(command)).map_or(&[][..], |end| &command[end..]);
         Self { rest }
     }
 
@@ -276,15 +304,24 @@ impl<'a> Iterator for Arguments<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
-        let end = line_end(self.rest)?;
-        let mut length = 0_usize;
-        for byte in self.rest.get(1..end - 2)? {
-            length = length.checked_mul(10)?.checked_add(usize::from(byte.wrapping_sub(b'0')))?;
-        }
+        let (length, end) = match short_line(self.rest.get(1..)?) {
+            Some((length, line)) => (usize::try_from(length).ok()?, 1 + line),
+            None => long_line(self.rest)?,
+        };
         let argument = self.rest.get(end..end.checked_add(length)?)?;
         self.rest = self.rest.get(end + length + 2..).unwrap_or(&[]);
         Some(argument)
     }
+}
+
+/// The number in the line at the start of `bytes`, and where that ends.
+fn long_line(bytes: &[u8]) -> Option<(usize, usize)> {
+    let end = line_end(bytes)?;
+    let mut number = 0_usize;
+    for byte in bytes.get(1..end - 2)? {
+        number = number.checked_mul(10)?.checked_add(usize::from(byte.wrapping_sub(b'0')))?;
+    }
+    Some((number, end))
 }
 
 fn line_end(bytes: &[u8]) -> Option<usize> {
@@ -476,6 +513,12 @@ impl ReplyScanner {
                 ReplyState::Type => {
                     at += 1;
                     self.begin(byte)?;
+                    if let ReplyState::Number { kind } = self.state
+                        && let Some((number, length)) = short_line(&unseen[at..])
+                    {
+                        at += length;
+                        self.counted(byte, kind, Some(number))?;
+                    }
                 }
                 ReplyState::Number { kind } => {
                     at += 1;
@@ -517,6 +560,10 @@ impl ReplyScanner {
             Line::Long | Line::Bad => return Err(ReplyError(byte, "a length")),
             Line::Number(number) => number,
         };
+        self.counted(byte, kind, number)
+    }
+
+    fn counted(&mut self, byte: u8, kind: Kind, number: Option<u64>) -> Result<(), ReplyError> {
         match (kind, number) {
             (Kind::Bulk, Some(length)) => {
                 let left = length.checked_add(2).ok_or(ReplyError(byte, "a sane length"))?;
@@ -549,6 +596,20 @@ impl ReplyScanner {
     fn element(&mut self) {
         self.elements_left -= 1;
         self.state = ReplyState::Type;
+    }
+}
+
+/// The number up to CRLF at the start of `bytes`, and how long that line is, if it is here whole, short and plain, as nearly all
+/// are. Any other is read byte by byte ([`Number`]).
+fn short_line(bytes: &[u8]) -> Option<(u64, usize)> {
+    let digit = |byte: u8| u64::from(byte - b'0');
+    match *bytes {
+        [a @ b'0'..=b'9', b'\r', b'\n', ..] => Some((digit(a), 3)),
+        [a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', b'\n', ..] => Some((10 * digit(a) + digit(b), 4)),
+        [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b'\r', b'\n', ..] => {
+            Some((100 * digit(a) + 10 * digit(b) + digit(c), 5))
+        }
+        _ => None,
     }
 }
 

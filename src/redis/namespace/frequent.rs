@@ -2,6 +2,7 @@
 //!
 //! A test holds this to what the table says.
 
+use super::super::command::packed;
 use super::{Mode, Namespace, Rights};
 
 /// What the judgement of a frequent command comes to.
@@ -11,18 +12,6 @@ pub enum Frequent {
     AsSent,
     /// What goes instead was written.
     Written,
-}
-
-/// A name as one number.
-const fn packed(name: &[u8]) -> u64 {
-    let mut number = 0;
-    let mut at = 0;
-    while at < name.len() {
-        // Letters of both cases come to the same.
-        number = (number << 8) | (name[at] & 0xdf) as u64;
-        at += 1;
-    }
-    number
 }
 
 /// Names that are looked at here, shorter than nine letters.
