@@ -156,6 +156,31 @@ fn absurd_numbers_are_refused_at_once() {
 }
 
 #[test]
+fn a_short_line_says_what_its_bytes_say_one_by_one() {
+    let one_by_one = |line: &[u8]| {
+        let mut number = Number::default();
+        line.iter().map(|byte| number.take(*byte)).find_map(|taken| match taken {
+            Line::More => None,
+            Line::Number(number) => Some(number),
+            Line::Bad | Line::Long => Some(None),
+        })
+    };
+    for number in 0..=1000_u64 {
+        let line = format!("{number}\r\n");
+        let short = short_line(line.as_bytes());
+        assert_eq!(short, (number < 1000).then_some((number, line.len())), "{number}");
+        assert_eq!(one_by_one(line.as_bytes()), Some(Some(number)));
+        for end in 0..line.len() {
+            assert_eq!(short_line(&line.as_bytes()[..end]), None, "it may go on");
+        }
+    }
+    for odd in ["-1", "-0", "+1", "00", "01", "007", "1a", "", " 1", "1\r1"] {
+        assert_eq!(short_line(format!("{odd}\r\n").as_bytes()), None, "{odd}");
+    }
+    assert_eq!((short_line(b"1\n"), short_line(b"12\r\r\n")), (None, None));
+}
+
+#[test]
 fn depth_costs_nothing() {
     let mut deep = b"*1\r\n".repeat(100_000);
     deep.extend(b":1\r\n");
