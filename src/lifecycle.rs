@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -125,6 +125,7 @@ impl Drain {
         let shared = Arc::new(Shared {
             notice: watch::Sender::new(Notice::NotGiven),
             end: watch::Sender::new(None),
+            started: AtomicBool::new(false),
             live: AtomicUsize::new(0),
             cut_off: AtomicUsize::new(0),
             ended: Notify::new(),
@@ -136,7 +137,7 @@ impl Drain {
     /// Whether no new work may be taken any more.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.shared.end.borrow().is_some()
+        self.shared.started.load(Ordering::Acquire)
     }
 
     /// Waits until notice is given, or the drain starts without. Cancel safe.
@@ -224,6 +225,7 @@ impl DrainTrigger {
             let nearer = current.is_none_or(|known| end.deadline < known.deadline);
             if nearer {
                 *current = Some(end);
+                self.shared.started.store(true, Ordering::Release);
             }
             nearer
         });
@@ -292,7 +294,7 @@ impl DrainGuard {
     /// Whether no new work may be taken any more.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.shared.end.borrow().is_some()
+        self.shared.started.load(Ordering::Acquire)
     }
 }
 
@@ -324,6 +326,8 @@ struct Shared {
     notice: watch::Sender<Notice>,
     /// `None` until the drain starts.
     end: watch::Sender<Option<End>>,
+    /// Whether it has, beside the channel and its lock, as each session asks in each of its turns.
+    started: AtomicBool,
     live: AtomicUsize,
     /// Sessions that had to end.
     cut_off: AtomicUsize,
