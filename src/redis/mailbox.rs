@@ -409,7 +409,12 @@ impl Mailbox {
             self.large.store(size == Size::Large, Ordering::Relaxed);
         }
         if inner.state == MailState::Open {
-            inner.bytes.extend_from_slice(bytes);
+            if inner.bytes.is_empty() {
+                // The one reply that most sessions wait for: no room for more.
+                inner.bytes = bytes.to_vec();
+            } else {
+                inner.bytes.extend_from_slice(bytes);
+            }
             self.backlog.add(bytes.len());
             self.came.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
         }

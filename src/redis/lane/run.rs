@@ -95,6 +95,15 @@ pub(super) struct LaneRun {
     round: Pin<Box<Sleep>>,
     round_length: Duration,
     tenure: Tenure,
+    proof: Proof,
+}
+
+/// Whether the connection has shown that it is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    None,
+    /// It has answered.
+    Answered,
 }
 
 /// Whether the lane keeps its connection.
@@ -169,6 +178,7 @@ impl LaneRun {
             round: Box::pin(tokio::time::sleep(ROUND)),
             round_length: ROUND,
             tenure: Tenure::Used,
+            proof: Proof::None,
         }
     }
 
@@ -232,7 +242,9 @@ impl LaneRun {
         for part in batch.parts {
             let begins = self.sent_before + u64::try_from(part.begins).unwrap_or(0);
             let Part { silent, tries, fate, .. } = part;
-            self.exchange.owe(Debt { creditor: Creditor::Nobody, replies: silent, begins });
+            if silent > 0 {
+                self.exchange.owe(Debt { creditor: Creditor::Nobody, replies: silent, begins });
+            }
             let creditor = Creditor::Session(part.mailbox, Piece { silent, tries, fate });
             self.exchange.owe(Debt { creditor, replies: part.replies, begins });
         }
@@ -354,7 +366,10 @@ impl LaneRun {
         }
         self.exchange.pay(replies);
         if replies > 0 {
-            self.lane.forget_retries();
+            if self.proof == Proof::None {
+                self.lane.forget_retries();
+                self.proof = Proof::Answered;
+            }
             self.kept.answered(self.exchange.begins().unwrap_or(self.sent_before));
         }
         if self.exchange.is_empty()
