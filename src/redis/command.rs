@@ -196,7 +196,7 @@ pub(super) const fn packed(name: &[u8]) -> u64 {
     number
 }
 
-/// The most common commands that go over a lane, whatever their arguments: without a search.
+/// They go over a lane, whatever their arguments: without a search.
 const COMMON: &[u64] = &[
     packed(b"GET"),
     packed(b"SET"),
@@ -209,7 +209,8 @@ const COMMON: &[u64] = &[
     packed(b"MGET"),
 ];
 
-fn is_common(name: &[u8]) -> bool {
+/// Whether it is one of the most common commands, which go over a lane and need no look at their words.
+pub(super) fn is_common(name: &[u8]) -> bool {
     // What begins with a nought would pack like what follows it.
     name.len() <= 8
         && name.first().is_some_and(u8::is_ascii_alphabetic)

@@ -19,7 +19,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use super::command::{Access, Command, Named, Touch, Way, look_up, names};
-use super::wire::Arguments;
+use super::wire::{Arguments, write_line};
 pub use frequent::Frequent;
 use policy::{Policy, Reach, Whole, policy};
 pub use whole::{Answer, Errand, Next, Zeal};
@@ -199,7 +199,7 @@ impl Namespace {
                 let line = memchr::memchr(b'\n', command).map_or(0, |newline| newline + 1);
                 let mut form = command[..line].to_vec();
                 for word in [Cow::Borrowed(*name)].iter().chain(becomes.get(1)) {
-                    form.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+                    write_line(b'$', word.len(), &mut form);
                     form.extend_from_slice(word);
                     form.extend_from_slice(b"\r\n");
                 }

@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use super::backend::Key;
-use super::command::{Carriage, Reason, Step, Word, carriage, step};
+use super::command::{Carriage, Reason, Step, Word, carriage, is_common, step};
 use super::greeting::{Effect, Identity, ServerFacts, Standing, TOO_LATE, write_error};
 use super::lane::{Lane, Submitted, Work};
 use super::mailbox::{MailState, Mailbox, Size, Tail};
@@ -530,6 +530,9 @@ impl Session {
 
     fn goes_over_lane(&self, command: &[u8]) -> bool {
         let words = Arguments::new(command);
+        if is_common(words.clone().next().unwrap_or_default()) {
+            return self.is_free();
+        }
         let goes = self.is_free() && carriage(words.clone()) == Carriage::Lane;
         if !goes {
             return false;

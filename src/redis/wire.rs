@@ -407,10 +407,10 @@ fn hex_byte(digits: &[u8]) -> Option<u8> {
 
 /// Writes `arguments` as a RESP array command.
 pub fn write_command<A: AsRef<[u8]>>(arguments: &[A], out: &mut Vec<u8>) {
-    out.extend_from_slice(format!("*{}\r\n", arguments.len()).as_bytes());
+    write_line(b'*', arguments.len(), out);
     for argument in arguments {
         let argument = argument.as_ref();
-        out.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
+        write_line(b'$', argument.len(), out);
         out.extend_from_slice(argument);
         out.extend_from_slice(b"\r\n");
     }
@@ -599,9 +599,26 @@ impl ReplyScanner {
     }
 }
 
+/// Appends a header line.
+pub(super) fn write_line(kind: u8, mut number: usize, out: &mut Vec<u8>) {
+    let mut digits = [0_u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + u8::try_from(number % 10).unwrap_or(0);
+        number /= 10;
+        if number == 0 || at == 0 {
+            break;
+        }
+    }
+    out.push(kind);
+    out.extend_from_slice(&digits[at..]);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// The number up to CRLF at the start of `bytes`, and how long that line is, if it is here whole, short and plain, as nearly all
 /// are. Any other is read byte by byte ([`Number`]).
-fn short_line(bytes: &[u8]) -> Option<(u64, usize)> {
+pub(super) fn short_line(bytes: &[u8]) -> Option<(u64, usize)> {
     let digit = |byte: u8| u64::from(byte - b'0');
     match *bytes {
         [a @ b'0'..=b'9', b'\r', b'\n', ..] => Some((digit(a), 3)),

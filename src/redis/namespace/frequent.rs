@@ -3,6 +3,7 @@
 //! A test holds this to what the table says.
 
 use super::super::command::packed;
+use super::super::wire::{short_line, write_line};
 use super::{Mode, Namespace, Rights};
 
 /// What the judgement of a frequent command comes to.
@@ -83,7 +84,7 @@ impl Namespace {
                     written.reserve(PIPELINE_BYTES);
                 }
                 written.extend_from_slice(&command[..command.len() - rest.len()]);
-                write_length(prefix.len() + length, written);
+                write_line(b'$', prefix.len() + length, written);
                 written.extend_from_slice(prefix);
                 written.extend_from_slice(behind);
                 Some(Frequent::Written)
@@ -94,29 +95,17 @@ impl Namespace {
 
 /// The number behind `kind`, and what follows its line.
 fn number(bytes: &[u8], kind: u8) -> Option<(usize, &[u8])> {
-    let mut rest = bytes.strip_prefix(&[kind])?;
+    let behind = bytes.strip_prefix(&[kind])?;
+    if let Some((number, length)) = short_line(behind) {
+        return Some((usize::try_from(number).ok()?, &behind[length..]));
+    }
+    let mut rest = behind;
     let mut number = 0_usize;
     while let Some((digit @ b'0'..=b'9', more)) = rest.split_first() {
         number = number.checked_mul(10)?.checked_add(usize::from(digit - b'0'))?;
         rest = more;
     }
     Some((number, rest.strip_prefix(b"\r\n")?))
-}
-
-fn write_length(mut number: usize, out: &mut Vec<u8>) {
-    let mut digits = [0_u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + u8::try_from(number % 10).unwrap_or(0);
-        number /= 10;
-        if number == 0 || at == 0 {
-            break;
-        }
-    }
-    out.push(b'$');
-    out.extend_from_slice(&digits[at..]);
-    out.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]

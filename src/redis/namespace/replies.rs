@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::glob;
 use super::sandbox::Script;
-use crate::redis::wire::{Reply, ReplyError, ReplyScanner};
+use crate::redis::wire::{Reply, ReplyError, ReplyScanner, write_line};
 
 /// Most bytes of the names chosen from one list: it can't be begun before all of them are known.
 const CHOSEN_BYTES: usize = 8 * 1024 * 1024;
@@ -261,6 +261,10 @@ impl ReplyFilter {
             State::Header(due, mut line) => {
                 let end = memchr::memchr(b'\n', bytes).map(|newline| newline + 1);
                 let used = end.unwrap_or(bytes.len());
+                if end.is_some() && line.is_empty() {
+                    self.read_header(due, &bytes[..used], out)?;
+                    return Ok(used);
+                }
                 line.extend_from_slice(&bytes[..used]);
                 match end {
                     Some(_) => self.read_header(due, &line, out)?,
@@ -282,6 +286,10 @@ impl ReplyFilter {
             State::Name { length, mut held } => {
                 let wanted = self.wanted(length) - held.len();
                 let used = wanted.min(bytes.len());
+                if used == wanted && held.is_empty() {
+                    self.read_name(length, &bytes[..used], out);
+                    return Ok(used);
+                }
                 held.extend_from_slice(&bytes[..used]);
                 match used == wanted {
                     true => self.read_name(length, &held, out),
@@ -481,7 +489,7 @@ impl ReplyFilter {
         self.names += 1;
         let stripped = held.strip_prefix(&*self.prefix).unwrap_or(held);
         let gone = u64::try_from(held.len() - stripped.len()).unwrap_or(0);
-        out.extend_from_slice(format!("${}\r\n", length - gone).as_bytes());
+        write_line(b'$', usize::try_from(length - gone).unwrap_or(usize::MAX), out);
         out.extend_from_slice(stripped);
         self.state = State::Body(length - u64::try_from(held.len()).unwrap_or(length) + 2);
     }
