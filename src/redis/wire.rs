@@ -514,10 +514,10 @@ impl ReplyScanner {
                     at += 1;
                     self.begin(byte)?;
                     if let ReplyState::Number { kind } = self.state
-                        && let Some((number, length)) = short_line(&unseen[at..])
+                        && let Some((number, length)) = short_count(&unseen[at..])
                     {
                         at += length;
-                        self.counted(byte, kind, Some(number))?;
+                        self.counted(byte, kind, number)?;
                     }
                 }
                 ReplyState::Number { kind } => {
@@ -627,6 +627,14 @@ pub(super) fn short_line(bytes: &[u8]) -> Option<(u64, usize)> {
             Some((100 * digit(a) + 10 * digit(b) + digit(c), 5))
         }
         _ => None,
+    }
+}
+
+/// As [`short_line`], of a reply: RESP2 says null as a length of -1.
+fn short_count(bytes: &[u8]) -> Option<(Option<u64>, usize)> {
+    match bytes {
+        [b'-', b'1', b'\r', b'\n', ..] => Some((None, 4)),
+        _ => short_line(bytes).map(|(number, length)| (Some(number), length)),
     }
 }
 
