@@ -30,6 +30,20 @@ pub(crate) fn change(baseline: &Baseline, name: &str, count: Option<u64>) -> Str
     }
 }
 
+/// More than chance makes of a count.
+const RISE: f64 = 1.03;
+
+/// Says which cases take more than they did.
+pub(crate) fn tell_of_rises(baseline: &Baseline, cases: &[Case], counts: &[u64]) {
+    let rose = |name: &str, count: u64| {
+        baseline.get(name).is_some_and(|&before| count as f64 > before as f64 * RISE)
+    };
+    let risen = cases.iter().zip(counts).filter(|(case, count)| rose(case.name, **count)).count();
+    if risen > 0 {
+        println!("\n{risen} of {} take more than 3 % more than the baseline", cases.len());
+    }
+}
+
 /// The counts become the baseline; of cases that were not run it stays as it is.
 pub(crate) fn keep(mut baseline: Baseline, cases: &[Case], counts: &[u64]) {
     baseline.retain(|name, _| super::all().any(|case| case.name == name));
