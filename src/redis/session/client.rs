@@ -146,8 +146,8 @@ impl Session {
         }
         let unseen = self.inbox.len() > self.scanner.length();
         let willing = match &self.state {
-            // The beginning of a large command waits for what is owed, any other for room at the lane.
-            State::Shared => !unseen && !self.is_full() && self.lane_has_room(cx),
+            // The beginning of a large command waits for what is owed.
+            State::Shared => !unseen && !self.is_full(),
             State::Waiting(_) => false,
             // Read on behind a command that blocks: only so is the client's end seen.
             State::Parked(_) => !unseen || self.inbox.len() < READ_AHEAD,
@@ -158,7 +158,12 @@ impl Session {
         if !willing || self.closing == Closing::AfterReplies {
             return self.watch_end(cx);
         }
-        self.next_look = None;
+        if matches!(self.state, State::Shared) && !self.lane_has_room(cx) {
+            return self.look_later(cx);
+        }
+        if self.next_look.as_ref().is_some_and(|look| look.is_elapsed()) {
+            self.next_look = None;
+        }
         with_read_buffer(|buffer| {
             // Behind the beginning of a command, which is moved there when more of it has come.
             let begun = match &self.state {
@@ -203,6 +208,20 @@ impl Session {
             self.next_look = None;
             cx.waker().wake_by_ref();
         }
+    }
+
+    /// As a lane has room again soon, the client's end is looked for only when it hasn't for a while. The clock runs on meanwhile,
+    /// so that it is wound up once a second at most.
+    fn look_later(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        if let Sending::Closed(_) = self.sending {
+            return self.finish(cx);
+        }
+        let fresh = || Box::pin(tokio::time::sleep(LOOK_AGAIN));
+        if self.next_look.get_or_insert_with(fresh).as_mut().poll(cx).is_pending() {
+            return Ok(Moved::No);
+        }
+        self.next_look = None;
+        self.watch_end(cx)
     }
 
     /// Notices that the client has closed its side while what it sent is still to be read.
