@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate::config::{
@@ -26,10 +27,13 @@ struct Server {
     options: Vec<String>,
 }
 
+/// No two tests of this process look at the same one, or both would find it free.
 fn free_port() -> u16 {
-    let from = 15_000 + u16::try_from(std::process::id() % 10_000).unwrap();
-    (0..5_000)
-        .map(|step| 15_000 + (from - 15_000 + step * 7) % 15_000)
+    static LOOKED_AT: AtomicU16 = AtomicU16::new(0);
+    let from = u16::try_from(std::process::id() % 10_000).unwrap();
+    std::iter::repeat_with(|| LOOKED_AT.fetch_add(1, Ordering::Relaxed))
+        .take(5_000)
+        .map(|step| 15_000 + (from + step % 2_000 * 7) % 15_000)
         .find(|port| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
         .expect("a free port")
 }
