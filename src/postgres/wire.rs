@@ -88,11 +88,13 @@ impl Tags {
 /// How many bytes at the start of `bytes` are whole frames of these types, one behind another.
 #[must_use]
 pub fn run_of(tags: Tags, bytes: &[u8]) -> usize {
-    let mut end = 0;
+    let (mut end, mut last) = (0, 0);
     while let Head::Frame(header) = head(&bytes[end..])
-        && tags.has(header.tag)
+        // Mostly there are many of one type.
+        && (header.tag == last || tags.has(header.tag))
         && header.frame() <= bytes.len() - end
     {
+        last = header.tag;
         end += header.frame();
     }
     end
