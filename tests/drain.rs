@@ -31,6 +31,40 @@ fn ends_at_the_deadline(gate: &mut Tidegate, told: Instant) {
     assert!(gate.output().contains("sessions unfinished"), "{}", gate.output());
 }
 
+/// Who has said something is no idle client, though it lies in the kernel while a lane has no room.
+#[test]
+fn what_was_not_read_for_lack_of_room_is_served_before_the_end() {
+    const CLIENTS: usize = 60;
+    let server = Redis::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "drain_ms = 20000\n").unwrap();
+    let mut gate = Setup::new().redis(&server).pool_size(3).config(file.path()).start();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| gate.redis_client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.command(&["PING"]), Value::simple("PONG"));
+    }
+    server.signal(Signal::STOP);
+    let value = "v".repeat(300_000);
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let set = |mut client: Connection| {
+            client.send(&encode(&["SET", "k", &value]));
+            client.try_reply()
+        };
+        let clients: Vec<_> =
+            clients.into_iter().map(|client| scope.spawn(move || set(client))).collect();
+        eventually("all wait", || {
+            let active = gate.redis_metric("tidegate_clients", &[("state", "active")]);
+            (active == CLIENTS as f64).then_some(())
+        });
+        gate.signal(Signal::TERM);
+        eventually("it drains", || gate.output().contains("told to stop").then_some(()));
+        server.signal(Signal::CONT);
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    assert_eq!(answers, vec![Some(Value::simple("OK")); CLIENTS]);
+    assert_eq!(gate.wait(Duration::from_secs(15)).and_then(|status| status.code()), Some(0));
+}
+
 #[test]
 fn redis_clients_that_are_left_at_the_deadline_are_told() {
     let server = Redis::start();

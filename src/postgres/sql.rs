@@ -21,6 +21,9 @@ pub use suspects::{Findings, Suspects, Unlisten};
 /// Longest name Postgres keeps (NAMEDATALEN less the zero); longer words are cut as Postgres cuts them.
 const NAME_BYTES: usize = 63;
 
+/// Longest tag of a dollar quote that is read. Unlike names tags have no limit on the server.
+const TAG_BYTES: usize = 16 * 1024;
+
 /// What makes it worth looking for names of settings.
 const SETTINGS: Suspects = {
     let mut all = Suspects::SETTING;
@@ -36,6 +39,14 @@ const OF_ANY_NAME: Suspects = {
     all.insert(Suspects::DBLINK);
     all.insert(Suspects::SEQUENCE_READ);
     all.insert(Suspects::RELEASE);
+    all
+};
+
+/// What words may do that are not read at all.
+const OF_ANYTHING: Suspects = {
+    let mut all = OF_ANY_NAME;
+    all.insert(Suspects::UNNAMED_SETTING);
+    all.insert(Suspects::LOAD);
     all
 };
 
@@ -479,8 +490,13 @@ impl Lexer {
                 // $1 is a parameter.
                 self.place = Place::Plain;
             }
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | 0x80.. if tag.len() < NAME_BYTES => {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | 0x80.. if tag.len() < TAG_BYTES => {
                 tag.push(byte);
+            }
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | 0x80.. => {
+                // What its string hides, and what stands behind it, may be anything.
+                self.suspect(OF_ANYTHING);
+                self.place = Place::Plain;
             }
             _ => {
                 self.place = Place::Plain;

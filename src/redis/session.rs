@@ -102,6 +102,7 @@ pub struct Session {
     /// Until when nothing more is said or carried, after one failed login too many.
     held: Option<Pin<Box<Sleep>>>,
     presence: Presence,
+    unread: Unread,
 }
 
 /// What a client that has not shown the password has.
@@ -120,6 +121,13 @@ enum Presence {
     Active,
     /// It waits for a connection of its own.
     Waiting,
+}
+
+/// Whether something of the client's may lie in the kernel because its lane has no room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unread {
+    None,
+    Perhaps,
 }
 
 /// What is to be done about a reply when it is here whole.
@@ -254,6 +262,7 @@ impl Session {
             porch,
             held: None,
             presence: Presence::Idle,
+            unread: Unread::None,
         };
         session.enter_namespace(0);
         session
@@ -262,7 +271,9 @@ impl Session {
     /// Moves the client to the gauge where it belongs.
     fn count(&mut self) {
         let presence = match &self.state {
-            State::Shared if self.mailbox.is_quiet() => Presence::Idle,
+            State::Shared if self.mailbox.is_quiet() && self.unread == Unread::None => {
+                Presence::Idle
+            }
             State::Shared | State::Parked(_) | State::Pinned(..) => Presence::Active,
             State::Waiting(_) => Presence::Waiting,
         };
@@ -355,6 +366,13 @@ impl Session {
                 cx.waker().wake_by_ref();
             }
             let idle = match &self.state {
+                // The drain has begun behind the last look: the next one reads.
+                State::Shared if self.unread == Unread::Perhaps => {
+                    if self.held.is_none() {
+                        cx.waker().wake_by_ref();
+                    }
+                    false
+                }
                 State::Shared => {
                     let at_work = self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
                     let quiet = self.inbox.is_empty() && self.mailbox.is_quiet();

@@ -44,6 +44,28 @@ fn strings_over_lines_and_names_in_code_points_hide_nothing() {
     }
 }
 
+/// The server reads tags of any length.
+#[test]
+fn no_dollar_quote_is_too_long_to_be_seen() {
+    for (length, what) in [
+        (1, Suspects::SETTING),
+        (62, Suspects::SETTING),
+        (64, Suspects::SETTING),
+        (TAG_BYTES, Suspects::SETTING),
+        (TAG_BYTES + 1, both(OF_ANYTHING, Suspects::SETTING)),
+    ] {
+        let tag = "t".repeat(length);
+        let text = format!("select ${tag}$ ' ${tag}$; set work_mem = '3MB' --'");
+        assert!(suspects(&text).intersects(what), "{length}");
+        let quoted = format!("select ${tag}$ ; set x = 1; ${tag}$");
+        let quoted = suspects(&quoted);
+        assert_eq!(quoted.is_empty(), length <= TAG_BYTES, "{length}: {quoted:?}");
+    }
+    assert!(
+        suspects(&format!("select ${}$", "t".repeat(TAG_BYTES + 1))).intersects(Suspects::LOAD)
+    );
+}
+
 #[test]
 fn suspects_what_outlives_a_transaction() {
     for (text, what) in [

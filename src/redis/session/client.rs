@@ -8,7 +8,7 @@ use tokio::time::Sleep;
 
 use super::{
     Amending, Closing, End, LOOK_AGAIN, MailState, Moved, Outbox, Purpose, READ_AHEAD, Sending,
-    Session, State,
+    Session, State, Unread,
 };
 use crate::net::with_read_buffer;
 
@@ -141,6 +141,7 @@ impl Session {
 
     /// Reads from the client, unless commands still wait; then only its end is noticed.
     pub(super) fn read(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
+        self.unread = Unread::None;
         if let Sending::Ended(_) = self.sending {
             return self.finish(cx);
         }
@@ -159,6 +160,7 @@ impl Session {
             return self.watch_end(cx);
         }
         if matches!(self.state, State::Shared) && !self.lane_has_room(cx) {
+            self.unread = Unread::Perhaps;
             return self.look_later(cx);
         }
         if self.next_look.as_ref().is_some_and(|look| look.is_elapsed()) {
@@ -195,9 +197,11 @@ impl Session {
         })
     }
 
-    /// Whether what the client says next could go on; if not, it stays in the kernel till then.
+    /// Whether what the client says next could go on; if not, it stays in the kernel till then. In a drain all is read, as whoever has
+    /// said nothing is sent away.
     fn lane_has_room(&self, cx: &Context<'_>) -> bool {
-        self.lane.as_ref().is_none_or(|lane| lane.poll_room(cx, &self.mailbox).is_ready())
+        self.guard.is_draining()
+            || self.lane.as_ref().is_none_or(|lane| lane.poll_room(cx, &self.mailbox).is_ready())
     }
 
     /// Behind bytes that are not read yet no wake-up tells of the client's end: asks again in a while.
