@@ -346,48 +346,6 @@ impl Session {
             && self.gate.as_ref().is_none_or(|gate| !gate.runs_errand())
     }
 
-    fn leave(&mut self, cx: &mut Context<'_>, moved: Moved) -> Result<Moved, End> {
-        // With TLS what was taken may still be on its way.
-        if self.stream.poll_flushed(cx).is_pending() {
-            return Ok(moved);
-        }
-        if self.out.bytes.is_empty() && self.mailbox.is_quiet() {
-            return Err(End("closed"));
-        }
-        Ok(moved)
-    }
-
-    fn watch_clock(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        self.watch_login(cx)?;
-        self.watch_reading(cx)?;
-        if self.guard.poll_started(cx).is_ready() {
-            if self.guard.poll_over(cx).is_ready() {
-                self.give_up();
-                cx.waker().wake_by_ref();
-            }
-            let idle = match &self.state {
-                // The drain has begun behind the last look: the next one reads.
-                State::Shared if self.unread == Unread::Perhaps => {
-                    if self.held.is_none() {
-                        cx.waker().wake_by_ref();
-                    }
-                    false
-                }
-                State::Shared => {
-                    let at_work = self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
-                    let quiet = self.inbox.is_empty() && self.mailbox.is_quiet();
-                    quiet && self.queue.is_none() && !at_work
-                }
-                State::Waiting(_) | State::Parked(_) => false,
-                State::Pinned(pinned, _) => pinned.is_endless() || pinned.only_listens(),
-            };
-            if idle && self.out.bytes.is_empty() {
-                return Err(End("drain"));
-            }
-        }
-        Ok(())
-    }
-
     fn carry_inbox(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
         if self.inbox.len() == self.scanner.length() {
             return Ok(Moved::No);

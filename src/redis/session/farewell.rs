@@ -1,8 +1,10 @@
-//! The end of a session at the end of a drain: what is owed can't be finished, and the client is told so.
+//! The end of a session: when all is said, when a drain finds it idle, and at the end of that, when what is owed can't be finished and
+//! the client is told so.
 
 use std::sync::atomic::Ordering;
+use std::task::Context;
 
-use super::{Closing, Session, State};
+use super::{Closing, End, Moved, Session, State, Unread};
 use crate::redis::greeting::write_error;
 use crate::redis::mailbox::Tail;
 
@@ -14,6 +16,50 @@ const NO_TRANSACTION: &str =
     "ERR tidegate: shutting down; the transaction was not run, send it again over a new connection";
 
 impl Session {
+    /// The session closes when everything owed is written.
+    pub(super) fn leave(&mut self, cx: &mut Context<'_>, moved: Moved) -> Result<Moved, End> {
+        // With TLS what was taken may still be on its way.
+        if self.stream.poll_flushed(cx).is_pending() {
+            return Ok(moved);
+        }
+        if self.out.bytes.is_empty() && self.mailbox.is_quiet() {
+            return Err(End("closed"));
+        }
+        Ok(moved)
+    }
+
+    /// The ends of login, of patience and of all: a drain sends those away who have nothing under way.
+    pub(super) fn watch_clock(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        self.watch_login(cx)?;
+        self.watch_reading(cx)?;
+        if self.guard.poll_started(cx).is_ready() {
+            if self.guard.poll_over(cx).is_ready() {
+                self.give_up();
+                cx.waker().wake_by_ref();
+            }
+            let idle = match &self.state {
+                // The drain has begun behind the last look: the next one reads.
+                State::Shared if self.unread == Unread::Perhaps => {
+                    if self.held.is_none() {
+                        cx.waker().wake_by_ref();
+                    }
+                    false
+                }
+                State::Shared => {
+                    let at_work = self.gate.as_ref().is_some_and(|gate| gate.runs_errand());
+                    let quiet = self.inbox.is_empty() && self.mailbox.is_quiet();
+                    quiet && self.queue.is_none() && !at_work
+                }
+                State::Waiting(_) | State::Parked(_) => false,
+                State::Pinned(pinned, _) => pinned.is_endless() || pinned.only_listens(),
+            };
+            if idle && self.out.bytes.is_empty() {
+                return Err(End("drain"));
+            }
+        }
+        Ok(())
+    }
+
     /// Gives up what is owed: one error says so where a reply is due, or will be asked for, and the connection is closed.
     pub(super) fn give_up(&mut self) {
         if self.closing == Closing::AfterReplies {
