@@ -258,8 +258,9 @@ impl Control {
     async fn give(&mut self) -> anyhow::Result<Successor> {
         let guest = self.guest.as_mut().context("nobody is here")?;
         // Before anything changes: if it has gone meanwhile, nothing has.
-        let said = guest.talk.say("yours").await;
-        said.with_context(|| format!("process {} has gone", guest.pid))?;
+        let said = tokio::time::timeout(PATIENCE, guest.talk.say("yours")).await;
+        said.context("it does not read")?
+            .with_context(|| format!("process {} has gone", guest.pid))?;
         // Before any thread hears that its listener is over: with it goes a file that is still ours.
         self.files.iter().filter_map(Weak::upgrade).for_each(|file| file.leave());
         self.file.leave();

@@ -17,6 +17,10 @@ pub enum ChildPassword {
     OfUrl,
 }
 
+/// What is warned of when a URL gets a password by a reload: the wrapped command can't be told.
+pub const STAYS_OPEN: &str = "the URL has a password now, and the command was started without: all who reach the listener are let in as \
+     before, until a restart";
+
 /// What lets the wrapped command in for as long as it lives: its environment doesn't change when settings do.
 #[derive(Clone, Debug, Default)]
 pub struct ChildCredentials {

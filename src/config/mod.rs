@@ -35,7 +35,7 @@ mod written;
 use std::path::{Path, PathBuf};
 
 pub use crate::net::Host;
-pub use child::{ChildCredentials, ChildPassword};
+pub use child::{ChildCredentials, ChildPassword, STAYS_OPEN};
 pub use current::Current;
 pub use describe::describe;
 pub use error::ConfigError;

@@ -243,9 +243,14 @@ pub fn all() -> &'static [Command] {
 /// command is too large to be held; what follows decides only for XREAD, XREADGROUP and CLIENT.
 pub fn carriage<'a>(mut arguments: impl Iterator<Item = &'a [u8]>) -> Carriage {
     let name = arguments.next().unwrap_or_default();
-    if is_common(name) {
-        return Carriage::Lane;
-    }
+    if is_common(name) { Carriage::Lane } else { uncommon_carriage(name, arguments) }
+}
+
+/// The same, of a command that isn't [`is_common`], with what follows its name.
+pub(super) fn uncommon_carriage<'a>(
+    name: &[u8],
+    mut arguments: impl Iterator<Item = &'a [u8]>,
+) -> Carriage {
     let name = Upper::new(name);
     let name = name.as_slice();
     match name {

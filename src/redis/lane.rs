@@ -206,9 +206,14 @@ impl Inner {
 
     /// Has the session called when there is room.
     fn await_room(&mut self, cx: &Context<'_>, mailbox: &Arc<Mailbox>) {
-        if mailbox.await_room(cx) == Called::Later {
-            self.waiting.push_back(Arc::clone(mailbox));
+        if mailbox.await_room(cx) == Called::Already {
+            return;
         }
+        if self.waiting.len() == self.waiting.capacity() {
+            // Those who have left meanwhile take no room.
+            self.waiting.retain(|mailbox| Arc::strong_count(mailbox) > 1);
+        }
+        self.waiting.push_back(Arc::clone(mailbox));
     }
 
     /// Calls those who have waited longest.
@@ -339,9 +344,13 @@ impl Lane {
         self.leaves.load(Ordering::Relaxed)
     }
 
-    /// Ends the lane's task.
+    /// Ends the lane's task. Nobody waits for it any more.
     pub fn close(&self) {
-        self.lock().life = Life::Closed;
+        {
+            let mut inner = self.lock();
+            inner.life = Life::Closed;
+            inner.waiting.drain(..).for_each(|mailbox| mailbox.call());
+        }
         self.nudge();
     }
 
@@ -577,6 +586,28 @@ mod tests {
         let all = inner.batches.iter().filter(|batch| batch.key == key);
         let all: Vec<u8> = all.flat_map(|batch| batch.bytes.iter().copied()).collect();
         assert_eq!(all, b"123");
+    }
+
+    #[test]
+    fn whoever_leaves_while_it_waits_for_room_takes_none() {
+        let (mut inner, cx) = (Inner::default(), Context::from_waker(Waker::noop()));
+        let fresh = || Arc::new(Mailbox::new(Arc::default()));
+        let staying: Vec<_> = (0..10).map(|_| fresh()).collect();
+        for mailbox in staying.iter().chain(&staying) {
+            inner.await_room(&cx, mailbox);
+        }
+        assert_eq!(inner.waiting.len(), 10, "each stands there once");
+        for _ in 0..10_000 {
+            inner.await_room(&cx, &fresh());
+        }
+        assert!(inner.waiting.len() < 100, "{}", inner.waiting.len());
+        for mailbox in &staying {
+            assert!(inner.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, mailbox)));
+        }
+        while !inner.waiting.is_empty() {
+            inner.call();
+        }
+        assert_eq!(staying[0].await_room(&cx), Called::Later, "it was called");
     }
 
     #[test]

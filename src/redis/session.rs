@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use super::backend::Key;
-use super::command::{Carriage, Reason, Step, Word, carriage, is_common, step};
+use super::command::{Carriage, Reason, Step, Word, carriage, is_common, step, uncommon_carriage};
 use super::greeting::{Effect, Identity, ServerFacts, Standing, TOO_LATE, write_error};
 use super::lane::{Lane, Submitted, Work};
 use super::mailbox::{MailState, Mailbox, Size, Tail};
@@ -505,12 +505,16 @@ impl Session {
     }
 
     fn goes_over_lane(&self, command: &[u8]) -> bool {
-        let words = Arguments::new(command);
-        if is_common(words.clone().next().unwrap_or_default()) {
-            return self.is_free();
+        if !self.is_free() {
+            return false;
         }
-        let goes = self.is_free() && carriage(words.clone()) == Carriage::Lane;
-        if !goes {
+        let words = Arguments::new(command);
+        let mut behind = words.clone();
+        let name = behind.next().unwrap_or_default();
+        if is_common(name) {
+            return true;
+        }
+        if uncommon_carriage(name, behind) != Carriage::Lane {
             return false;
         }
         match remark(words.clone()) {

@@ -22,7 +22,7 @@ use super::pubsub::Hub;
 use super::scripts::Scripts;
 use crate::config::{
     ChildCredentials, Current, NamespaceSettings, RedisLimits, RedisListener, RedisSettings,
-    RedisUpstream,
+    RedisUpstream, STAYS_OPEN,
 };
 use crate::metrics::{Happening, NamespaceMetrics, PoolMetrics};
 use crate::net::{Address, LoginFailures, TlsError};
@@ -242,11 +242,7 @@ impl Upstream {
         let before = self.entrance.get();
         let next = before.leading_to(&config, settings.password_overlap);
         if next.lets_all_in() && !before.lets_all_in() {
-            tracing::warn!(
-                pool = self.name,
-                "the URL has a password now, and the command was started without: all who reach the listener are let in as \
-                 before, until a restart"
-            );
+            tracing::warn!(pool = self.name, "{STAYS_OPEN}");
         }
         self.entrance.set(next);
         let before = before.config().clone();

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::passwords::Passwords;
 use super::{Fixed, Name, Routes, Ways};
-use crate::config::{ChildCredentials, PostgresUpstream, UserSecret, Users};
+use crate::config::{ChildCredentials, PostgresUpstream, STAYS_OPEN, UserSecret, Users};
 use crate::postgres::backend::PgPool;
 use crate::postgres::connect::Dial;
 
@@ -68,11 +68,7 @@ impl Routes {
         let (overlap, seed) = self.overlap();
         let next = known.renamed(upstream, overlap, &seed);
         if next.name.passwords.let_all_in() && !known.name.passwords.let_all_in() {
-            tracing::warn!(
-                pool = upstream.name,
-                "the URL has a password now, and the command was started without: all who reach the listener are let in as \
-                 before, until a restart"
-            );
+            tracing::warn!(pool = upstream.name, "{STAYS_OPEN}");
         }
         redial(&next.pool, dial);
         next

@@ -1,7 +1,7 @@
 //! The client's side of a session: what it is owed is written, what it sends is read, and its end is noticed.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tokio::time::Sleep;
@@ -206,25 +206,25 @@ impl Session {
 
     /// Behind bytes that are not read yet no wake-up tells of the client's end: asks again in a while.
     pub(super) fn look_again(&mut self, cx: &mut Context<'_>) {
-        let fresh = || Box::pin(tokio::time::sleep(LOOK_AGAIN));
-        let look = self.next_look.get_or_insert_with(fresh);
-        if look.as_mut().poll(cx).is_ready() {
-            self.next_look = None;
+        if self.poll_look(cx).is_ready() {
             cx.waker().wake_by_ref();
         }
+    }
+
+    /// Ready a while after it was asked first; the clock is wound up by the next call then.
+    fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let fresh = || Box::pin(tokio::time::sleep(LOOK_AGAIN));
+        ready!(self.next_look.get_or_insert_with(fresh).as_mut().poll(cx));
+        self.next_look = None;
+        Poll::Ready(())
     }
 
     /// As a lane has room again soon, the client's end is looked for only when it hasn't for a while. The clock runs on meanwhile,
     /// so that it is wound up once a second at most.
     fn look_later(&mut self, cx: &mut Context<'_>) -> Result<Moved, End> {
-        if let Sending::Closed(_) = self.sending {
-            return self.finish(cx);
-        }
-        let fresh = || Box::pin(tokio::time::sleep(LOOK_AGAIN));
-        if self.next_look.get_or_insert_with(fresh).as_mut().poll(cx).is_pending() {
+        if matches!(self.sending, Sending::Open) && self.poll_look(cx).is_pending() {
             return Ok(Moved::No);
         }
-        self.next_look = None;
         self.watch_end(cx)
     }
 
