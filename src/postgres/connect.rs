@@ -1,14 +1,14 @@
 //! Opening a server connection at one address: socket, TLS as `sslmode` says, startup, login. Which address: `hosts`.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::login::{Binding, LoggedIn, Login, LoginError, Step};
+use super::login::{Binding, Credential, LoggedIn, Login, LoginError, Step};
 use super::message::{BackendKey, ErrorFields, cancel_request, ssl_request, startup};
 use super::scram::ScramKeys;
 use crate::config::{
@@ -34,6 +34,8 @@ pub struct Dial {
     timeout: Duration,
     /// What a client has shown of the user's password, where we don't know it.
     keys: Option<ScramKeys>,
+    /// What the password came to at the last login, where that was SCRAM: hashing it anew takes a millisecond.
+    proved: Arc<Mutex<Option<ScramKeys>>>,
     /// Of the startup packet, beside user and database.
     parameters: Arc<Vec<(String, String)>>,
     /// Which host was reached last, by its place in the list.
@@ -87,8 +89,9 @@ impl Dial {
             parameters.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
         }
         let timeout = upstream.connect_timeout.unwrap_or(timeout);
-        let (parameters, latest) = (Arc::new(parameters), Arc::default());
-        Ok(Self { upstream, encryption, timeout, keys: None, parameters, latest })
+        let parameters = Arc::new(parameters);
+        let (proved, latest) = (Arc::default(), Arc::default());
+        Ok(Self { upstream, encryption, timeout, keys: None, proved, parameters, latest })
     }
 
     /// The same server, entered with these parameters in the startup packet, too.
@@ -112,7 +115,8 @@ impl Dial {
             password,
             ..PostgresUpstream::clone(&self.upstream)
         };
-        Self { upstream: Arc::new(upstream), keys: None, ..self.clone() }
+        let proved = Arc::default();
+        Self { upstream: Arc::new(upstream), keys: None, proved, ..self.clone() }
     }
 
     /// The same, entered with these keys where no password is known.
@@ -153,6 +157,24 @@ impl Dial {
     #[must_use]
     pub fn upstream(&self) -> &PostgresUpstream {
         &self.upstream
+    }
+
+    fn credential(&self) -> Credential {
+        match (&self.upstream.password, &self.keys) {
+            (Some(password), _) => {
+                let before = self.proved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                Credential::Password(password.expose().to_owned(), before)
+            }
+            (None, Some(keys)) => Credential::Keys(keys.clone()),
+            (None, None) => Credential::None,
+        }
+    }
+
+    fn remember(&self, logged_in: &LoggedIn) {
+        if self.upstream.password.is_some() && logged_in.proved.is_some() {
+            let mut proved = self.proved.lock().unwrap_or_else(PoisonError::into_inner);
+            proved.clone_from(&logged_in.proved);
+        }
     }
 
     fn startup(&self) -> Result<Vec<u8>, ConnectError> {
@@ -377,12 +399,8 @@ async fn enter(
     greeting: &[u8],
 ) -> Result<Dialled, ConnectError> {
     let (dial, upstream) = (&reached.dial, reached.upstream());
-    let password = upstream.password.as_ref().map(Secret::expose);
     let binding = binding(upstream, &stream);
-    let login = match &dial.keys {
-        Some(keys) => Login::with_keys(&upstream.user, (keys.clone(), nonce()?), binding),
-        None => Login::new(&upstream.user, password, binding),
-    };
+    let login = Login::new(&upstream.user, dial.credential(), nonce()?, binding);
     let mut login = login.by(upstream.methods.clone());
     let mut received = BytesMut::new();
     send(&mut stream, greeting).await?;
@@ -392,6 +410,7 @@ async fn enter(
         match step {
             Step::Send(answer) => send(&mut stream, &answer).await?,
             Step::Done(logged_in) if received.is_empty() => {
+                dial.remember(&logged_in);
                 return Ok(dialled(stream, logged_in, reached));
             }
             Step::Done(_) => {

@@ -1,17 +1,12 @@
 //! Our login at a server: trust, cleartext, md5, SCRAM-SHA-256 and SCRAM-SHA-256-PLUS, up to the first ReadyForQuery.
-//!
-//! Sans-IO but for one thing: the SCRAM client of postgres-protocol draws its own nonce.
 
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{
-    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
-};
 
 use super::message::{
     AuthRequest, BackendKey, ErrorFields, Frame, HasNul, next_frame, parse_auth_request,
     parse_backend_key, parse_parameter_status, parse_ready, password, sasl_initial, sasl_response,
 };
-use super::scram::{KeyedError, KeyedScram, ScramKeys};
+use super::scram::{self, Bindable, ClientError, Knowledge, ScramClient, ScramKeys};
 
 /// Longest frame of a server's login, in bytes: some way above libpq's 30,000.
 pub const FRAME_MOST_BYTES: usize = 64 * 1024;
@@ -22,56 +17,25 @@ const PARAMETERS_MOST: usize = 500;
 pub struct Login {
     user: String,
     credential: Credential,
+    /// Fresh random bytes.
+    nonce: [u8; 18],
     binding: Binding,
     methods: Methods,
     state: State,
     parameters: Vec<(String, String)>,
     key: Option<BackendKey>,
+    proved: Option<ScramKeys>,
 }
 
 /// What we may log in with.
-enum Credential {
+#[derive(Clone)]
+pub enum Credential {
     /// Nothing: the server must trust.
     None,
-    /// A password.
-    Password(String),
-    /// What a client's password comes to, with SCRAM-SHA-256 only; and fresh random bytes.
-    Keys(Box<(ScramKeys, [u8; 18])>),
-}
-
-/// Either way to take part in SCRAM.
-enum Scram {
-    Password(Box<ScramSha256>),
-    Keys(Box<KeyedScram>),
-}
-
-impl Scram {
-    fn message(&self) -> &[u8] {
-        match self {
-            Self::Password(scram) => scram.message(),
-            Self::Keys(scram) => scram.message(),
-        }
-    }
-
-    fn update(&mut self, data: &[u8]) -> Result<(), LoginError> {
-        match self {
-            Self::Password(scram) => {
-                scram.update(data).map_err(|error| LoginError::Protocol(error.to_string()))
-            }
-            Self::Keys(scram) => scram.update(data).map_err(|error| match error {
-                KeyedError::OtherVerifier => LoginError::OldVerifier,
-                error => LoginError::Protocol(error.to_string()),
-            }),
-        }
-    }
-
-    fn finish(&mut self, data: &[u8]) -> Result<(), LoginError> {
-        let error = match self {
-            Self::Password(scram) => scram.finish(data).map_err(|error| error.to_string()),
-            Self::Keys(scram) => scram.finish(data).map_err(|error| error.to_string()),
-        };
-        error.map_err(LoginError::Impostor)
-    }
+    /// A password; and what it came to in the last SCRAM, which may spare working it out again.
+    Password(String, Option<ScramKeys>),
+    /// What a client's password comes to, with SCRAM only.
+    Keys(ScramKeys),
 }
 
 /// Whether the login is bound to the encryption it runs over (RFC 5929, `tls-server-end-point`): then nobody in the middle
@@ -148,9 +112,9 @@ enum State {
     /// A password is sent. Left by `AuthenticationOk`.
     PasswordSent,
     /// SASL's first message is sent. Left by `SASLContinue`.
-    ScramBegun(Scram),
+    ScramBegun(Box<ScramClient>),
     /// The proof is sent. Left by `SASLFinal`, which must prove the server's knowledge.
-    ScramProved(Scram),
+    ScramProved(Box<ScramClient>),
     /// The server has proved itself. Left by `AuthenticationOk`.
     ScramDone,
     /// Logged in. Left by `ReadyForQuery`.
@@ -175,6 +139,8 @@ pub struct LoggedIn {
     pub parameters: Vec<(String, String)>,
     /// The key for cancel requests; `None` if the server gave none.
     pub key: Option<BackendKey>,
+    /// What the password came to, if the server has asked for SCRAM and proved that it knows it: for the next login.
+    pub proved: Option<ScramKeys>,
 }
 
 /// Why a login failed.
@@ -215,40 +181,26 @@ pub enum LoginError {
 }
 
 impl Login {
-    /// A login whose startup packet has been sent.
+    /// A login whose startup packet has been sent; `nonce` is fresh random bytes.
     #[must_use]
-    pub fn new(user: &str, password: Option<&str>, binding: Binding) -> Self {
-        let password = password.map(|password| Credential::Password(password.to_owned()));
-        Self::with(user, password.unwrap_or(Credential::None), binding)
-    }
-
-    /// As [`Login::new`], with what a client's password comes to in the place of a password, and fresh random bytes. What it comes
-    /// to can't be bound: where it must be, there is no login.
-    #[must_use]
-    pub fn with_keys(user: &str, keys: (ScramKeys, [u8; 18]), binding: Binding) -> Self {
-        let binding = match binding {
-            Binding::Must(_) => Binding::Must(None),
-            Binding::May(_) | Binding::Never => Binding::Never,
-        };
-        Self::with(user, Credential::Keys(Box::new(keys)), binding)
+    pub fn new(user: &str, credential: Credential, nonce: [u8; 18], binding: Binding) -> Self {
+        Self {
+            user: user.to_owned(),
+            credential,
+            nonce,
+            binding,
+            methods: Methods::default(),
+            state: State::Greeted,
+            parameters: Vec::new(),
+            key: None,
+            proved: None,
+        }
     }
 
     /// The same, if the server asks in one of these ways.
     #[must_use]
     pub fn by(self, methods: Methods) -> Self {
         Self { methods, ..self }
-    }
-
-    fn with(user: &str, credential: Credential, binding: Binding) -> Self {
-        Self {
-            user: user.to_owned(),
-            credential,
-            binding,
-            methods: Methods::default(),
-            state: State::Greeted,
-            parameters: Vec::new(),
-            key: None,
-        }
     }
 
     /// Takes whole frames off `bytes` until there is something to send, the login is done or the
@@ -287,7 +239,8 @@ impl Login {
             }
             (b'Z', State::Starting) if parse_ready(frame.body) == Some(b'I') => {
                 let parameters = std::mem::take(&mut self.parameters);
-                Ok(Some(Step::Done(LoggedIn { parameters, key: self.key.take() })))
+                let (key, proved) = (self.key.take(), self.proved.take());
+                Ok(Some(Step::Done(LoggedIn { parameters, key, proved })))
             }
             _ => Err(broken()),
         }
@@ -312,12 +265,13 @@ impl Login {
             }
             (AuthRequest::Sasl(mechanisms), State::Greeted) => self.begin_scram(&mechanisms)?,
             (AuthRequest::SaslContinue(data), State::ScramBegun(mut scram)) => {
-                scram.update(&data)?;
+                scram.update(&data).map_err(LoginError::of)?;
                 let proof = sasl_response(scram.message());
                 (State::ScramProved(scram), Some(Step::Send(proof)))
             }
-            (AuthRequest::SaslFinal(data), State::ScramProved(mut scram)) => {
-                scram.finish(&data)?;
+            (AuthRequest::SaslFinal(data), State::ScramProved(scram)) => {
+                let keys = scram.finish(&data);
+                self.proved = Some(keys.map_err(|error| LoginError::Impostor(error.to_string()))?);
                 (State::ScramDone, None)
             }
             (AuthRequest::Other(code), _) => {
@@ -364,37 +318,49 @@ impl Login {
 
     fn begin_scram(&self, mechanisms: &[String]) -> Result<(State, Option<Step>), LoginError> {
         let offers = |mechanism: &str| mechanisms.iter().any(|name| name == mechanism);
-        let (mechanism, binding) = match &self.binding {
-            Binding::May(hash) | Binding::Must(Some(hash)) if offers(SCRAM_SHA_256_PLUS) => {
-                (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash.clone()))
+        let (mechanism, bindable) = match &self.binding {
+            Binding::May(hash) | Binding::Must(Some(hash)) if offers(scram::MECHANISM_PLUS) => {
+                (scram::MECHANISM_PLUS, Bindable::Bound(hash.clone()))
             }
             Binding::Must(_) => {
                 return Err(LoginError::Unbound("the server does not offer SCRAM-SHA-256-PLUS"));
             }
             // We could: a server that could, too, then knows that somebody took its offer away.
-            Binding::May(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
-            Binding::Never => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+            Binding::May(_) => (scram::MECHANISM, Bindable::NotOffered),
+            Binding::Never => (scram::MECHANISM, Bindable::No),
         };
         if !offers(mechanism) {
             return Err(LoginError::Unsupported(mechanisms.join(", ")));
         }
-        let scram = match &self.credential {
-            Credential::Keys(keyed) => {
-                Scram::Keys(Box::new(KeyedScram::new(keyed.0.clone(), &keyed.1)))
+        let knowledge = match &self.credential {
+            Credential::None => return Err(LoginError::NoPassword),
+            Credential::Password(password, keys) => {
+                Knowledge::Password(password.clone(), keys.clone())
             }
-            _ => Scram::Password(Box::new(ScramSha256::new(self.secret()?.as_bytes(), binding))),
+            Credential::Keys(keys) => Knowledge::Keys(keys.clone()),
         };
+        let scram = ScramClient::new(knowledge, &bindable, &self.nonce);
         let first = sasl_initial(mechanism, scram.message());
-        Ok((State::ScramBegun(scram), Some(Step::Send(first))))
+        Ok((State::ScramBegun(Box::new(scram)), Some(Step::Send(first))))
     }
 
     fn secret(&self) -> Result<&str, LoginError> {
         match &self.credential {
-            Credential::Password(password) => Ok(password),
+            Credential::Password(password, _) => Ok(password),
             Credential::None => Err(LoginError::NoPassword),
             Credential::Keys(_) => Err(LoginError::Unsupported(
                 "a password, where only a SCRAM-SHA-256 verifier is known".to_owned(),
             )),
+        }
+    }
+}
+
+impl LoginError {
+    fn of(error: ClientError) -> Self {
+        match error {
+            ClientError::OtherVerifier => Self::OldVerifier,
+            ClientError::TooManyIterations(_) => Self::Unsupported(error.to_string()),
+            error => Self::Protocol(error.to_string()),
         }
     }
 }

@@ -5,16 +5,14 @@
 //! itself is not needed. A user who does not exist goes through the same exchange and fails at its
 //! end, so that nobody can ask who exists.
 
-mod keyed;
-
-use std::borrow::Cow;
+mod client;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-pub use keyed::{KeyedError, KeyedScram, ScramKeys};
+pub use client::{Bindable, ClientError, Knowledge, ScramClient, ScramKeys};
 
 /// The mechanism that is always offered.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
@@ -110,16 +108,11 @@ impl Verifier {
     #[must_use]
     pub fn of(password: &str, user: &str, seed: &[u8; 32]) -> Self {
         let salt = salt(user, seed);
-        let prepared = stringprep::saslprep(password).unwrap_or(Cow::Borrowed(password));
-        let salted = hi(prepared.as_bytes(), &salt, MOCK_ITERATIONS);
-        let client_key = hmac(&salted, &[b"Client Key"]);
+        let ScramKeys { client, server, .. } = ScramKeys::of(password, &salt, MOCK_ITERATIONS);
         Self {
             salt: BASE64.encode(salt),
             iterations: MOCK_ITERATIONS,
-            keys: Keys {
-                stored: Sha256::digest(client_key).into(),
-                server: hmac(&salted, &[b"Server Key"]),
-            },
+            keys: Keys { stored: Sha256::digest(client).into(), server },
             also: Vec::new(),
             standing: Standing::Genuine,
         }

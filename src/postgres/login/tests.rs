@@ -3,7 +3,6 @@
 use bytes::BytesMut;
 use pgwire::messages::Message;
 use pgwire::messages::startup::Authentication;
-use postgres_protocol::password::scram_sha_256;
 use proptest::prelude::*;
 
 use super::super::message::{
@@ -11,9 +10,17 @@ use super::super::message::{
     authentication_sasl_final, backend_key_data, error_frame, notice_frame, parameter_status,
     parse_sasl_initial, ready,
 };
-use super::super::scram::{self, Exchange, Verifier};
+use super::super::scram::{Exchange, Verifier};
 use super::*;
 use crate::postgres::exchange::Status;
+
+fn enter(user: &str, credential: Credential) -> Login {
+    Login::new(user, credential, [1; 18], Binding::Never)
+}
+
+fn password(text: &str) -> Credential {
+    Credential::Password(text.to_owned(), None)
+}
 
 fn frame(message: &Authentication) -> Vec<u8> {
     let mut bytes = BytesMut::new();
@@ -40,6 +47,7 @@ fn logged_in() -> LoggedIn {
             ("TimeZone".into(), "UTC".into()),
         ],
         key: Some(BackendKey { pid: 9, secret: vec![1, 2, 3, 4] }),
+        proved: None,
     }
 }
 
@@ -62,15 +70,15 @@ fn body(frame: &[u8]) -> &[u8] {
 #[test]
 fn trust_sends_nothing() {
     let bytes = tail();
-    let step = Login::new("a", None, Binding::Never).step(&bytes).unwrap();
+    let step = enter("a", Credential::None).step(&bytes).unwrap();
     assert_eq!(step, (bytes.len(), Step::Done(logged_in())));
 }
 
 #[test]
 fn passwords_are_sent_as_asked() {
-    let mut login = Login::new("md5_user", Some("password"), Binding::Never);
+    let mut login = enter("md5_user", password("password"));
     assert_eq!(body(&sent(&mut login, &frame(&Authentication::CleartextPassword))), b"password\0");
-    let mut login = Login::new("md5_user", Some("password"), Binding::Never);
+    let mut login = enter("md5_user", password("password"));
     let salted = frame(&Authentication::MD5Password(vec![0x2a, 0x3d, 0x8f, 0xe0]));
     assert_eq!(body(&sent(&mut login, &salted)), b"md562af4dd09bbb41884907a838a3233294\0");
     assert_eq!(login.step(&tail()).unwrap().1, Step::Done(logged_in()));
@@ -92,7 +100,7 @@ fn a_server_that_asks_in_another_way_than_is_allowed_gets_nothing() {
         ("!gss", [true; 4]),
     ] {
         for (request, allowed) in requests.iter().zip(allowed) {
-            let login = Login::new("a", Some("b"), Binding::Never);
+            let login = enter("a", password("b"));
             let step = login.by(Methods::parse(list).unwrap()).step(request);
             let ruled_out = matches!(step, Err(LoginError::Unwanted(_)));
             assert_eq!(ruled_out, !allowed, "{list}: {step:?}");
@@ -110,16 +118,13 @@ fn no_password_is_said_before_anything_is_sent() {
         frame(&Authentication::MD5Password(vec![0; 4])),
         authentication_sasl(&["SCRAM-SHA-256"]),
     ] {
-        assert_eq!(
-            Login::new("a", None, Binding::Never).step(&request),
-            Err(LoginError::NoPassword)
-        );
+        assert_eq!(enter("a", Credential::None).step(&request), Err(LoginError::NoPassword));
     }
 }
 
 /// A login up to the server's last SCRAM message.
 fn scram(login: &mut Login, known: &str) -> String {
-    let verifier = Verifier::parse(&scram_sha_256(known.as_bytes())).unwrap();
+    let verifier = Verifier::of(known, "a", &[5; 32]);
     let first = sent(login, &authentication_sasl(&["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]));
     let (mechanism, data) = parse_sasl_initial(body(&first)).unwrap();
     assert_eq!(mechanism, "SCRAM-SHA-256");
@@ -131,24 +136,35 @@ fn scram(login: &mut Login, known: &str) -> String {
 
 #[test]
 fn scram_goes_both_ways() {
-    let mut login = Login::new("a", Some("secret"), Binding::Never);
+    let mut login = enter("a", password("secret"));
     let last = scram(&mut login, "secret");
     let rest = [authentication_sasl_final(last.as_bytes()), tail()].concat();
-    assert_eq!(login.step(&rest).unwrap(), (rest.len(), Step::Done(logged_in())));
+    let (consumed, step) = login.step(&rest).unwrap();
+    assert_eq!(consumed, rest.len());
+    let Step::Done(LoggedIn { proved: Some(keys), .. }) = step else { panic!("{step:?}") };
+
+    // What the password came to opens a server with the same salt, whichever password is beside it.
+    let known = Credential::Password("another".to_owned(), Some(keys));
+    for credential in [known, password("secret")] {
+        let mut login = enter("a", credential);
+        let last = scram(&mut login, "secret");
+        let rest = [authentication_sasl_final(last.as_bytes()), tail()].concat();
+        assert!(matches!(login.step(&rest).unwrap().1, Step::Done(_)));
+    }
 }
 
 #[test]
 fn a_server_that_does_not_know_the_password_is_unmasked() {
-    let mut login = Login::new("a", Some("secret"), Binding::Never);
+    let mut login = enter("a", password("secret"));
     scram(&mut login, "secret");
     let proof = authentication_sasl_final(format!("v={}=", "A".repeat(43)).as_bytes());
     assert!(matches!(login.step(&proof), Err(LoginError::Impostor(_))));
 
-    let mut login = Login::new("a", Some("secret"), Binding::Never);
+    let mut login = enter("a", password("secret"));
     scram(&mut login, "secret");
     assert!(matches!(login.step(&authentication_ok()), Err(LoginError::Protocol(_))));
 
-    let mut login = Login::new("a", Some("secret"), Binding::Never);
+    let mut login = enter("a", password("secret"));
     sent(&mut login, &authentication_sasl(&["SCRAM-SHA-256"]));
     let cleartext = frame(&Authentication::CleartextPassword);
     assert!(matches!(login.step(&cleartext), Err(LoginError::Protocol(_))));
@@ -157,17 +173,17 @@ fn a_server_that_does_not_know_the_password_is_unmasked() {
 #[test]
 fn what_we_cannot_do_is_said() {
     let oauth = authentication_sasl(&["OAUTHBEARER"]);
-    let error = Login::new("a", Some("b"), Binding::Never).step(&oauth).unwrap_err();
+    let error = enter("a", password("b")).step(&oauth).unwrap_err();
     assert_eq!(error, LoginError::Unsupported("OAUTHBEARER".into()));
     let kerberos = frame(&Authentication::KerberosV5);
-    let error = Login::new("a", Some("b"), Binding::Never).step(&kerberos).unwrap_err();
+    let error = enter("a", password("b")).step(&kerberos).unwrap_err();
     assert!(matches!(error, LoginError::Unsupported(_)));
 }
 
 #[test]
 fn the_servers_own_words_are_kept() {
     let fields = ErrorFields::fatal("28P01", "password authentication failed for user \"a\"");
-    let error = Login::new("a", None, Binding::Never).step(&error_frame(&fields)).unwrap_err();
+    let error = enter("a", Credential::None).step(&error_frame(&fields)).unwrap_err();
     assert_eq!(error.to_string(), "password authentication failed for user \"a\" (28P01)");
     assert_eq!(error, LoginError::Server(Box::new(fields)));
 }
@@ -175,14 +191,11 @@ fn the_servers_own_words_are_kept() {
 #[test]
 fn nonsense_is_not_believed() {
     for bytes in [&b"HTTP/1.1 400 Bad"[..], b"R\0\0\0\x04", b"Z\0\0\0\x05I", b"X\0\0\0\x04"] {
-        let error = Login::new("a", None, Binding::Never).step(bytes).unwrap_err();
+        let error = enter("a", Credential::None).step(bytes).unwrap_err();
         assert!(matches!(error, LoginError::Protocol(_)), "{error:?}");
     }
     let endless = [authentication_ok(), parameter_status("a", "b").repeat(501)].concat();
-    assert!(matches!(
-        Login::new("a", None, Binding::Never).step(&endless),
-        Err(LoginError::Protocol(_))
-    ));
+    assert!(matches!(enter("a", Credential::None).step(&endless), Err(LoginError::Protocol(_))));
 }
 
 proptest! {
@@ -192,7 +205,7 @@ proptest! {
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % bytes.len()).collect();
         cuts.extend([0, bytes.len()]);
         cuts.sort_unstable();
-        let mut login = Login::new("a", None, Binding::Never);
+        let mut login = enter("a", Credential::None);
         let mut pending = Vec::new();
         let mut last = Step::NeedMore;
         for pair in cuts.windows(2) {
@@ -207,12 +220,12 @@ proptest! {
 
     #[test]
     fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..60), tag in "[RSKZEN]") {
-        let _ = Login::new("a", Some("b"), Binding::Never).step(&bytes);
+        let _ = enter("a", password("b")).step(&bytes);
         let length = u32::try_from(bytes.len() + 4).unwrap().to_be_bytes();
         let framed = [tag.as_bytes(), &length, &bytes].concat();
-        let mut login = Login::new("a", Some("b"), Binding::Never);
+        let mut login = enter("a", password("b"));
         let _ = login.step(&framed);
-        let mut login = Login::new("a", Some("b"), Binding::Never);
+        let mut login = enter("a", password("b"));
         login.step(&authentication_ok()).unwrap();
         let _ = login.step(&framed);
     }
