@@ -6,6 +6,7 @@ mod connect;
 mod failures;
 mod listener;
 mod porch;
+mod socket;
 mod socket_file;
 mod stream;
 mod tls;
@@ -16,6 +17,7 @@ pub use connect::{Host, Keepalive, Spot, Vigilance, addresses, connect, connect_
 pub use failures::LoginFailures;
 pub use listener::{Listener, Opener, bind};
 pub use porch::{Porch, PorchPlace};
+pub use socket::Registered;
 pub use socket_file::{Inode, PATH_BYTES, SocketError, SocketFile, listen as listen_on_socket};
 pub use stream::{Opening, Stream};
 pub use tls::{

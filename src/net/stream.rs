@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::Address;
+use super::socket::{Registered, poll_recv, poll_send};
 
 /// The type of the first record of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -51,9 +52,25 @@ impl Stream {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let mut read = ReadBuf::new(buf);
-        ready!(Pin::new(self).poll_read(cx, &mut read))?;
-        Poll::Ready(Ok(read.filled().len()))
+        self.poll_read_on(cx, buf, &mut Registered::No)
+    }
+
+    /// As [`Stream::poll_read_into`], for a stream that is read in this way alone and by one task alone, which keeps `registered`
+    /// with it: what it is registered for already is not registered again.
+    ///
+    /// # Errors
+    /// As the socket or TLS reports it.
+    pub fn poll_read_on(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+        registered: &mut Registered,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(tcp) => poll_recv(tcp, cx, buf, registered),
+            Self::Unix(unix) => poll_recv(unix, cx, buf, registered),
+            Self::Tls(tls) => read_tls(tls, cx, buf),
+        }
     }
 
     /// Writes a part of `buf`: the number of bytes taken. With TLS, bytes taken may still wait to be
@@ -62,7 +79,11 @@ impl Stream {
     /// # Errors
     /// As the socket or TLS reports it.
     pub fn poll_write_from(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(self).poll_write(cx, buf)
+        match self {
+            Self::Tcp(tcp) => poll_send(tcp, cx, buf),
+            Self::Unix(unix) => poll_send(unix, cx, buf),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, buf),
+        }
     }
 
     /// Ready when every byte taken by [`Stream::poll_write_from`] is with the kernel. Free of cost
@@ -70,8 +91,12 @@ impl Stream {
     ///
     /// # Errors
     /// As the socket or TLS reports it.
+    #[inline]
     pub fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self).poll_flush(cx)
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Tls(tls) => flush_tls(tls, cx),
+        }
     }
 
     /// The end of the stream in TLS's own words (`close_notify`), so that the peer knows it from an accident; sent if the
@@ -232,6 +257,26 @@ impl Stream {
         }
         Poll::Pending
     }
+}
+
+// Apart, so that what most streams do stays small.
+#[inline(never)]
+fn read_tls(
+    tls: &mut tokio_rustls::TlsStream<TcpStream>,
+    cx: &mut Context<'_>,
+    buf: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let mut read = ReadBuf::new(buf);
+    ready!(Pin::new(tls).poll_read(cx, &mut read))?;
+    Poll::Ready(Ok(read.filled().len()))
+}
+
+#[inline(never)]
+fn flush_tls(
+    tls: &mut tokio_rustls::TlsStream<TcpStream>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    Pin::new(tls).poll_flush(cx)
 }
 
 impl AsyncRead for Stream {

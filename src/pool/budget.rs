@@ -412,7 +412,8 @@ impl Budget {
     /// one. Not to one whose ceiling would keep it from opening another all the same.
     pub(super) fn owes_elsewhere(&self, mine: &Account) -> bool {
         let oldest = mine.oldest.load(SeqCst);
-        if oldest == NOBODY || self.demanding.load(SeqCst) == 0 {
+        let mine_demands = usize::from(mine.demand.load(SeqCst) != NOBODY);
+        if oldest == NOBODY || self.demanding.load(SeqCst) <= mine_demands {
             return false;
         }
         let members = self.members();
@@ -519,9 +520,17 @@ impl Account {
         self.opened.store(self.budget.stamp(Instant::now()), SeqCst);
     }
 
-    /// Says who waits: the stamp of the oldest waiter, and of the oldest for whom no connection is being opened.
+    /// Says who waits: the stamp of the oldest waiter, and of the oldest for whom no connection is being opened. Under the
+    /// pool's lock.
     pub(super) fn publish(&self, oldest: u64, demand: u64) {
-        self.oldest.store(oldest, SeqCst);
+        // Nobody else writes here, and mostly it is somebody else at the end of the queue: then all is said already, and a
+        // look costs less than a locked instruction.
+        if self.oldest.load(SeqCst) != oldest {
+            self.oldest.store(oldest, SeqCst);
+        }
+        if self.demand.load(SeqCst) == demand {
+            return;
+        }
         let before = self.demand.swap(demand, SeqCst);
         match (before == NOBODY, demand == NOBODY) {
             (true, false) => self.budget.demanding.fetch_add(1, SeqCst),

@@ -30,7 +30,7 @@ use super::settings::Settings;
 use super::shares::Share;
 use crate::lifecycle::DrainGuard;
 use crate::metrics::Happening;
-use crate::net::{Stream, with_read_buffer};
+use crate::net::{Registered, Stream, with_read_buffer};
 use crate::pool::{Lease, PinPermit, Ticket};
 
 /// Most turns of one session before others have theirs.
@@ -77,6 +77,8 @@ struct Session {
     dropping: u32,
     pace: Pace,
     hears: Hears,
+    /// For the client's bytes.
+    registered: Registered,
 }
 
 /// Whether what is wanted of a session wakes it: from its first poll on, in one task as it is.
@@ -277,6 +279,7 @@ impl Running {
             dropping: 0,
             pace: Pace::InTurn,
             hears: Hears::Nothing,
+            registered: Registered::No,
         }))
     }
 }

@@ -42,7 +42,7 @@ use super::wire::{
 };
 use crate::lifecycle::DrainGuard;
 use crate::metrics::Happening;
-use crate::net::{Address, PorchPlace, Stream};
+use crate::net::{Address, PorchPlace, Registered, Stream};
 use gate::{Form, Gate, Passed};
 use parked::Parked;
 use pinned::Slow;
@@ -103,6 +103,8 @@ pub struct Session {
     held: Option<Pin<Box<Sleep>>>,
     presence: Presence,
     unread: Unread,
+    /// For the client's bytes.
+    registered: Registered,
 }
 
 /// What a client that has not shown the password has.
@@ -263,6 +265,7 @@ impl Session {
             held: None,
             presence: Presence::Idle,
             unread: Unread::None,
+            registered: Registered::No,
         };
         session.enter_namespace(0);
         session

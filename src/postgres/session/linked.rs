@@ -136,7 +136,6 @@ impl Session {
             Poll::Ready(Err(_)) => backend.to_server.clear(),
             Poll::Pending => return Ok(moved),
         }
-        let inside = !backend.line.client_at_boundary();
         if !self.takes_requests() {
             return Ok(moved);
         }
@@ -144,27 +143,54 @@ impl Session {
             // It had to wait for what has just been sent.
             return Ok(Moved::Yes);
         }
-        let n = match self.client.poll_read_into(cx, buffer) {
-            Poll::Pending if inside => return self.silent(cx).map(|()| moved),
-            Poll::Pending => return Ok(moved),
-            Poll::Ready(Ok(n)) if n > 0 => n,
-            Poll::Ready(_) => return Err(End::Vanished),
-        };
+        // What came is mostly all there is: whoever knows that at once need not look at both sides again.
+        for _ in 0..2 {
+            let n = match self.client.poll_read_on(cx, buffer, &mut self.registered) {
+                Poll::Pending if self.is_inside() => return self.silent(cx).map(|()| moved),
+                Poll::Pending if self.is_settled(cx) => return Ok(Moved::No),
+                Poll::Pending => return Ok(moved),
+                Poll::Ready(Ok(n)) if n > 0 => n,
+                Poll::Ready(_) => return Err(End::Vanished),
+            };
+            moved = Moved::Yes;
+            self.take_from_client(cx, &buffer[..n])?;
+            if !self.is_settled(cx) {
+                break;
+            }
+        }
+        Ok(moved)
+    }
+
+    fn take_from_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<(), End> {
         if let Some(rare) = &mut self.rare {
             rare.silence = None;
         }
-        self.pool.metrics().bytes_received_client.inc_by(count(n));
-        moved = Moved::Yes;
-        match &mut self.inbox {
-            Some(inbox) => {
-                inbox.bytes.extend_from_slice(&buffer[..n]);
-                self.inbox_on()?;
-                let Phase::Linked(lease) = &mut self.phase else { return Ok(moved) };
-                flush(lease, cx);
-            }
-            None => self.pass_on(Some(cx), &buffer[..n])?,
+        self.pool.metrics().bytes_received_client.inc_by(count(bytes.len()));
+        let Some(inbox) = &mut self.inbox else { return self.pass_on(Some(cx), bytes) };
+        inbox.bytes.extend_from_slice(bytes);
+        self.inbox_on()?;
+        if let Phase::Linked(lease) = &mut self.phase {
+            flush(lease, cx);
         }
-        Ok(moved)
+        Ok(())
+    }
+
+    /// Whether all that the client said is on its way to the server, and nothing but their next words, and what the sockets take,
+    /// brings more to do.
+    fn is_settled(&mut self, cx: &mut Context<'_>) -> bool {
+        let Phase::Linked(lease) = &mut self.phase else { return false };
+        lease.stream.poll_flushed(cx).is_ready()
+            && self.inbox.is_none()
+            && self.rare.is_none()
+            && self.ledger.as_ref().is_none_or(|ledger| !ledger.has_suspects())
+            && lease.to_client.is_empty()
+            && self.takes_requests()
+            && !self.is_inside()
+    }
+
+    /// Whether the client has begun a message and not ended it.
+    fn is_inside(&self) -> bool {
+        matches!(&self.phase, Phase::Linked(lease) if !lease.line.client_at_boundary())
     }
 
     /// First bytes after a checkout that did not wait.

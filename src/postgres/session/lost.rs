@@ -51,7 +51,7 @@ impl Session {
             return Ok(());
         }
         if self.inbox.is_none() {
-            match self.client.poll_read_into(cx, buffer) {
+            match self.client.poll_read_on(cx, buffer, &mut self.registered) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Ok(n)) if n > 0 => self.park(&buffer[..n], 0),
                 Poll::Ready(_) => return Err(End::Vanished),

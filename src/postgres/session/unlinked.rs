@@ -40,7 +40,7 @@ impl Session {
         if let Some(inbox) = self.inbox.take_if(|inbox| inbox.bytes.len() >= inbox.need) {
             return self.look(&inbox.bytes);
         }
-        match self.client.poll_read_into(cx, buffer) {
+        match self.client.poll_read_on(cx, buffer, &mut self.registered) {
             Poll::Pending => Turn::Sleep,
             Poll::Ready(Ok(0) | Err(_)) => Turn::End(End::Vanished),
             Poll::Ready(Ok(n)) => {
@@ -225,7 +225,7 @@ impl Session {
                 Poll::Pending => Turn::Sleep,
             };
         }
-        match self.client.poll_read_into(cx, buffer) {
+        match self.client.poll_read_on(cx, buffer, &mut self.registered) {
             Poll::Pending => Turn::Sleep,
             Poll::Ready(Ok(0) | Err(_)) => Turn::End(End::Vanished),
             Poll::Ready(Ok(n)) => {

@@ -172,7 +172,7 @@ impl Session {
                 State::Shared if self.inbox.len() <= buffer.len() / 2 => self.inbox.len(),
                 _ => 0,
             };
-            let n = match self.stream.poll_read_into(cx, &mut buffer[begun..]) {
+            let n = match self.stream.poll_read_on(cx, &mut buffer[begun..], &mut self.registered) {
                 Poll::Pending => return Ok(Moved::No),
                 Poll::Ready(Ok(n)) if n > 0 => n,
                 Poll::Ready(Ok(_)) => return self.end_of_client(),
