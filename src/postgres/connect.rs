@@ -498,7 +498,42 @@ fn fault_of(code: &str) -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+
+    const URL: &str = "postgres://a:secret@127.0.0.1:5/d";
+
+    /// What a login would begin with.
+    fn known(dial: &Dial) -> Option<ScramKeys> {
+        match dial.credential() {
+            Credential::Password(_, keys) => keys,
+            Credential::Keys(_) | Credential::None => panic!("a password is known"),
+        }
+    }
+
+    #[test]
+    fn what_a_password_came_to_is_known_to_all_who_enter_with_it_and_to_nobody_else() {
+        let url = BTreeMap::from([("DATABASE_URL".to_owned(), Some(URL.to_owned()))]);
+        let loaded = crate::config::load(None, &url, &[]).unwrap();
+        let upstream = &loaded.settings.postgres.unwrap().listeners[0].upstreams[0];
+        let dial = Dial::new(Arc::clone(upstream), Duration::from_secs(1)).unwrap();
+        let before = dial.saying(vec![("application_name".to_owned(), "x".to_owned())]);
+        assert_eq!(known(&dial), None);
+        let keys = ScramKeys::of("secret", b"salt", 2);
+        let after = |proved| LoggedIn { parameters: Vec::new(), key: None, proved };
+        dial.remember(&after(Some(keys.clone())));
+        // A server that did not ask for SCRAM this time.
+        before.remember(&after(None));
+        assert_eq!(known(&before), Some(keys));
+        let another = dial.entered_as("b", "d", Some(Secret::new("other")));
+        assert_eq!(known(&another), None);
+        // Whoever has keys and no password has no more to remember.
+        let keyed = ScramKeys::of("secret", b"salt", 2);
+        let shown = dial.entered_as("b", "d", None).with_keys(Some(keyed.clone()));
+        shown.remember(&after(Some(ScramKeys::of("secret", b"another", 2))));
+        assert!(matches!(shown.credential(), Credential::Keys(keys) if keys == keyed));
+    }
 
     #[test]
     fn a_login_error_means_what_it_says() {

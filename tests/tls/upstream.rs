@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::DEADLINE;
 use crate::support::authority::{Authority, text};
+use crate::support::pg::Login;
 use crate::support::postgres::{DATABASE, PASSWORD, Postgres, USER, Version};
 use crate::support::tidegate::Setup;
 
@@ -167,6 +168,26 @@ async fn a_login_is_bound_to_its_encryption() {
     let server = Postgres::with_tls(Version::Installed, "ssl=on\n", &files, clear);
     let url = format!("{}?sslmode=require&channel_binding=require", server.url());
     assert_eq!(outcome(&url).await, "refused 28000", "the password is not shown");
+}
+
+/// What a client has shown of its password is bound as the password would be.
+#[test]
+fn a_login_with_a_client_s_keys_is_bound_as_well() {
+    let shown = Authority::new().server();
+    let files = [("server.crt", shown.certificate.as_str()), ("server.key", shown.key.as_str())];
+    let hba = "hostssl all all 127.0.0.1/32 scram-sha-256";
+    let server = Postgres::with_tls(Version::Installed, "ssl=on\n", &files, hba);
+    let stored = server.superuser().one("select passwd from pg_shadow where usename = 'reader'");
+    let users = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(users.path(), format!("\"reader\" \"{stored}\"\n")).unwrap();
+    let url = format!("{}?sslmode=require&channel_binding=require", server.url());
+    let gate = Setup::new()
+        .database_url(&url)
+        .env("TIDEGATE_POSTGRES_ANY", "1")
+        .env("TIDEGATE_POSTGRES_USERS_FILE", users.path().to_str().unwrap())
+        .start();
+    let mut reader = gate.try_client(&Login::of("reader", "reader-secret", DATABASE)).unwrap();
+    assert_eq!(reader.one("select current_user"), "reader");
 }
 
 #[tokio::test]

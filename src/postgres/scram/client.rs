@@ -30,7 +30,7 @@ impl ScramKeys {
     }
 
     /// Costs as many HMACs as there are `iterations`.
-    pub(super) fn of(password: &str, salt: &[u8], iterations: u32) -> Self {
+    pub(in crate::postgres) fn of(password: &str, salt: &[u8], iterations: u32) -> Self {
         let prepared = stringprep::saslprep(password).unwrap_or(Cow::Borrowed(password));
         let salted = hi(prepared.as_bytes(), salt, iterations);
         let (client, server) = (hmac(&salted, &[b"Client Key"]), hmac(&salted, &[b"Server Key"]));
