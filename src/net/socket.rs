@@ -10,16 +10,44 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::coop;
 
 /// Whether the one task that reads a stream is registered for its next bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Registered {
-    #[default]
     /// Perhaps not.
     No,
     /// Its waker is called by the next of them, if they are not there already.
     Yes,
+    /// That can't be known. Where several threads share the tasks, one may note that a socket is ready, and take the waker only after
+    /// another has read all that there was and registered for more.
+    Unknowable,
+}
+
+impl Registered {
+    /// For a task of the runtime that this is called in.
+    #[must_use]
+    pub fn at_first() -> Self {
+        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            // One thread notes, takes and reads.
+            Ok(RuntimeFlavor::CurrentThread) => Self::No,
+            _ => Self::Unknowable,
+        }
+    }
+
+    /// It may not be any more.
+    pub(super) fn lapse(&mut self) {
+        if *self == Self::Yes {
+            *self = Self::No;
+        }
+    }
+
+    fn hold(&mut self) {
+        if *self == Self::No {
+            *self = Self::Yes;
+        }
+    }
 }
 
 /// A socket of the runtime's.
@@ -80,17 +108,17 @@ pub(super) fn poll_recv(
             match attempt(socket, Interest::READABLE, wanted, call) {
                 Attempt::Done(result) => {
                     spend(cx);
-                    *registered = Registered::No;
+                    registered.lapse();
                     return Poll::Ready(result);
                 }
                 Attempt::Unready if *registered == Registered::Yes => return Poll::Pending,
                 Attempt::Unready | Attempt::Stale => {}
             }
         }
-        *registered = Registered::No;
+        registered.lapse();
         if socket.poll_ready(Interest::READABLE, cx)?.is_pending() {
             if may {
-                *registered = Registered::Yes;
+                registered.hold();
             }
             return Poll::Pending;
         }
@@ -177,7 +205,8 @@ mod tests {
     impl Reader {
         fn beside() -> (Self, UnixStream) {
             let (socket, peer) = UnixStream::pair().unwrap();
-            (Self { socket, registered: Registered::No, calls: Arc::default() }, peer)
+            let registered = Registered::at_first();
+            (Self { socket, registered, calls: Arc::default() }, peer)
         }
 
         fn read(&mut self, buf: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -234,6 +263,21 @@ mod tests {
         reader.called_after(2).await;
         assert!(is(reader.read(&mut buf), 0));
         assert!(is(reader.read(&mut buf), 0));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn where_several_threads_share_the_tasks_each_look_registers() {
+        let (mut reader, mut peer) = Reader::beside();
+        let mut buf = [0; 16];
+        assert!(reader.read(&mut buf).is_pending());
+        // As if the waker had been taken for bytes that were read long ago.
+        let other = Waker::noop();
+        assert!(reader.socket.poll_read_ready(&mut Context::from_waker(other)).is_pending());
+        assert!(reader.read(&mut buf).is_pending());
+        assert_eq!(reader.registered, Registered::Unknowable);
+        peer.write_all(b"four").await.unwrap();
+        reader.called_after(0).await;
+        assert!(is(reader.read(&mut buf), 4));
     }
 
     #[tokio::test]

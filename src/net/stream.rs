@@ -56,7 +56,7 @@ impl Stream {
     }
 
     /// As [`Stream::poll_read_into`], for a stream that is read in this way alone and by one task alone, which keeps `registered`
-    /// with it: what it is registered for already is not registered again.
+    /// with it, from [`Registered::at_first`] on: what it is registered for already is not registered again.
     ///
     /// # Errors
     /// As the socket or TLS reports it.
@@ -112,6 +112,16 @@ impl Stream {
     /// While bytes lie unread in the socket this is `Pending` without a wake-up: a caller that must
     /// know reads on, or asks again by a clock of its own.
     pub fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_hangup_on(cx, &mut Registered::No)
+    }
+
+    /// As [`Stream::poll_hangup`], where [`Stream::poll_read_on`] reads.
+    pub fn poll_hangup_on(
+        &mut self,
+        cx: &mut Context<'_>,
+        registered: &mut Registered,
+    ) -> Poll<()> {
+        registered.lapse();
         let readable = match self {
             Self::Tcp(tcp) => tcp.poll_read_ready(cx),
             Self::Tls(tls) => tls.get_ref().0.poll_read_ready(cx),

@@ -531,12 +531,15 @@ impl Account {
         if self.demand.load(SeqCst) == demand {
             return;
         }
-        let before = self.demand.swap(demand, SeqCst);
-        match (before == NOBODY, demand == NOBODY) {
-            (true, false) => self.budget.demanding.fetch_add(1, SeqCst),
-            (false, true) => self.budget.demanding.fetch_sub(1, SeqCst),
-            _ => return,
-        };
+        // Never fewer are counted than say so.
+        let before = self.demand.load(SeqCst);
+        if before == NOBODY {
+            self.budget.demanding.fetch_add(1, SeqCst);
+        }
+        self.demand.store(demand, SeqCst);
+        if demand == NOBODY {
+            self.budget.demanding.fetch_sub(1, SeqCst);
+        }
     }
 }
 

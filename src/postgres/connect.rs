@@ -170,10 +170,9 @@ impl Dial {
         }
     }
 
-    fn remember(&self, logged_in: &LoggedIn) {
-        if self.upstream.password.is_some() && logged_in.proved.is_some() {
-            let mut proved = self.proved.lock().unwrap_or_else(PoisonError::into_inner);
-            proved.clone_from(&logged_in.proved);
+    fn remember(&self, keys: Option<ScramKeys>) {
+        if keys.is_some() && self.upstream.password.is_some() {
+            *self.proved.lock().unwrap_or_else(PoisonError::into_inner) = keys;
         }
     }
 
@@ -405,12 +404,13 @@ async fn enter(
     let mut received = BytesMut::new();
     send(&mut stream, greeting).await?;
     loop {
-        let (consumed, step) = login.step(&received).map_err(|error| refusal(&error))?;
+        let stepped = login.step(&received);
+        dial.remember(login.take_proved());
+        let (consumed, step) = stepped.map_err(|error| refusal(&error))?;
         let _taken = received.split_to(consumed);
         match step {
             Step::Send(answer) => send(&mut stream, &answer).await?,
             Step::Done(logged_in) if received.is_empty() => {
-                dial.remember(&logged_in);
                 return Ok(dialled(stream, logged_in, reached));
             }
             Step::Done(_) => {
@@ -521,17 +521,16 @@ mod tests {
         let before = dial.saying(vec![("application_name".to_owned(), "x".to_owned())]);
         assert_eq!(known(&dial), None);
         let keys = ScramKeys::of("secret", b"salt", 2);
-        let after = |proved| LoggedIn { parameters: Vec::new(), key: None, proved };
-        dial.remember(&after(Some(keys.clone())));
+        dial.remember(Some(keys.clone()));
         // A server that did not ask for SCRAM this time.
-        before.remember(&after(None));
+        before.remember(None);
         assert_eq!(known(&before), Some(keys));
         let another = dial.entered_as("b", "d", Some(Secret::new("other")));
         assert_eq!(known(&another), None);
         // Whoever has keys and no password has no more to remember.
         let keyed = ScramKeys::of("secret", b"salt", 2);
         let shown = dial.entered_as("b", "d", None).with_keys(Some(keyed.clone()));
-        shown.remember(&after(Some(ScramKeys::of("secret", b"another", 2))));
+        shown.remember(Some(ScramKeys::of("secret", b"another", 2)));
         assert!(matches!(shown.credential(), Credential::Keys(keys) if keys == keyed));
     }
 

@@ -139,8 +139,6 @@ pub struct LoggedIn {
     pub parameters: Vec<(String, String)>,
     /// The key for cancel requests; `None` if the server gave none.
     pub key: Option<BackendKey>,
-    /// What the password came to, if the server has asked for SCRAM and proved that it knows it: for the next login.
-    pub proved: Option<ScramKeys>,
 }
 
 /// Why a login failed.
@@ -203,6 +201,12 @@ impl Login {
         Self { methods, ..self }
     }
 
+    /// What the password comes to, once, when the server has proved that it knows it: for the next login, though this one may still
+    /// fail.
+    pub fn take_proved(&mut self) -> Option<ScramKeys> {
+        self.proved.take()
+    }
+
     /// Takes whole frames off `bytes` until there is something to send, the login is done or the
     /// bytes end. The number is how many bytes were consumed.
     ///
@@ -239,8 +243,7 @@ impl Login {
             }
             (b'Z', State::Starting) if parse_ready(frame.body) == Some(b'I') => {
                 let parameters = std::mem::take(&mut self.parameters);
-                let (key, proved) = (self.key.take(), self.proved.take());
-                Ok(Some(Step::Done(LoggedIn { parameters, key, proved })))
+                Ok(Some(Step::Done(LoggedIn { parameters, key: self.key.take() })))
             }
             _ => Err(broken()),
         }

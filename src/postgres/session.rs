@@ -279,7 +279,7 @@ impl Running {
             dropping: 0,
             pace: Pace::InTurn,
             hears: Hears::Nothing,
-            registered: Registered::No,
+            registered: Registered::at_first(),
         }))
     }
 }

@@ -265,7 +265,7 @@ impl Session {
             held: None,
             presence: Presence::Idle,
             unread: Unread::None,
-            registered: Registered::No,
+            registered: Registered::at_first(),
         };
         session.enter_namespace(0);
         session

@@ -47,7 +47,6 @@ fn logged_in() -> LoggedIn {
             ("TimeZone".into(), "UTC".into()),
         ],
         key: Some(BackendKey { pid: 9, secret: vec![1, 2, 3, 4] }),
-        proved: None,
     }
 }
 
@@ -139,9 +138,9 @@ fn scram_goes_both_ways() {
     let mut login = enter("a", password("secret"));
     let last = scram(&mut login, "secret");
     let rest = [authentication_sasl_final(last.as_bytes()), tail()].concat();
-    let (consumed, step) = login.step(&rest).unwrap();
-    assert_eq!(consumed, rest.len());
-    let Step::Done(LoggedIn { proved: Some(keys), .. }) = step else { panic!("{step:?}") };
+    assert_eq!(login.take_proved(), None);
+    assert_eq!(login.step(&rest).unwrap(), (rest.len(), Step::Done(logged_in())));
+    let keys = login.take_proved().unwrap();
 
     // What the password came to opens a server with the same salt, whichever password is beside it.
     let known = Credential::Password("another".to_owned(), Some(keys));
@@ -154,11 +153,22 @@ fn scram_goes_both_ways() {
 }
 
 #[test]
+fn what_was_proved_counts_though_the_server_is_full() {
+    let mut login = enter("a", password("secret"));
+    let last = scram(&mut login, "secret");
+    let full = error_frame(&ErrorFields::fatal("53300", "sorry, too many clients already"));
+    let rest = [authentication_sasl_final(last.as_bytes()), full].concat();
+    assert!(matches!(login.step(&rest), Err(LoginError::Server(_))));
+    assert!(login.take_proved().is_some());
+}
+
+#[test]
 fn a_server_that_does_not_know_the_password_is_unmasked() {
     let mut login = enter("a", password("secret"));
     scram(&mut login, "secret");
     let proof = authentication_sasl_final(format!("v={}=", "A".repeat(43)).as_bytes());
     assert!(matches!(login.step(&proof), Err(LoginError::Impostor(_))));
+    assert_eq!(login.take_proved(), None);
 
     let mut login = enter("a", password("secret"));
     scram(&mut login, "secret");

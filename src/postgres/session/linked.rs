@@ -180,6 +180,7 @@ impl Session {
     fn is_settled(&mut self, cx: &mut Context<'_>) -> bool {
         let Phase::Linked(lease) = &mut self.phase else { return false };
         lease.stream.poll_flushed(cx).is_ready()
+            && lease.to_server.is_empty()
             && self.inbox.is_none()
             && self.rare.is_none()
             && self.ledger.as_ref().is_none_or(|ledger| !ledger.has_suspects())

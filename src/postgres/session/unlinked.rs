@@ -220,7 +220,7 @@ impl Session {
         let parked = self.inbox.as_ref().map_or(0, |inbox| inbox.bytes.len());
         if parked >= self.pool.connector().bounds().parked_bytes() {
             // The kernel holds the rest; that the client hangs up is seen when the wait is over.
-            return match self.client.poll_hangup(cx) {
+            return match self.client.poll_hangup_on(cx, &mut self.registered) {
                 Poll::Ready(()) => Turn::End(End::Vanished),
                 Poll::Pending => Turn::Sleep,
             };

@@ -233,7 +233,7 @@ impl Session {
         if let Sending::Closed(_) = self.sending {
             return self.finish(cx);
         }
-        match self.stream.poll_hangup(cx) {
+        match self.stream.poll_hangup_on(cx, &mut self.registered) {
             Poll::Ready(()) => {
                 self.sending = Sending::Closed(self.last_replies());
                 Ok(Moved::Yes)
