@@ -528,11 +528,11 @@ impl Account {
         if self.oldest.load(SeqCst) != oldest {
             self.oldest.store(oldest, SeqCst);
         }
-        if self.demand.load(SeqCst) == demand {
+        let before = self.demand.load(SeqCst);
+        if before == demand {
             return;
         }
         // Never fewer are counted than say so.
-        let before = self.demand.load(SeqCst);
         if before == NOBODY {
             self.budget.demanding.fetch_add(1, SeqCst);
         }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::login::{Binding, Credential, LoggedIn, Login, LoginError, Step};
+use super::login::{Binding, LoggedIn, Login, LoginError, Step};
 use super::message::{BackendKey, ErrorFields, cancel_request, ssl_request, startup};
-use super::scram::ScramKeys;
+use super::scram::{Knowledge, ScramKeys};
 use crate::config::{
     Access, ChannelBinding, PostgresUpstream, Secret, ServerHost, SslMode, SslNegotiation,
     TargetSession,
@@ -159,15 +159,12 @@ impl Dial {
         &self.upstream
     }
 
-    fn credential(&self) -> Credential {
-        match (&self.upstream.password, &self.keys) {
-            (Some(password), _) => {
-                let before = self.proved.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                Credential::Password(password.expose().to_owned(), before)
-            }
-            (None, Some(keys)) => Credential::Keys(keys.clone()),
-            (None, None) => Credential::None,
-        }
+    fn knowledge(&self) -> Option<Knowledge> {
+        let Some(password) = &self.upstream.password else {
+            return self.keys.clone().map(Knowledge::Keys);
+        };
+        let before = self.proved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(Knowledge::Password(password.expose().to_owned(), before))
     }
 
     fn remember(&self, keys: Option<ScramKeys>) {
@@ -399,7 +396,7 @@ async fn enter(
 ) -> Result<Dialled, ConnectError> {
     let (dial, upstream) = (&reached.dial, reached.upstream());
     let binding = binding(upstream, &stream);
-    let login = Login::new(&upstream.user, dial.credential(), nonce()?, binding);
+    let login = Login::new(&upstream.user, dial.knowledge(), nonce()?, binding);
     let mut login = login.by(upstream.methods.clone());
     let mut received = BytesMut::new();
     send(&mut stream, greeting).await?;
@@ -476,6 +473,7 @@ fn refusal(error: &LoginError) -> ConnectError {
         }
         LoginError::NoPassword
         | LoginError::Unsupported(_)
+        | LoginError::TooManyIterations(_)
         | LoginError::Unwanted(_)
         | LoginError::Unbound(_) => failure(Fault::Rejected, "28000", error),
         LoginError::HasNul(_) => failure(Fault::Rejected, "22021", error),
@@ -506,9 +504,9 @@ mod tests {
 
     /// What a login would begin with.
     fn known(dial: &Dial) -> Option<ScramKeys> {
-        match dial.credential() {
-            Credential::Password(_, keys) => keys,
-            Credential::Keys(_) | Credential::None => panic!("a password is known"),
+        match dial.knowledge() {
+            Some(Knowledge::Password(_, keys)) => keys,
+            Some(Knowledge::Keys(_)) | None => panic!("a password is known"),
         }
     }
 
@@ -531,7 +529,7 @@ mod tests {
         let keyed = ScramKeys::of("secret", b"salt", 2);
         let shown = dial.entered_as("b", "d", None).with_keys(Some(keyed.clone()));
         shown.remember(Some(ScramKeys::of("secret", b"another", 2)));
-        assert!(matches!(shown.credential(), Credential::Keys(keys) if keys == keyed));
+        assert!(matches!(shown.knowledge(), Some(Knowledge::Keys(keys)) if keys == keyed));
     }
 
     #[test]

@@ -16,7 +16,8 @@ const PARAMETERS_MOST: usize = 500;
 /// One login.
 pub struct Login {
     user: String,
-    credential: Credential,
+    /// `None`: the server must trust. With keys alone, it must ask for SCRAM.
+    knowledge: Option<Knowledge>,
     /// Fresh random bytes.
     nonce: [u8; 18],
     binding: Binding,
@@ -25,17 +26,6 @@ pub struct Login {
     parameters: Vec<(String, String)>,
     key: Option<BackendKey>,
     proved: Option<ScramKeys>,
-}
-
-/// What we may log in with.
-#[derive(Clone)]
-pub enum Credential {
-    /// Nothing: the server must trust.
-    None,
-    /// A password; and what it came to in the last SCRAM, which may spare working it out again.
-    Password(String, Option<ScramKeys>),
-    /// What a client's password comes to, with SCRAM only.
-    Keys(ScramKeys),
 }
 
 /// Whether the login is bound to the encryption it runs over (RFC 5929, `tls-server-end-point`): then nobody in the middle
@@ -158,6 +148,9 @@ pub enum LoginError {
     /// The server wants what we can't do.
     #[error("the server asks for {0}; allow scram-sha-256 or md5 for this user in pg_hba.conf")]
     Unsupported(String),
+    /// The server asks for more hashing than is good for those who are served meanwhile.
+    #[error("the server asks for {0}; lower its scram_iterations, and set the password anew")]
+    TooManyIterations(ClientError),
     /// The server could not prove that it knows the password: it is not who it says.
     #[error("the server failed to prove that it knows the password ({0}); check the URL's host")]
     Impostor(String),
@@ -181,10 +174,15 @@ pub enum LoginError {
 impl Login {
     /// A login whose startup packet has been sent; `nonce` is fresh random bytes.
     #[must_use]
-    pub fn new(user: &str, credential: Credential, nonce: [u8; 18], binding: Binding) -> Self {
+    pub fn new(
+        user: &str,
+        knowledge: Option<Knowledge>,
+        nonce: [u8; 18],
+        binding: Binding,
+    ) -> Self {
         Self {
             user: user.to_owned(),
-            credential,
+            knowledge,
             nonce,
             binding,
             methods: Methods::default(),
@@ -335,23 +333,17 @@ impl Login {
         if !offers(mechanism) {
             return Err(LoginError::Unsupported(mechanisms.join(", ")));
         }
-        let knowledge = match &self.credential {
-            Credential::None => return Err(LoginError::NoPassword),
-            Credential::Password(password, keys) => {
-                Knowledge::Password(password.clone(), keys.clone())
-            }
-            Credential::Keys(keys) => Knowledge::Keys(keys.clone()),
-        };
+        let knowledge = self.knowledge.clone().ok_or(LoginError::NoPassword)?;
         let scram = ScramClient::new(knowledge, &bindable, &self.nonce);
         let first = sasl_initial(mechanism, scram.message());
         Ok((State::ScramBegun(Box::new(scram)), Some(Step::Send(first))))
     }
 
     fn secret(&self) -> Result<&str, LoginError> {
-        match &self.credential {
-            Credential::Password(password, _) => Ok(password),
-            Credential::None => Err(LoginError::NoPassword),
-            Credential::Keys(_) => Err(LoginError::Unsupported(
+        match &self.knowledge {
+            Some(Knowledge::Password(password, _)) => Ok(password),
+            None => Err(LoginError::NoPassword),
+            Some(Knowledge::Keys(_)) => Err(LoginError::Unsupported(
                 "a password, where only a SCRAM-SHA-256 verifier is known".to_owned(),
             )),
         }
@@ -362,7 +354,7 @@ impl LoginError {
     fn of(error: ClientError) -> Self {
         match error {
             ClientError::OtherVerifier => Self::OldVerifier,
-            ClientError::TooManyIterations(_) => Self::Unsupported(error.to_string()),
+            ClientError::TooManyIterations(_) => Self::TooManyIterations(error),
             error => Self::Protocol(error.to_string()),
         }
     }

@@ -14,12 +14,12 @@ use super::super::scram::{Exchange, Verifier};
 use super::*;
 use crate::postgres::exchange::Status;
 
-fn enter(user: &str, credential: Credential) -> Login {
-    Login::new(user, credential, [1; 18], Binding::Never)
+fn enter(user: &str, knowledge: Option<Knowledge>) -> Login {
+    Login::new(user, knowledge, [1; 18], Binding::Never)
 }
 
-fn password(text: &str) -> Credential {
-    Credential::Password(text.to_owned(), None)
+fn password(text: &str) -> Option<Knowledge> {
+    Some(Knowledge::Password(text.to_owned(), None))
 }
 
 fn frame(message: &Authentication) -> Vec<u8> {
@@ -69,7 +69,7 @@ fn body(frame: &[u8]) -> &[u8] {
 #[test]
 fn trust_sends_nothing() {
     let bytes = tail();
-    let step = enter("a", Credential::None).step(&bytes).unwrap();
+    let step = enter("a", None).step(&bytes).unwrap();
     assert_eq!(step, (bytes.len(), Step::Done(logged_in())));
 }
 
@@ -117,7 +117,7 @@ fn no_password_is_said_before_anything_is_sent() {
         frame(&Authentication::MD5Password(vec![0; 4])),
         authentication_sasl(&["SCRAM-SHA-256"]),
     ] {
-        assert_eq!(enter("a", Credential::None).step(&request), Err(LoginError::NoPassword));
+        assert_eq!(enter("a", None).step(&request), Err(LoginError::NoPassword));
     }
 }
 
@@ -143,9 +143,9 @@ fn scram_goes_both_ways() {
     let keys = login.take_proved().unwrap();
 
     // What the password came to opens a server with the same salt, whichever password is beside it.
-    let known = Credential::Password("another".to_owned(), Some(keys));
-    for credential in [known, password("secret")] {
-        let mut login = enter("a", credential);
+    let known = Some(Knowledge::Password("another".to_owned(), Some(keys)));
+    for knowledge in [known, password("secret")] {
+        let mut login = enter("a", knowledge);
         let last = scram(&mut login, "secret");
         let rest = [authentication_sasl_final(last.as_bytes()), tail()].concat();
         assert!(matches!(login.step(&rest).unwrap().1, Step::Done(_)));
@@ -191,9 +191,20 @@ fn what_we_cannot_do_is_said() {
 }
 
 #[test]
+fn a_server_that_wants_too_much_hashing_is_told_what_to_do() {
+    let mut login = enter("a", password("secret"));
+    let first = sent(&mut login, &authentication_sasl(&["SCRAM-SHA-256"]));
+    let (_, data) = parse_sasl_initial(body(&first)).unwrap();
+    let nonce = std::str::from_utf8(data).unwrap().split_once("r=").unwrap().1;
+    let asked = format!("r={nonce}x,s=AAAA,i=2000000");
+    let error = login.step(&authentication_sasl_continue(asked.as_bytes())).unwrap_err();
+    assert!(error.to_string().contains("lower its scram_iterations"), "{error}");
+}
+
+#[test]
 fn the_servers_own_words_are_kept() {
     let fields = ErrorFields::fatal("28P01", "password authentication failed for user \"a\"");
-    let error = enter("a", Credential::None).step(&error_frame(&fields)).unwrap_err();
+    let error = enter("a", None).step(&error_frame(&fields)).unwrap_err();
     assert_eq!(error.to_string(), "password authentication failed for user \"a\" (28P01)");
     assert_eq!(error, LoginError::Server(Box::new(fields)));
 }
@@ -201,11 +212,11 @@ fn the_servers_own_words_are_kept() {
 #[test]
 fn nonsense_is_not_believed() {
     for bytes in [&b"HTTP/1.1 400 Bad"[..], b"R\0\0\0\x04", b"Z\0\0\0\x05I", b"X\0\0\0\x04"] {
-        let error = enter("a", Credential::None).step(bytes).unwrap_err();
+        let error = enter("a", None).step(bytes).unwrap_err();
         assert!(matches!(error, LoginError::Protocol(_)), "{error:?}");
     }
     let endless = [authentication_ok(), parameter_status("a", "b").repeat(501)].concat();
-    assert!(matches!(enter("a", Credential::None).step(&endless), Err(LoginError::Protocol(_))));
+    assert!(matches!(enter("a", None).step(&endless), Err(LoginError::Protocol(_))));
 }
 
 proptest! {
@@ -215,7 +226,7 @@ proptest! {
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % bytes.len()).collect();
         cuts.extend([0, bytes.len()]);
         cuts.sort_unstable();
-        let mut login = enter("a", Credential::None);
+        let mut login = enter("a", None);
         let mut pending = Vec::new();
         let mut last = Step::NeedMore;
         for pair in cuts.windows(2) {
